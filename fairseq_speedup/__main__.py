@@ -1,0 +1,35 @@
+"""``python -m fairseq_speedup COMMAND``: what fairseq's own commands do not do."""
+
+import argparse
+import sys
+
+from fairseq_speedup.data import spm
+from fairseq_speedup.profiling import command as profile
+
+COMMANDS = {"profile": profile, "spm": spm}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fairseq_speedup", description=__doc__)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, module in COMMANDS.items():
+        summary = module.__doc__.splitlines()[0]
+        subparser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    args = parser.parse_args(arguments)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

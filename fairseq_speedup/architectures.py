@@ -1,0 +1,49 @@
+"""Encoders of the public sizes with random weights: to profile and to test without a checkpoint."""
+
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
+from fairseq.tasks.audio_pretraining import AudioPretrainingConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fairseq_speedup.registry import Registry
+
+ARCHITECTURES = Registry("arch")
+
+# wav2vec 2.0 base: 12 layers, group-norm front-end
+ARCHITECTURES["base"] = {"quantize_targets": True, "final_dim": 256}
+# wav2vec 2.0 large (LV-60), XLSR, WavLM large: 24 layers, layer-norm front-end
+ARCHITECTURES["large"] = {
+    "extractor_mode": "layer_norm",
+    "conv_bias": True,
+    "layer_norm_first": True,
+    "encoder_layers": 24,
+    "encoder_embed_dim": 1024,
+    "encoder_ffn_embed_dim": 4096,
+    "encoder_attention_heads": 16,
+    "quantize_targets": True,
+    "final_dim": 768,
+}
+
+
+def pretraining_config(normalize: bool, **model_options) -> DictConfig:
+    """The config that a wav2vec 2.0 checkpoint holds, as ``w2v_args`` of a fine-tuned one.
+
+    Args:
+        normalize: whether waveforms are normalised
+        model_options: fields of fairseq's ``Wav2Vec2Config``
+    """
+    cfg = OmegaConf.structured(FairseqConfig)
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, enum_to_str=True))
+    model = OmegaConf.structured(Wav2Vec2Config(**model_options))
+    task = OmegaConf.structured(AudioPretrainingConfig(normalize=normalize))
+    with open_dict(cfg):
+        cfg.model = OmegaConf.to_container(model, enum_to_str=True) | {"_name": "wav2vec2"}
+        cfg.task = OmegaConf.to_container(task, enum_to_str=True) | {"_name": "audio_pretraining"}
+        cfg.criterion = cfg.lr_scheduler = None
+    # as in a checkpoint: interpolations such as ${common.seed} resolved
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+
+
+def architecture_config(arch: str) -> DictConfig:
+    """The pretraining config of a public size: ``base`` or ``large``."""
+    return pretraining_config(normalize=arch == "large", **ARCHITECTURES.lookup(arch))

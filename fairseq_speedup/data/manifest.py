@@ -1,0 +1,95 @@
+"""fairseq's manifests: ``{split}.tsv`` (root, then path and samples) and ``{split}.{labels}``."""
+
+import os
+from dataclasses import dataclass
+
+from fairseq.data.audio.audio_utils import parse_path
+
+
+class ManifestError(ValueError):
+    """A manifest or label file that cannot be used."""
+
+
+@dataclass
+class Manifest:
+    """The rows of a manifest: paths relative to ``root`` and lengths in samples."""
+
+    path: str
+    root: str
+    files: list[str]
+    num_samples: list[int]
+
+
+def read_manifest(path: str) -> Manifest:
+    """Reads and checks a manifest.
+
+    Raises:
+        FileNotFoundError: the manifest, its root folder or its first file does not exist
+        ManifestError: no rows, or a row that is not ``path<TAB>samples``
+    """
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or "."
+        splits = sorted(f[:-4] for f in _files_in(folder) if f.endswith(".tsv"))
+        found = ", ".join(splits) if splits else "none"
+        raise FileNotFoundError(f"manifest {path} does not exist; splits in {folder}: {found}")
+    files, num_samples = [], []
+    with open(path, encoding="utf-8") as lines:
+        root = next(lines, "").strip()
+        for number, line in enumerate(lines, start=2):
+            cells = line.rstrip("\n").split("\t")
+            if len(cells) != 2 or not cells[1].strip().isdigit():
+                raise ManifestError(
+                    f"{path}, line {number}: expected 'path<TAB>number of samples', "
+                    f"found {line.rstrip()!r}"
+                )
+            files.append(cells[0])
+            num_samples.append(int(cells[1]))
+    if not files:
+        raise ManifestError(
+            f"manifest {path} has no utterances; its first line is the root folder, every other "
+            "line 'path<TAB>number of samples'"
+        )
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"{path}, line 1: the root folder {root!r} does not exist")
+    first, _ = parse_path(os.path.join(root, files[0]))
+    if not os.path.exists(first):
+        raise FileNotFoundError(f"{path}, line 2: the audio file {first} does not exist")
+    return Manifest(path, root, files, num_samples)
+
+
+def read_labels(path: str, manifest: Manifest) -> list[list[str]]:
+    """Reads ``{split}.{labels}``: one line of symbols for each utterance of the manifest.
+
+    Raises:
+        FileNotFoundError: no such file
+        ManifestError: another number of lines than the manifest has utterances
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"label file {path} does not exist (task.labels={path.rsplit('.', 1)[-1]})"
+        )
+    with open(path, encoding="utf-8") as lines:
+        labels = [line.split() for line in lines]
+    if len(labels) != len(manifest.files):
+        raise ManifestError(
+            f"{path} has {len(labels)} lines of labels but {manifest.path} has "
+            f"{len(manifest.files)} utterances"
+        )
+    return labels
+
+
+def infer_labels(folder: str) -> str:
+    """The label set of a data folder that has one ``dict.{labels}.txt``; an error otherwise."""
+    names = [f for f in _files_in(folder) if f.startswith("dict.") and f.endswith(".txt")]
+    found = sorted(name[len("dict.") : -len(".txt")] for name in names)
+    if len(found) != 1:
+        listed = f"several: {', '.join(found)}" if found else "none"
+        raise ManifestError(
+            f"task.labels is not set and {folder} does not tell: dictionaries dict.LABELS.txt "
+            f"there: {listed}"
+        )
+    return found[0]
+
+
+def _files_in(folder: str) -> list[str]:
+    return os.listdir(folder) if os.path.isdir(folder) else []

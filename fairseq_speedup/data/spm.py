@@ -1,0 +1,119 @@
+"""Train a sentencepiece model and write its labels for fairseq (task.labels=spm).
+
+Reads the transcripts DATA/{split}.wrd, or DATA/{split}.ltr where there is none; writes
+DATA/spm.model, DATA/spm.vocab, DATA/dict.spm.txt and DATA/{split}.spm.
+"""
+
+import logging
+import os
+from collections import Counter
+
+import sentencepiece
+
+from fairseq_speedup.data.manifest import ManifestError
+
+logger = logging.getLogger(__name__)
+
+MODEL_TYPES = ["unigram", "bpe"]
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("data", help="folder with the manifests and transcripts")
+    parser.add_argument("--vocab-size", type=int, default=500, help="pieces, three specials in")
+    parser.add_argument("--train-split", default="train", help="split the model is trained on")
+    parser.add_argument(
+        "--splits", help="comma-separated splits to write; default: every one with a transcript"
+    )
+    parser.add_argument("--model-type", choices=MODEL_TYPES, default="unigram")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def run(args) -> None:
+    splits = args.splits.split(",") if args.splits else _splits_in(args.data)
+    if args.train_split not in splits:
+        splits.insert(0, args.train_split)
+    transcripts = {split: read_transcripts(args.data, split) for split in splits}
+    prefix = os.path.join(args.data, "spm")
+    dictionary = os.path.join(args.data, "dict.spm.txt")
+    label_files = {split: os.path.join(args.data, f"{split}.spm") for split in splits}
+    outputs = [f"{prefix}.model", f"{prefix}.vocab", dictionary, *label_files.values()]
+    existing = [path for path in outputs if os.path.exists(path)]
+    if existing and not args.overwrite:
+        raise ManifestError(f"{existing[0]} exists; give --overwrite to replace it")
+
+    processor = train(transcripts[args.train_split], prefix, args.vocab_size, args.model_type)
+    encoded = {
+        split: [processor.encode(line, out_type=str) for line in lines]
+        for split, lines in transcripts.items()
+    }
+    _check_known(processor, encoded, transcripts)
+    counts = Counter(piece for line in encoded[args.train_split] for piece in line)
+    with open(dictionary, "w", encoding="utf-8") as file:
+        for index in range(processor.get_piece_size()):
+            if not (processor.is_control(index) or processor.is_unknown(index)):
+                piece = processor.id_to_piece(index)
+                file.write(f"{piece} {counts[piece]}\n")
+    for split, path in label_files.items():
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(" ".join(pieces) + "\n" for pieces in encoded[split])
+    print(f"wrote {', '.join(outputs)}")
+    print(
+        "fine-tune with task.labels=spm criterion.post_process=sentencepiece, "
+        "decode with --labels spm --post-process sentencepiece"
+    )
+
+
+def read_transcripts(folder: str, split: str) -> list[str]:
+    """Lines of words, from ``{split}.wrd`` or else from ``{split}.ltr``."""
+    words = os.path.join(folder, f"{split}.wrd")
+    letters = os.path.join(folder, f"{split}.ltr")
+    if os.path.isfile(words):
+        with open(words, encoding="utf-8") as lines:
+            transcripts = [line.strip() for line in lines]
+    elif os.path.isfile(letters):
+        with open(letters, encoding="utf-8") as lines:
+            transcripts = [line.replace(" ", "").replace("|", " ").strip() for line in lines]
+    else:
+        raise FileNotFoundError(f"neither {words} nor {letters} exists")
+    if not any(transcripts):
+        raise ManifestError(f"the transcripts of {split} in {folder} are empty")
+    return transcripts
+
+
+def train(lines: list[str], prefix: str, vocab_size: int, model_type: str):
+    """Trains a sentencepiece model on ``lines`` and writes ``{prefix}.model`` and ``.vocab``.
+
+    Raises:
+        ValueError: the text cannot give ``vocab_size`` pieces
+    """
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_prefix=prefix,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).split("] ")[-1]
+        raise ValueError(f"--vocab-size {vocab_size} does not fit the text: {reason}") from error
+    return sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
+
+
+def _splits_in(folder: str) -> list[str]:
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"data folder {folder} does not exist")
+    names = {os.path.splitext(f) for f in os.listdir(folder)}
+    return sorted({stem for stem, ending in names if ending in (".wrd", ".ltr")})
+
+
+def _check_known(processor, encoded, transcripts) -> None:
+    for split, lines in encoded.items():
+        for number, pieces in enumerate(lines, start=1):
+            if any(processor.is_unknown(processor.piece_to_id(piece)) for piece in pieces):
+                raise ManifestError(
+                    f"transcript {number} of {split} has characters that the training transcripts "
+                    f"lack: {transcripts[split][number - 1]!r}"
+                )

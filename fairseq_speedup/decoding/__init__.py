@@ -1,0 +1,1 @@
+"""From CTC logits to the hypotheses that fairseq-generate prints."""

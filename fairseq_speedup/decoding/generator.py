@@ -1,0 +1,94 @@
+"""The generator that stock ``fairseq-generate`` drives for CTC models."""
+
+import torch
+from fairseq import utils
+
+from fairseq_speedup.decoding.greedy import GreedyDecoder
+from fairseq_speedup.lengths import lengths_of
+from fairseq_speedup.profiling.compute import ComputeMeter
+
+# Options of fairseq-generate that only make sense for an autoregressive decoder or a beam,
+# with the value that leaves them off.
+UNSUPPORTED = {
+    "score_reference": False,
+    "sampling": False,
+    "constraints": None,
+    "lm_path": None,
+    "prefix_size": 0,
+    "retain_iter_history": False,
+}
+
+
+def check_generation(cfg) -> None:
+    """Raises ValueError for a generation option that greedy CTC decoding cannot honour."""
+    for name, off in UNSUPPORTED.items():
+        if getattr(cfg, name, off) != off:
+            raise ValueError(
+                f"--{name.replace('_', '-')} does not apply to greedy CTC decoding; leave it out"
+            )
+    if getattr(cfg, "nbest", 1) > 1:
+        raise ValueError(f"--nbest {cfg.nbest}: greedy decoding has one hypothesis; use --nbest 1")
+    if getattr(cfg, "print_alignment", None) == "soft":
+        raise ValueError("--print-alignment soft: CTC alignments are hard; use 'hard'")
+
+
+class CtcGenerator:
+    """Runs the model on a batch and decodes its logits; measures both apart.
+
+    Args:
+        decoder: turns log-probabilities into hypotheses
+        dictionary: the labels
+        blank: index of the blank, dropped from printed lines
+        meter: receives what each batch cost
+    """
+
+    def __init__(self, decoder: GreedyDecoder, dictionary, blank: int, meter: ComputeMeter):
+        self.decoder = decoder
+        self.meter = meter
+        self.warm = False
+        self.symbols_to_strip_from_output = {dictionary.eos(), dictionary.pad(), blank}
+
+    @torch.no_grad()
+    def generate(self, models, sample, **unused) -> list[list[dict]]:
+        """
+        Args:
+            models: CTC models whose posteriors are averaged; their frames must agree
+            sample: a batch of fairseq's audio dataset
+        Returns:
+            for each utterance a list of hypotheses, best first
+        """
+        net_input = sample["net_input"]
+        if not self.warm:
+            log_posteriors(models, net_input)  # not timed: first calls allocate and tune
+            self.warm = True
+        with self.meter.encoding():
+            log_probs, lengths = log_posteriors(models, net_input)
+        with self.meter.decoding():
+            hypotheses = self.decoder.decode(log_probs, lengths)
+        self.meter.count(lengths_of(net_input.get("padding_mask"), net_input["source"]))
+        return hypotheses
+
+
+def log_posteriors(models, net_input: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Returns:
+        log-probabilities (T, B, V) averaged over ``models``, and valid frames (B,)
+    """
+    outputs = []
+    for model in models:
+        net_output = model(**net_input)
+        log_probs = model.get_normalized_probs(net_output, log_probs=True)
+        batch_first = log_probs.transpose(0, 1)  # T x B x V -> B x T x V
+        lengths = lengths_of(net_output["padding_mask"], batch_first)
+        outputs.append((log_probs, lengths))
+    log_probs, lengths = outputs[0]
+    if len(outputs) > 1:
+        shapes = {tuple(each.shape) for each, _ in outputs}
+        if len(shapes) > 1:
+            raise ValueError(
+                "the models of an ensemble must give the same frames and labels; "
+                f"(frames, batch, labels) are {sorted(shapes)}"
+            )
+        stacked = torch.stack([each for each, _ in outputs])
+        log_probs = utils.log_softmax(torch.logsumexp(stacked, dim=0), dim=-1)
+    return log_probs, lengths

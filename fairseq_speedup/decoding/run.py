@@ -1,0 +1,109 @@
+"""One run of ``fairseq-generate``: that no utterance is lost, and what it cost."""
+
+import logging
+import os
+
+from fairseq_speedup.profiling.compute import reduction_options, summary_line, write_report
+
+logger = logging.getLogger(__name__)
+
+FAIRSEQ_DEFAULT_MAX_TOKENS = 12000  # what fairseq-generate sets when no batch size is given
+DEFAULT_MAX_SAMPLES = 1_600_000  # 100 s at 16 kHz
+
+
+class LostUtterancesError(RuntimeError):
+    """Some utterances were not decoded, or were decoded twice."""
+
+
+class DecodingRun:
+    """Watches the batches of a ``fairseq-generate`` run from outside its loop.
+
+    Args:
+        cfg: the config of fairseq-generate
+    """
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+        self.meter = None  # set when the generator is built
+
+    def limit_batches(self, dataset, kwargs: dict) -> None:
+        """Makes sure that the batch size in ``kwargs`` admits the longest utterance."""
+        max_samples = kwargs.get("max_tokens")
+        if max_samples == FAIRSEQ_DEFAULT_MAX_TOKENS and kwargs.get("max_sentences") is None:
+            max_samples = kwargs["max_tokens"] = DEFAULT_MAX_SAMPLES
+            logger.info(
+                "no batch size is given: batches of up to %d samples; "
+                "set --batch-size (utterances) or --max-tokens (samples)",
+                max_samples,
+            )
+        longest = max(dataset.num_tokens(i) for i in range(len(dataset)))
+        if max_samples is not None and longest > max_samples:
+            raise ValueError(
+                f"--max-tokens {max_samples} is smaller than the longest utterance, which has "
+                f"{longest} samples: give at least that many, or --batch-size instead"
+            )
+
+    def watch(self, iterator, dataset) -> None:
+        """Reports when the epoch iterator's one epoch ends.
+
+        Args:
+            iterator: fairseq's EpochBatchIterator
+            dataset: what it iterates over
+        """
+        next_epoch_itr = iterator.next_epoch_itr
+
+        def watched(*args, **kwargs):
+            return _EndOfEpoch(next_epoch_itr(*args, **kwargs), lambda: self._end(dataset))
+
+        iterator.next_epoch_itr = watched
+
+    def _end(self, dataset) -> None:
+        report = self.meter.report()
+        self._check_count(report["num_utterances"], len(dataset))
+        model = self.meter.models[0]
+        report = {
+            "gen_subset": self.cfg.dataset.gen_subset,
+            "checkpoint": self.cfg.common_eval.path,
+            "model": type(model).__name__,
+            "options": reduction_options(model),
+            **report,
+        }
+        # fairseq configures logging when it is imported, so that fairseq-generate's own
+        # configuration comes too late and its log is lost: print
+        print(summary_line(report), flush=True)
+        folder = self.cfg.common_eval.results_path
+        if folder is not None:
+            path = write_report(report, folder)
+            print(f"wrote {path} and {_results_file(self.cfg)}", flush=True)
+
+    def _check_count(self, decoded: int, expected: int) -> None:
+        num_shards = self.cfg.distributed_training.distributed_world_size
+        if num_shards > 1:
+            print(f"this shard, one of {num_shards}: {decoded} of {expected} utterances")
+        elif decoded == expected:
+            print(f"every utterance was decoded: {decoded} of {expected}")
+        else:
+            raise LostUtterancesError(
+                f"{self.cfg.dataset.gen_subset}: {decoded} utterances were decoded, "
+                f"the manifest has {expected}"
+            )
+
+
+def _results_file(cfg) -> str:
+    return os.path.join(cfg.common_eval.results_path, f"generate-{cfg.dataset.gen_subset}.txt")
+
+
+class _EndOfEpoch:
+    """An iterator that calls ``at_end`` after its last item."""
+
+    def __init__(self, iterator, at_end):
+        self.iterator = iterator
+        self.at_end = at_end
+        self.n = getattr(iterator, "n", 0)
+
+    def __len__(self):
+        return len(self.iterator)
+
+    def __iter__(self):
+        yield from self.iterator
+        self.at_end()

@@ -1,0 +1,69 @@
+"""Every formula that turns one length into another.
+
+Each works on an int, a numpy array or an integer tensor alike and is exact: integers throughout,
+no floating point. Lengths are counts of valid items and never negative. ``needed_*`` is the inverse
+of its formula: the smallest input that gives ``length`` outputs.
+"""
+
+import math
+from fractions import Fraction
+
+import torch
+
+
+def conv_length(length, kernel_size: int, stride: int, padding: int = 0):
+    """Outputs of a convolution or pooling: ``floor((length + 2 padding - kernel) / stride) + 1``.
+
+    Worked example, kernel 3, stride 2, no padding, 7 samples -> 3 outputs::
+
+        samples   0 1 2 3 4 5 6
+        windows   0-1-2
+                      2-3-4
+                          4-5-6
+    """
+    outputs = (length + 2 * padding - kernel_size) // stride + 1
+    return outputs * (outputs > 0)
+
+
+def needed_conv_length(length: int, kernel_size: int, stride: int, padding: int = 0) -> int:
+    return (length - 1) * stride + kernel_size - 2 * padding
+
+
+def conv_stack_length(length, layers):
+    """Outputs of convolutions in a row; ``layers`` holds (dim, kernel_size, stride) as fairseq's
+    ``conv_feature_layers`` does."""
+    for _, kernel_size, stride in layers:
+        length = conv_length(length, kernel_size, stride)
+    return length
+
+
+def needed_conv_stack_length(length: int, layers) -> int:
+    for _, kernel_size, stride in reversed(list(layers)):
+        length = needed_conv_length(length, kernel_size, stride)
+    return length
+
+
+def resampled_length(length, factor: Fraction):
+    """Samples left after resampling to 1/factor of the rate: ``ceil(length / factor)``."""
+    return -((-length * factor.denominator) // factor.numerator)
+
+
+def needed_resampled_length(length: int, factor: Fraction) -> int:
+    return math.floor((length - 1) * factor) + 1
+
+
+def multiple_length(length, multiple: int):
+    """``length`` rounded up to a multiple."""
+    return -(-length // multiple) * multiple
+
+
+def lengths_of(padding_mask, values: torch.Tensor) -> torch.Tensor:
+    """Valid counts (B,) of a batch ``values`` (B, S, ...) with ``padding_mask`` (B, S) or None."""
+    if padding_mask is None:
+        return torch.full((values.size(0),), values.size(1), device=values.device)
+    return (~padding_mask.bool()).sum(dim=1)
+
+
+def padding_mask_of(lengths: torch.Tensor, size: int) -> torch.Tensor:
+    """Mask (B, size), True at padding, of valid counts ``lengths`` (B,)."""
+    return torch.arange(size, device=lengths.device)[None, :] >= lengths[:, None]

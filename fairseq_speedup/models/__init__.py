@@ -1,0 +1,3 @@
+from fairseq_speedup.models.speedup_ctc import SpeedupCtc, SpeedupCtcConfig
+
+__all__ = ["SpeedupCtc", "SpeedupCtcConfig"]

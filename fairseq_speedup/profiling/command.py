@@ -1,0 +1,281 @@
+"""Print what a model costs: parameters, MACs, time and memory, without data.
+
+The model is a public size with random weights (--arch), a config of config/finetuning (--config) or
+a checkpoint (--checkpoint), with model options after it:
+
+    python -m fairseq_speedup profile --arch large downsample=conv downsample_factor=2
+
+The lengths are --seconds, or one length in seconds a line, or a fairseq manifest (--lengths). With
+--batch-size, utterances are padded to the longest of their batch and padding is counted.
+"""
+
+import json
+import os
+import sys
+import time
+
+import numpy as np
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import Dictionary
+from omegaconf import OmegaConf
+
+from fairseq_speedup.architectures import ARCHITECTURES, architecture_config
+from fairseq_speedup.data.manifest import ManifestError
+from fairseq_speedup.models.speedup_ctc import SpeedupCtc, SpeedupCtcConfig
+from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
+from fairseq_speedup.profiling.fvcore_count import fvcore_macs
+from fairseq_speedup.profiling.macs import COUNTS, MacCounter
+
+SAMPLE_RATE = 16000
+
+
+def add_arguments(parser) -> None:
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--arch", choices=sorted(ARCHITECTURES), help="public size, random weights")
+    model.add_argument("--checkpoint", help="a fine-tuned checkpoint, ours or wav2vec_ctc")
+    parser.add_argument("--config", help="YAML of config/finetuning, for its model options")
+    parser.add_argument("--num-labels", type=int, default=32, help="dictionary size with --arch")
+    parser.add_argument("--seconds", default="10", help="comma-separated lengths of utterances")
+    parser.add_argument(
+        "--lengths", help="file of lengths: seconds, or a manifest .tsv; - is stdin"
+    )
+    parser.add_argument("--batch-size", type=int, default=1, help="utterances in a padded batch")
+    parser.add_argument("--sort", action="store_true", help="sort by length before batching")
+    parser.add_argument(
+        "--count",
+        choices=COUNTS,
+        default="full",
+        help="full, or modules: without what a counter of nn.Module layers misses (attention)",
+    )
+    parser.add_argument(
+        "--time", type=int, default=3, metavar="N", help="batches to time, spread over the lengths"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
+    parser.add_argument("--json", help="write the figures to this file as well")
+    parser.add_argument("--overwrite", action="store_true", help="replace the --json file")
+    parser.add_argument("options", nargs="*", metavar="option=value", help="model options")
+
+
+def run(args) -> None:
+    if args.json and os.path.exists(args.json) and not args.overwrite:
+        raise ManifestError(f"{args.json} exists; give --overwrite to replace it")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size} is out of range; it must be 1 or more")
+    batches = batch_lengths(read_lengths(args), args.batch_size, args.sort)
+    model, name = load_model(args)
+    device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
+    model.to(device).eval()
+    figures = {"model": name, **profile(model, batches, args.count)}
+    figures |= measure_time(model, batches, args.time, device)
+    figures |= {"hardware": hardware(device), "versions": versions()}
+    print(table(figures))
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(figures, file, indent=2)
+            file.write("\n")
+
+
+def read_lengths(args) -> np.ndarray:
+    """Lengths in samples: of --lengths, a manifest or seconds line by line, or of --seconds."""
+    if args.lengths is None:
+        lines, source = args.seconds.split(","), "--seconds"
+    elif args.lengths == "-":
+        lines, source = sys.stdin.read().split("\n"), "standard input"
+    else:
+        with open(args.lengths, encoding="utf-8") as file:
+            lines, source = file.read().split("\n"), args.lengths
+    num_samples = []
+    is_manifest = len(lines) > 1 and "\t" in lines[1]
+    for number, line in enumerate(lines[1:] if is_manifest else lines, start=1 + is_manifest):
+        if not line.strip():
+            continue
+        try:
+            if is_manifest:
+                num_samples.append(int(line.split("\t")[1]))
+            else:
+                num_samples.append(round(float(line) * SAMPLE_RATE))
+        except (ValueError, OverflowError, IndexError):
+            raise ManifestError(
+                f"{source}, line {number}: expected a length in seconds (or, in a manifest, "
+                f"'path<TAB>samples'), found {line!r}"
+            ) from None
+    if not num_samples or min(num_samples) <= 0:
+        raise ManifestError(f"{source}: no lengths, or one that is not above 0")
+    return np.array(num_samples)
+
+
+def batch_lengths(num_samples: np.ndarray, batch_size: int, sort: bool) -> list[np.ndarray]:
+    """Splits lengths into batches, in order or sorted from long to short."""
+    if sort:
+        num_samples = np.sort(num_samples)[::-1]
+    return [num_samples[i : i + batch_size] for i in range(0, len(num_samples), batch_size)]
+
+
+class _Labels:
+    """Stands for the task when a model is built without one: only its dictionary is asked for."""
+
+    def __init__(self, num_labels: int):
+        self.target_dictionary = Dictionary()
+        for index in range(num_labels - len(self.target_dictionary)):
+            self.target_dictionary.add_symbol(f"label{index}")
+
+
+def load_model(args):
+    """The model to profile, and a line that names it."""
+    options = {}
+    if args.config:
+        options = OmegaConf.to_container(OmegaConf.load(args.config).get("model", {}))
+    options |= parse_options(args.options)
+    if args.checkpoint:
+        if args.config:
+            raise ValueError("--config and --checkpoint exclude each other: give options instead")
+        models, cfg, _ = checkpoint_utils.load_model_ensemble_and_task(
+            [args.checkpoint], arg_overrides=options
+        )
+        return models[0], describe(os.path.basename(args.checkpoint), cfg.model)
+    arch = args.arch or ("large" if "large" in os.path.basename(args.config or "") else "base")
+    cfg = OmegaConf.structured(SpeedupCtcConfig)
+    unknown = sorted(set(options) - set(cfg) - {"_name"})
+    if unknown:
+        raise ValueError(f"unknown model options: {', '.join(unknown)}; valid: {', '.join(cfg)}")
+    w2v_args = architecture_config(arch)
+    cfg = OmegaConf.merge(cfg, options)
+    cfg.w2v_path, cfg.data, cfg.ddp_backend = "", "", "legacy_ddp"
+    cfg.normalize = w2v_args.task.normalize
+    cfg.w2v_args = w2v_args
+    model = SpeedupCtc.build_model(cfg, _Labels(args.num_labels))
+    return model, describe(f"{arch}, random weights", cfg)
+
+
+def parse_options(options: list[str]) -> dict:
+    """``["model.downsample=conv", "downsample_factor=2"]`` as a dict of typed values."""
+    for option in options:
+        if "=" not in option:
+            raise ValueError(f"{option!r} is not of the form option=value")
+    return dict(OmegaConf.from_dotlist([option.removeprefix("model.") for option in options]))
+
+
+def describe(name: str, cfg) -> str:
+    switched_on = [
+        f"{field}={cfg[field]}"
+        for field in ("downsample", "downsample_factor", "logit_upsample", "head")
+        if field in cfg and cfg[field] not in ("none", 1, "linear")
+    ]
+    return f"{name}: {' '.join(switched_on) or 'no reduction'}"
+
+
+def profile(model, batches: list[np.ndarray], count: str) -> dict:
+    """Parameters and MACs by stage; padding inside a batch is counted."""
+    counter = MacCounter(model, count)
+    encoder = model.w2v_encoder
+    padded = np.concatenate([np.full(len(batch), batch.max()) for batch in batches])
+    macs = counter.count(padded).sum().as_dict()
+    audio_seconds = sum(int(batch.sum()) for batch in batches) / SAMPLE_RATE
+    w2v = encoder.w2v_model
+    stages = {
+        "waveform_reduction": [getattr(encoder, "waveform_reduction", None)],
+        "front_end": [w2v.feature_extractor, w2v.layer_norm, w2v.post_extract_proj],
+        "transformer": [w2v.encoder],
+        "head": [encoder.proj],
+    }
+    checked = int(min(batch.min() for batch in batches))
+    return {
+        "count": count,
+        "num_utterances": len(padded),
+        "num_batches": len(batches),
+        "audio_seconds": audio_seconds,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "stages": {
+            stage: {
+                "parameters": sum(p.numel() for m in modules if m for p in m.parameters()),
+                "macs_per_second": macs[stage] / audio_seconds,
+                "macs_per_batch": macs[stage] / len(batches),
+            }
+            for stage, modules in stages.items()
+        },
+        "macs_per_second": sum(macs.values()) / audio_seconds,
+        "macs_per_batch": sum(macs.values()) / len(batches),
+        "macs_check": {
+            "num_samples": checked,
+            "closed_form": int(MacCounter(model).count([checked]).sum().total),
+            "fvcore": fvcore_macs(model, checked).total,
+        },
+    }
+
+
+@torch.no_grad()
+def measure_time(model, batches: list[np.ndarray], num_timed: int, device) -> dict:
+    """Seconds in the model on noise, for batches spread evenly over the lengths."""
+    if num_timed < 1:
+        return {"timed_batches": 0}
+    order = sorted(batches, key=lambda batch: batch.max())
+    picked = [order[int(i)] for i in np.linspace(0, len(order) - 1, min(num_timed, len(order)))]
+    generator = torch.Generator().manual_seed(0)
+    seconds = []
+    for index, lengths in enumerate([picked[0], *picked]):  # the first runs twice, once to warm up
+        size = int(lengths.max())
+        source = torch.randn(len(lengths), size, generator=generator).to(device)
+        padding_mask = torch.arange(size)[None, :] >= torch.from_numpy(lengths.copy())[:, None]
+        source = source.masked_fill(padding_mask.to(device), 0)
+        _synchronize(device)
+        start = time.perf_counter()
+        model(source=source, padding_mask=padding_mask.to(device))
+        _synchronize(device)
+        if index > 0:
+            seconds.append(time.perf_counter() - start)
+    timed_audio = sum(int(batch.sum()) for batch in picked) / SAMPLE_RATE
+    return {
+        "timed_batches": len(picked),
+        "timed_audio_seconds": timed_audio,
+        "encoder_seconds": sum(seconds),
+        "real_time_factor": sum(seconds) / timed_audio,
+        "peak_memory_bytes": peak_memory_bytes(device),
+    }
+
+
+def _synchronize(device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def table(figures: dict) -> str:
+    """The figures for a person."""
+    check = figures["macs_check"]
+    lines = [
+        f"{figures['model']}",
+        f"{figures['num_utterances']} utterances in {figures['num_batches']} batches, "
+        f"{figures['audio_seconds']:.1f} s of audio",
+        "",
+        f"{'stage':<20}{'parameters':>14}{'GMACs/s audio':>16}{'GMACs/batch':>14}{'share':>8}",
+    ]
+    total = {
+        "parameters": figures["parameters"],
+        "macs_per_second": figures["macs_per_second"],
+        "macs_per_batch": figures["macs_per_batch"],
+    }
+    for stage, row in [*figures["stages"].items(), ("total", total)]:
+        lines.append(
+            f"{stage:<20}{row['parameters']:>14,}{row['macs_per_second'] / 1e9:>16.3f}"
+            f"{row['macs_per_batch'] / 1e9:>14.3f}"
+            f"{row['macs_per_second'] / figures['macs_per_second']:>8.1%}"
+        )
+    if figures["count"] == "modules":
+        lines.append("counted: nn.Module layers only, no attention products or projections")
+    lines.append(
+        f"check at {check['num_samples']} samples: closed form {check['closed_form']:,}, "
+        f"fvcore {check['fvcore']:,}"
+    )
+    if figures["timed_batches"]:
+        lines.append(
+            f"encoder time {figures['encoder_seconds']:.3f} s for "
+            f"{figures['timed_audio_seconds']:.1f} s of audio in {figures['timed_batches']} "
+            f"batches: real-time factor {figures['real_time_factor']:.5f}, "
+            f"peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MiB"
+        )
+    where = figures["hardware"]
+    lines.append(f"on {where.get('gpu', where['cpu'])}, {where['threads']} threads")
+    return "\n".join(lines)

@@ -1,0 +1,146 @@
+"""What decoding a data set cost: the one-line summary and ``compute.json``."""
+
+import contextlib
+import json
+import logging
+import os
+import time
+
+import numpy as np
+import torch
+
+from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
+from fairseq_speedup.profiling.fvcore_count import fvcore_macs
+from fairseq_speedup.profiling.macs import MacCounter, UncountableError
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "compute.json"
+REDUCTION_OPTIONS = ["downsample", "downsample_factor", "logit_upsample", "head"]
+
+
+class ComputeMeter:
+    """Adds up time and audio while a data set is decoded.
+
+    Args:
+        models: the models that decode it, on their device
+        sample_rate: of the audio, in Hz
+    """
+
+    def __init__(self, models, sample_rate: int):
+        self.models = models
+        self.sample_rate = sample_rate
+        self.device = next(models[0].parameters()).device
+        self.encoder_seconds = 0.0
+        self.decoder_seconds = 0.0
+        self.num_samples: list[int] = []
+
+    @contextlib.contextmanager
+    def encoding(self):
+        start = self._now()
+        yield
+        self.encoder_seconds += self._now() - start
+
+    @contextlib.contextmanager
+    def decoding(self):
+        start = self._now()
+        yield
+        self.decoder_seconds += self._now() - start
+
+    def count(self, num_samples: torch.Tensor) -> None:
+        """
+        Args:
+            num_samples: (B,), true lengths of a batch
+        """
+        self.num_samples.extend(num_samples.tolist())
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def report(self) -> dict:
+        """Everything measured; MACs are at each utterance's true length, padding not counted."""
+        audio_seconds = sum(self.num_samples) / self.sample_rate
+        seconds = self.encoder_seconds + self.decoder_seconds
+        return {
+            "parameters": sum(p.numel() for m in self.models for p in m.parameters()),
+            "num_utterances": len(self.num_samples),
+            "audio_seconds": audio_seconds,
+            **macs_report(self.models, np.array(self.num_samples), self.sample_rate),
+            "encoder_seconds": self.encoder_seconds,
+            "decoder_seconds": self.decoder_seconds,
+            "real_time_factor": seconds / audio_seconds if audio_seconds else None,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "hardware": hardware(self.device),
+            "versions": versions(),
+        }
+
+
+def macs_report(models, num_samples: np.ndarray, sample_rate: int) -> dict:
+    """MACs per second of audio, in all and by stage, and their check against fvcore."""
+    if len(num_samples) == 0:
+        return {"macs_per_second": None}
+    try:
+        counters = [MacCounter(model) for model in models]
+    except UncountableError as error:
+        return {"macs_per_second": None, "macs_note": str(error)}
+    audio_seconds = num_samples.sum() / sample_rate
+    counts = [counter.count(num_samples).sum().as_dict() for counter in counters]
+    by_stage = {stage: sum(count[stage] for count in counts) / audio_seconds for stage in counts[0]}
+    checked = int(num_samples.min())
+    return {
+        "macs_per_second": sum(by_stage.values()),
+        "macs_per_second_by_stage": by_stage,
+        "macs_check": {
+            "num_samples": checked,
+            "closed_form": sum(int(c.count([checked]).sum().total) for c in counters),
+            "fvcore": sum(fvcore_macs(model, checked).total for model in models),
+        },
+    }
+
+
+def summary_line(report: dict) -> str:
+    """One line for a person."""
+    macs = report["macs_per_second"]
+    return (
+        f"decoded {report['num_utterances']} utterances, {report['audio_seconds']:.1f} s of audio: "
+        f"{report['parameters'] / 1e6:.1f} M parameters, "
+        + (f"{macs / 1e9:.3f} GMACs per second of audio, " if macs else "")
+        + f"encoder {report['encoder_seconds']:.2f} s, decoder {report['decoder_seconds']:.2f} s, "
+        f"real-time factor {report['real_time_factor']:.5f}, "
+        f"peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB"
+    )
+
+
+def write_report(report: dict, folder: str) -> str:
+    """Writes ``compute.json`` into ``folder`` and returns its path.
+
+    A report of another subset that stands there is kept, as ``compute-{its subset}.json``.
+    """
+    path = os.path.join(folder, FILE_NAME)
+    _keep_other_subset(path, report["gen_subset"])
+    part = f"{path}.part"
+    with open(part, "w", encoding="utf-8") as file:
+        json.dump(report, file, indent=2)
+        file.write("\n")
+    os.replace(part, path)
+    return path
+
+
+def _keep_other_subset(path: str, subset: str) -> None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            earlier = json.load(file).get("gen_subset")
+    except (OSError, ValueError, AttributeError):
+        return
+    if earlier and earlier != subset:
+        kept = path.replace(".json", f"-{earlier}.json")
+        os.replace(path, kept)
+        logger.info("kept the report of %s as %s", earlier, kept)
+
+
+def reduction_options(model) -> dict:
+    """The reduction options a model was built with."""
+    cfg = getattr(model, "cfg", None)
+    return {name: cfg[name] for name in REDUCTION_OPTIONS if cfg is not None and name in cfg}

@@ -1,0 +1,101 @@
+"""MACs counted by fvcore, which traces a forward pass and counts every operator that it sees."""
+
+import contextlib
+import logging
+
+import torch
+import torch.nn.functional as F
+from fairseq.models.wav2vec import wav2vec2
+from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import get_shape
+from torch import nn
+
+from fairseq_speedup.profiling.macs import Macs
+
+# Operators without multiply-accumulates of the kind counted here, which fvcore would count
+# or complain of.
+NOT_COUNTED = [
+    "aten::layer_norm",
+    "aten::group_norm",
+    "aten::native_layer_norm",
+    "aten::native_group_norm",
+    "aten::batch_norm",
+    "aten::adaptive_avg_pool1d",
+]
+
+
+def _attention_macs(inputs, outputs) -> int:
+    """scaled_dot_product_attention: q.k and weights.v; q (..., T, D), k and v (..., S, D)."""
+    *batch, num_queries, dim = get_shape(inputs[0])
+    num_keys, value_dim = get_shape(inputs[2])[-2:]
+    macs = num_queries * num_keys * (dim + value_dim)
+    for size in batch:
+        macs *= size
+    return macs
+
+
+def _no_macs(inputs, outputs) -> int:
+    return 0
+
+
+class _Encoder(nn.Module):
+    """The encoder as a function of the waveform alone, which tracing needs."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, source):
+        return self.encoder(source=source, padding_mask=None)["encoder_out"]
+
+
+def _pad_to_multiple(x, multiple, dim=-1, value=0):
+    """fairseq's function of that name, for sizes that are tensors, as they are under tracing."""
+    if x is None:
+        return None, 0
+    missing = -int(x.size(dim)) % multiple
+    return F.pad(x, (0, 0) * (-1 - dim) + (0, missing), value=value), missing
+
+
+@contextlib.contextmanager
+def _traceable():
+    """Lets fairseq's encoder be traced, and fvcore list no operators that it leaves out."""
+    logger = logging.getLogger("fvcore.nn.jit_analysis")
+    level, pad_to_multiple = logger.level, wav2vec2.pad_to_multiple
+    logger.setLevel(logging.ERROR)
+    wav2vec2.pad_to_multiple = _pad_to_multiple
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        wav2vec2.pad_to_multiple = pad_to_multiple
+
+
+def fvcore_macs(model, num_samples: int) -> Macs:
+    """Counts one utterance of ``num_samples`` by tracing ``model`` (``w2v_encoder`` inside).
+
+    The model runs once, in eval mode, on its own device.
+    """
+    was_training = model.training
+    model.eval()
+    parameter = next(model.parameters())
+    source = torch.zeros(1, num_samples, device=parameter.device, dtype=parameter.dtype)
+    source[0, ::2] = 0.1  # any signal: counts do not depend on it
+    try:
+        with torch.no_grad(), _traceable():
+            analysis = FlopCountAnalysis(_Encoder(model.w2v_encoder), source)
+            analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+            for name in NOT_COUNTED:
+                analysis.set_op_handle(name, _no_macs)
+            analysis.tracer_warnings("none")
+            by_module = analysis.by_module()
+    finally:
+        model.train(was_training)
+    front_end = by_module["encoder.w2v_model.feature_extractor"]
+    projection = by_module.get("encoder.w2v_model.post_extract_proj", 0)
+    return Macs(
+        waveform_reduction=int(by_module.get("encoder.waveform_reduction", 0)),
+        front_end=int(front_end + projection),
+        transformer=int(by_module["encoder.w2v_model.encoder"]),
+        head=int(by_module["encoder.proj"]),
+    )

@@ -1,0 +1,250 @@
+"""``speedup_finetuning``: fairseq's ``audio_finetuning`` for CTC models, with decoding."""
+
+import logging
+import os
+from dataclasses import dataclass, field
+
+from fairseq.data import Dictionary
+from fairseq.dataclass.utils import merge_with_parent
+from fairseq.tasks import register_task
+from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetuningTask
+from omegaconf import DictConfig, OmegaConf
+
+from fairseq_speedup.data.audio import CheckedAudioDataset
+from fairseq_speedup.data.feasibility import check_feasibility, report_feasibility
+from fairseq_speedup.data.manifest import ManifestError, infer_labels, read_labels, read_manifest
+from fairseq_speedup.decoding.generator import CtcGenerator, check_generation
+from fairseq_speedup.decoding.greedy import GreedyDecoder
+from fairseq_speedup.decoding.run import DecodingRun
+from fairseq_speedup.models.lengths import model_lengths
+from fairseq_speedup.profiling.compute import ComputeMeter
+from fairseq_speedup.profiling.training import (
+    ForwardTimer,
+    TrainingProfile,
+    reduce_compute_metrics,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_NAMED = 5  # bad utterances named in one message
+
+
+@dataclass
+class SpeedupFinetuningConfig(AudioFinetuningConfig):
+    allow_infeasible_ctc: bool = field(
+        default=False,
+        metadata={
+            "help": "train even if more than half of the utterances have fewer output frames "
+            "than CTC needs for their labels"
+        },
+    )
+
+
+@register_task("speedup_finetuning", dataclass=SpeedupFinetuningConfig)
+class SpeedupFinetuningTask(AudioFinetuningTask):
+    """Fine-tunes and decodes CTC models, ours and stock ``wav2vec_ctc``.
+
+    Beyond fairseq's task: data are checked before training, every utterance is used, compute is
+    logged, and stock ``fairseq-generate`` decodes.
+    """
+
+    cfg: SpeedupFinetuningConfig
+
+    def __init__(self, cfg: SpeedupFinetuningConfig):
+        super().__init__(cfg)
+        self.lengths = None  # of the model being trained or decoded
+        self.profile = None
+        self.zero_infinity = True
+        self.decoding_run = None
+
+    # -- dictionary ------------------------------------------------------------------------------
+
+    def load_target_dictionary(self):
+        if not self.cfg.labels:
+            self.cfg.labels = infer_labels(self.cfg.data)
+        folder = self.cfg.target_dictionary or self.cfg.data
+        path = os.path.join(folder, f"dict.{self.cfg.labels}.txt")
+        if not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"dictionary {path} does not exist (task.labels={self.cfg.labels}); "
+                "each of its lines is a label and a count"
+            )
+        return super().load_target_dictionary()
+
+    def load_state_dict(self, state_dict):
+        """Takes the dictionary from a checkpoint, which must agree with the data's."""
+        ours = self.state.state_dict.get("target_dictionary")
+        theirs = state_dict.get("target_dictionary")
+        if ours is not None and theirs is not None and ours.symbols != theirs.symbols:
+            raise ManifestError(
+                f"the dictionary in {self.cfg.data} has {len(ours)} symbols and is not the "
+                f"checkpoint's, which has {len(theirs)}: {_difference(ours, theirs)}; "
+                "use the dict file that the model was fine-tuned with"
+            )
+        super().load_state_dict(state_dict)
+
+    # -- model and criterion ---------------------------------------------------------------------
+
+    def build_model(self, model_cfg, from_checkpoint=False):
+        model = super().build_model(model_cfg, from_checkpoint)
+        self.lengths = model_lengths(model)
+        self.profile = TrainingProfile(model, self.cfg.sample_rate)
+        if from_checkpoint:
+            self._watch_for_inference(model)
+        return model
+
+    def build_criterion(self, cfg: DictConfig, from_checkpoint=False):
+        if self.cfg.labels == "spm" and cfg.get("post_process", "sentencepiece") == "letter":
+            raise ValueError(
+                "criterion.post_process=letter does not fit task.labels=spm: "
+                "set criterion.post_process=sentencepiece"
+            )
+        self.zero_infinity = cfg.get("zero_infinity", True)
+        return super().build_criterion(cfg, from_checkpoint)
+
+    def _watch_for_inference(self, model) -> None:
+        """fairseq-generate gives its config to the model, not to the task: take it from there."""
+        prepare = model.prepare_for_inference_
+
+        def prepare_for_inference_(cfg):
+            check_generation(cfg.generation)
+            self.decoding_run = DecodingRun(cfg)
+            return prepare(cfg)
+
+        model.prepare_for_inference_ = prepare_for_inference_
+
+    # -- data ------------------------------------------------------------------------------------
+
+    def load_dataset(self, split: str, task_cfg=None, **kwargs):
+        """Loads a split with its labels, checked.
+
+        Args:
+            task_cfg: given by fairseq-generate, the task config of the checkpoint
+            kwargs: fairseq's trainer gives ``data_selector`` for the training split alone
+        Raises:
+            FileNotFoundError, ManifestError, BadUtteranceError: naming the file and the line
+        """
+        decoding = task_cfg is not None
+        if decoding:
+            task_cfg = _complete(task_cfg)
+            task_cfg.labels = self.cfg.labels or task_cfg.labels
+        cfg = task_cfg or self.cfg
+        if cfg.multi_corpus_keys is not None or cfg.binarized_dataset:
+            logger.warning("%s: binarized and multi-corpus data are not checked", split)
+            super().load_dataset(split, task_cfg, **kwargs)
+            return
+        manifest = read_manifest(os.path.join(self.cfg.data, f"{split}.tsv"))
+        labels = read_labels(os.path.join(self.cfg.data, f"{split}.{cfg.labels}"), manifest)
+        super().load_dataset(split, task_cfg, **kwargs)
+
+        training = "data_selector" in kwargs
+        with_labels = self.datasets[split]
+        if not isinstance(with_labels.dataset, CheckedAudioDataset.__base__):
+            logger.warning("%s: a subsample is not checked", split)
+            return
+        audio = CheckedAudioDataset.of(with_labels.dataset, split, skip_bad=training)
+        with_labels.dataset = audio
+        skipped = audio.skipped_indices
+        labels = [line for row, line in enumerate(labels) if row not in skipped]
+        self._check_symbols(audio, labels)
+        self._check_lengths(audio)
+        if not decoding and self.lengths is not None:
+            used = ~audio.left_out
+            frames = self.lengths.output_lengths(audio.sizes[used])
+            used_labels = [line for line, keep in zip(labels, used, strict=True) if keep]
+            report_feasibility(
+                split,
+                check_feasibility(frames, used_labels),
+                self.cfg.allow_infeasible_ctc,
+                self.zero_infinity,
+            )
+
+    def _check_symbols(self, audio: CheckedAudioDataset, labels) -> None:
+        known = self.target_dictionary.indices
+        bad = {}
+        for index, line in enumerate(labels):
+            unknown = sorted(set(line) - set(known))
+            if unknown:
+                bad[index] = f"labels outside the dictionary: {' '.join(unknown)}"
+        symbols = " ".join(self.target_dictionary.symbols[self.target_dictionary.nspecial :][:40])
+        self._refuse(audio, bad, f"symbols of dict.{self.cfg.labels}.txt: {symbols}")
+
+    def _check_lengths(self, audio: CheckedAudioDataset) -> None:
+        if self.lengths is None:
+            return
+        needed = self.lengths.needed_samples()
+        bad = {
+            int(index): f"{audio.sizes[index]} samples are shorter than one output frame"
+            for index in (audio.sizes < needed).nonzero()[0]
+        }
+        self._refuse(audio, bad, f"this model needs at least {needed} samples")
+
+    def _refuse(self, audio: CheckedAudioDataset, bad: dict[int, str], remedy: str) -> None:
+        """Leaves bad utterances out of training, counted and named; an error in other splits and
+        when they are most of the split."""
+        if not bad:
+            return
+        named = "; ".join(
+            f"utterance {index} ({audio.file_of(index)}): {reason}"
+            for index, reason in list(bad.items())[:MAX_NAMED]
+        )
+        more = f"; and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
+        message = f"{audio.split}: {len(bad)} of {len(audio)} utterances are bad: {named}{more}"
+        if not audio.skip_bad or len(bad) > len(audio) / 2:
+            raise ManifestError(f"{message}. {remedy}")
+        logger.warning("%s. They are left out of training. %s", message, remedy)
+        for index in bad:
+            audio.leave_out(index)
+
+    def get_batch_iterator(self, dataset, required_batch_size_multiple=1, **kwargs):
+        """fairseq's, except that ``required_batch_size_multiple`` is always 1: fairseq drops the
+        last batch where it is no multiple, in training, validation and decoding."""
+        if self.decoding_run is not None:
+            self.decoding_run.limit_batches(dataset, kwargs)
+        iterator = super().get_batch_iterator(dataset, required_batch_size_multiple=1, **kwargs)
+        if self.decoding_run is not None:
+            self.decoding_run.watch(iterator, dataset)
+        return iterator
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        loss, sample_size, logging_output = super().train_step(
+            sample, model, criterion, optimizer, update_num, ignore_grad
+        )
+        if not ignore_grad:
+            logging_output.update(self.profile.cost(sample))
+        return loss, sample_size, logging_output
+
+    def valid_step(self, sample, model, criterion):
+        with ForwardTimer(model) as timer:
+            loss, sample_size, logging_output = super().valid_step(sample, model, criterion)
+        logging_output.update(self.profile.cost(sample), _model_seconds=timer.seconds)
+        return loss, sample_size, logging_output
+
+    def reduce_metrics(self, logging_outputs, criterion):
+        super().reduce_metrics(logging_outputs, criterion)
+        reduce_compute_metrics(logging_outputs)
+
+    def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **unused):
+        """A CTC generator for ``fairseq-generate`` (and for anything that drives a generator)."""
+        check_generation(args)
+        blank = self.target_dictionary.index(self.blank_symbol)
+        meter = ComputeMeter(models, self.cfg.sample_rate)
+        if self.decoding_run is not None:
+            self.decoding_run.meter = meter
+        return CtcGenerator(GreedyDecoder(blank), self.target_dictionary, blank, meter)
+
+
+def _complete(task_cfg) -> DictConfig:
+    """A checkpoint's task config with the fields that its fairseq did not have yet."""
+    cfg = OmegaConf.create(OmegaConf.to_container(task_cfg, enum_to_str=True))
+    return merge_with_parent(SpeedupFinetuningConfig(), cfg, remove_missing=True)
+
+
+def _difference(ours: Dictionary, theirs: Dictionary) -> str:
+    only_ours = sorted(set(ours.symbols) - set(theirs.symbols))[:5]
+    only_theirs = sorted(set(theirs.symbols) - set(ours.symbols))[:5]
+    if not only_ours and not only_theirs:
+        return "the same symbols in another order"
+    return f"only in the data: {only_ours}, only in the checkpoint: {only_theirs}"

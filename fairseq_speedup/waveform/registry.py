@@ -1,0 +1,3 @@
+from fairseq_speedup.registry import Registry
+
+WAVEFORM_REDUCTIONS = Registry("downsample")

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="fairseq_speedup",
+    version="0.1.0",
+    description="Faster fine-tuned speech SSL models, as a fairseq plugin",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["fairseq_speedup", "fairseq_speedup.*"]),
+    # fairseq itself is left to the user: several distributions provide it. The extra
+    # `fairseq` names one that is prebuilt for Python 3.11 and 3.12.
+    install_requires=[
+        "torch>=2.6",
+        "omegaconf",
+        "numpy",
+        "soundfile",
+        "sentencepiece",
+        "editdistance",
+        "fvcore",
+    ],
+    extras_require={
+        "fairseq": ["ve-fairseq>=0.12.3"],
+        "quickstart": ["espeakng-loader", "matplotlib", "scipy"],
+        "test": ["pytest", "hypothesis", "ruff", "tensorboardX"],
+    },
+)

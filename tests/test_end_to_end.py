@@ -1,0 +1,264 @@
+"""fairseq's own commands, run as a user runs them, on a small corpus."""
+
+import json
+import re
+import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import editdistance
+import pytest
+import torch
+from conftest import USER_DIR, fairseq_command, generate, run_command, train, write_pretrained
+
+from fairseq_speedup.__main__ import main
+
+STOCK = ["model._name=wav2vec_ctc", "task._name=audio_finetuning"]
+# stock dataclasses do not know our options
+WITHOUT_OURS = [
+    f"~model.{name}"
+    for name in ("downsample", "downsample_factor", "logit_upsample", "head", "head_dim")
+] + ["~task.allow_infeasible_ctc"]
+CONV2 = ["model.downsample=conv", "model.downsample_factor=2", "model.logit_upsample=2"]
+
+
+def last_checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints/checkpoint_last.pt"
+
+
+def train_losses(output: str) -> list[tuple[str, ...]]:
+    """(loss, gradient norm) of each update, from fairseq's JSON log."""
+    rows = [json.loads(found) for found in re.findall(r"\[train_inner\]\[INFO\] - ({.*})", output)]
+    return [(row["loss"], row["gnorm"]) for row in rows]
+
+
+def log_of(folder: Path) -> str:
+    return (folder / "hydra_train.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def reduced(tmp_path_factory, corpus, pretrained) -> Path:
+    folder = tmp_path_factory.mktemp("reduced")
+    train(folder, corpus, pretrained, *CONV2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory, corpus, pretrained) -> Path:
+    folder = tmp_path_factory.mktemp("stock")
+    batches = ["dataset.required_batch_size_multiple=1"]
+    train(folder, corpus, pretrained, *STOCK, *WITHOUT_OURS, *batches)
+    return folder
+
+
+def words_of(results: Path, kind: str) -> dict[str, list[str]]:
+    lines = results.read_text().splitlines()
+    rows = [line.split("\t") for line in lines if line.startswith(kind)]
+    return {row[0][len(kind) :]: row[-1].split() for row in rows}
+
+
+def check_results(folder: Path, corpus: Path, split: str = "test") -> dict:
+    """Every utterance once; fairseq's WER is the one of its own lines; returns compute.json."""
+    results = folder / f"generate-{split}.txt"
+    references, hypotheses = words_of(results, "T-"), words_of(results, "H-")
+    num_utterances = len((corpus / f"{split}.tsv").read_text().splitlines()) - 1
+    assert references.keys() == hypotheses.keys() == {str(i) for i in range(num_utterances)}
+    labels = (corpus / f"{split}.ltr").read_text().splitlines()
+    for index, words in references.items():
+        assert words == labels[int(index)].replace(" ", "").replace("|", " ").split()
+    errors = sum(editdistance.eval(words, hypotheses[i]) for i, words in references.items())
+    wer = 100 * errors / sum(map(len, references.values()))
+    printed = re.search(r"WER: ([\d.]+)", results.read_text().splitlines()[-1])
+    assert float(printed[1]) == pytest.approx(wer, abs=0.006)
+    compute = json.loads((folder / "compute.json").read_text())
+    assert compute["num_utterances"] == num_utterances
+    assert compute["gen_subset"] == split
+    assert compute["macs_check"]["closed_form"] == compute["macs_check"]["fvcore"]
+    return compute
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_a_reduced_model_is_decoded_whole_at_any_batch_size(reduced, corpus, tmp_path, batch_size):
+    done = generate(corpus, last_checkpoint(reduced), tmp_path, "--batch-size", batch_size)
+    compute = check_results(tmp_path, corpus)
+    assert compute["options"] == {
+        "downsample": "conv",
+        "downsample_factor": 2.0,
+        "logit_upsample": 2,
+        "head": "linear",
+    }
+    assert compute["real_time_factor"] > 0
+    assert compute["macs_per_second_by_stage"]["waveform_reduction"] > 0
+    assert "decoded 11 utterances" in done.stdout
+    assert "every utterance was decoded: 11 of 11" in done.stdout
+
+
+def test_the_transcripts_do_not_depend_on_the_batch_size(reduced, corpus, tmp_path):
+    for size in (1, 8):
+        generate(corpus, last_checkpoint(reduced), tmp_path / str(size), "--batch-size", size)
+    alone, batched = (words_of(tmp_path / f"{n}/generate-test.txt", "H-") for n in (1, 8))
+    assert alone == batched
+
+
+def test_a_stock_checkpoint_is_decoded(stock, corpus, tmp_path):
+    generate(corpus, last_checkpoint(stock), tmp_path, "--print-alignment", "hard")
+    compute = check_results(tmp_path, corpus)
+    assert compute["options"] == {}
+    alignments = words_of(tmp_path / "generate-test.txt", "A-")
+    assert len(alignments) == 11
+    assert all(re.fullmatch(r"\d+-\d+", pair) for line in alignments.values() for pair in line)
+
+
+def test_decoding_needs_no_pretrained_file(tmp_path, corpus):
+    w2v_path = write_pretrained(tmp_path / "lost.pt")
+    train(tmp_path / "run", corpus, w2v_path, *CONV2, "optimization.max_update=2")
+    w2v_path.unlink()
+    generate(corpus, last_checkpoint(tmp_path / "run"), tmp_path / "results")
+    check_results(tmp_path / "results", corpus)
+
+
+def test_reports_of_several_subsets_are_kept(reduced, corpus, tmp_path):
+    generate(corpus, last_checkpoint(reduced), tmp_path)
+    generate(corpus, last_checkpoint(reduced), tmp_path, "--gen-subset", "valid")
+    check_results(tmp_path, corpus, "valid")
+    kept = json.loads((tmp_path / "compute-test.json").read_text())
+    assert kept["gen_subset"] == "test"
+
+
+def test_with_every_reduction_off_training_equals_stock(stock, corpus, pretrained, tmp_path):
+    train(tmp_path, corpus, pretrained)
+    expected = train_losses(log_of(stock))
+    assert len(expected) == 4
+    assert train_losses(log_of(tmp_path)) == expected
+    ours = torch.load(last_checkpoint(tmp_path))["model"]
+    theirs = torch.load(last_checkpoint(stock))["model"]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_compute_reaches_fairseqs_log(reduced):
+    log = log_of(reduced)
+    (train_row,) = re.findall(r"\[train\]\[INFO\] - ({.*})", log)
+    (valid_row,) = re.findall(r"\[valid\]\[INFO\] - ({.*})", log)
+    for row, split in ((json.loads(train_row), "train"), (json.loads(valid_row), "valid")):
+        assert float(row[f"{split}_rtf"]) > 0
+        assert float(row[f"{split}_gmacs_per_s"]) > 0
+    assert "CTC feasibility of train: 0 of 13 utterances (0.0 %)" in log
+    assert "CTC feasibility of valid: 0 of 5 utterances (0.0 %)" in log
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(corpus, pretrained, tmp_path):
+    options = [*CONV2, "checkpoint.save_interval_updates=2", "lr_scheduler.phase_ratio=null"]
+    options += ["+lr_scheduler.warmup_steps=1", "+lr_scheduler.hold_steps=2"]
+    options += ["+lr_scheduler.decay_steps=3"]
+    train(tmp_path / "whole", corpus, pretrained, *options, "optimization.max_update=6")
+    train(tmp_path / "parts", corpus, pretrained, *options, "optimization.max_update=4")
+    resumed = tmp_path / "resumed"
+    (resumed / "checkpoints").mkdir(parents=True)
+    shutil.copy(last_checkpoint(tmp_path / "parts"), last_checkpoint(resumed))
+    train(resumed, corpus, pretrained, *options, "optimization.max_update=6")
+    assert "Loaded checkpoint" in log_of(resumed)
+    whole, again = (
+        torch.load(last_checkpoint(tmp_path / name))["model"] for name in ("whole", "resumed")
+    )
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert train_losses(log_of(resumed)) == train_losses(log_of(tmp_path / "whole"))[4:]
+
+
+def test_two_processes_train_together(corpus, pretrained, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def train_rank(rank):
+        distributed = {
+            "distributed_world_size": 2,
+            "distributed_rank": rank,
+            "distributed_backend": "gloo",
+            "distributed_init_method": f"tcp://localhost:{port}",
+            "distributed_no_spawn": "true",
+        }
+        options = [f"++distributed_training.{name}={value}" for name, value in distributed.items()]
+        save_dir = f"checkpoint.save_dir={tmp_path}/checkpoints"
+        train(tmp_path / f"rank{rank}", corpus, pretrained, *CONV2, *options, save_dir)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(train_rank, [0, 1]))
+    assert "training on 2 devices" in log_of(tmp_path / "rank0")
+    generate(corpus, last_checkpoint(tmp_path), tmp_path / "results")
+    check_results(tmp_path / "results", corpus)
+
+
+def test_sentencepiece_labels_from_the_helper_to_decoding(corpus, pretrained, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "valid", "test"):
+        for ending in ("tsv", "ltr"):
+            shutil.copy(corpus / f"{split}.{ending}", data)
+    assert main(["spm", str(data), "--vocab-size", "16"]) == 0
+    assert main(["spm", str(data), "--vocab-size", "16"]) == 1
+    assert "exists; give --overwrite to replace it" in capsys.readouterr().err
+    spm = ["task.labels=spm", "criterion.post_process=sentencepiece"]
+    train(tmp_path / "run", data, pretrained, *spm)
+    options = ["--labels", "spm", "--post-process", "sentencepiece"]
+    generate(data, last_checkpoint(tmp_path / "run"), tmp_path / "results", *options)
+    check_results(tmp_path / "results", data)
+
+
+def test_spm_labels_with_letter_scoring_are_refused(corpus, pretrained, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data)
+    main(["spm", str(data), "--vocab-size", "16"])
+    done = train(tmp_path / "run", data, pretrained, "task.labels=spm", check=False)
+    assert done.returncode
+    assert "set criterion.post_process=sentencepiece" in done.stderr
+
+
+def test_another_dictionary_than_the_checkpoints_is_refused(reduced, corpus, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data)
+    lines = (data / "dict.ltr.txt").read_text().splitlines()
+    (data / "dict.ltr.txt").write_text("\n".join(reversed(lines)) + "\n")
+    done = generate(data, last_checkpoint(reduced), check=False)
+    assert done.returncode
+    assert "is not the checkpoint's" in done.stderr
+    assert "the same symbols in another order" in done.stderr
+
+
+def test_too_small_batches_are_refused_in_words(reduced, corpus):
+    done = generate(corpus, last_checkpoint(reduced), None, "--max-tokens", 5000, check=False)
+    assert done.returncode
+    assert "--max-tokens 5000 is smaller than the longest utterance" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["lost.pt", "cut.pt"])
+def test_a_bad_checkpoint_is_named_by_fairseq_generate(reduced, corpus, tmp_path, name):
+    if name == "cut.pt":
+        (tmp_path / name).write_bytes(last_checkpoint(reduced).read_bytes()[:3000])
+    done = generate(corpus, tmp_path / name, check=False)
+    assert done.returncode
+    last_line = done.stderr.strip().splitlines()
+    assert any(str(tmp_path / name) in line for line in last_line)
+
+
+def test_the_profile_of_a_checkpoint(reduced, capsys, tmp_path):
+    checkpoint = str(last_checkpoint(reduced))
+    figures = str(tmp_path / "profile.json")
+    assert main(["profile", "--checkpoint", checkpoint, "--cpu", "--json", figures]) == 0
+    assert "downsample=conv downsample_factor=2.0 logit_upsample=2" in capsys.readouterr().out
+    found = json.loads(Path(figures).read_text())
+    assert found["macs_check"]["closed_form"] == found["macs_check"]["fvcore"]
+    assert found["real_time_factor"] > 0
+    assert main(["profile", "--checkpoint", checkpoint, "--json", figures]) == 1
+
+
+def test_the_task_is_found_by_its_user_dir_from_any_folder(reduced, corpus, tmp_path):
+    done = run_command(
+        fairseq_command("fairseq-generate"),
+        corpus,
+        *("--user-dir", USER_DIR, "--task", "speedup_finetuning", "--cpu"),
+        *("--path", last_checkpoint(reduced), "--gen-subset", "test", "--scoring", "wer"),
+        cwd=tmp_path,
+    )
+    assert "every utterance was decoded: 11 of 11" in done.stdout
