@@ -28,7 +28,14 @@ GRAMMAR = [
     ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
     ["red", "green", "yellow", "old", "heavy", "little", "broken", "clean"],
     ["boxes", "chairs", "apples", "bottles", "horses", "windows", "letters", "books", "baskets"],
-    ["in the garden", "near the river", "at the market", "on monday", "before lunch", "last winter"],
+    [
+        "in the garden",
+        "near the river",
+        "at the market",
+        "on monday",
+        "before lunch",
+        "last winter",
+    ],
 ]
 
 # Language variants are shared by all splits; the voices are not. Chosen once, before any tuning:

@@ -1,0 +1,87 @@
+"""The shipped configs: complete, consistent, and switched by one line."""
+
+from pathlib import Path
+
+import pytest
+from conftest import REPO, build_model
+from fairseq.dataclass.configs import FairseqConfig
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from fairseq_speedup.models import SpeedupCtcConfig
+from fairseq_speedup.tasks import SpeedupFinetuningConfig
+
+FOLDER = REPO / "config/finetuning"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+REDUCTIONS = sorted(path.stem for path in (FOLDER / "reduction").glob("*.yaml"))
+# What the data amount or the size of the model decides; all else is the same in every file.
+OF_THE_SETTING = {
+    "checkpoint": {"save_interval", "save_interval_updates", "keep_interval_updates"},
+    "dataset": {"max_tokens", "validate_after_updates", "validate_interval"},
+    "task": {"normalize"},
+    "distributed_training": {"distributed_world_size"},
+    "optimization": {"max_update", "lr", "update_freq"},
+    "model": {"mask_prob", "mask_channel_prob", "layerdrop", "freeze_finetune_updates"},
+}
+
+
+def load(name, *overrides):
+    with initialize_config_dir(str(FOLDER), version_base="1.1"):
+        return compose(name, overrides=list(overrides))
+
+
+def test_every_size_and_data_amount_has_a_config():
+    amounts = ("100h", "10h", "10m", "1h", "960h")
+    assert sorted(f"{size}_{amount}" for size in ("base", "large") for amount in amounts) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_know_only_options_that_exist(name):
+    cfg = load(name)
+    assert set(cfg.model) <= set(OmegaConf.structured(SpeedupCtcConfig))
+    assert set(cfg.task) <= set(OmegaConf.structured(SpeedupFinetuningConfig))
+    known = OmegaConf.structured(FairseqConfig)
+    for group in ("common", "checkpoint", "dataset", "distributed_training", "optimization"):
+        assert set(cfg[group]) <= set(known[group])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_differ_only_in_what_the_setting_decides(name):
+    def shared(config_name):
+        cfg = OmegaConf.to_container(load(config_name))
+        return {
+            group: {k: v for k, v in fields.items() if k not in OF_THE_SETTING.get(group, ())}
+            for group, fields in cfg.items()
+        }
+
+    assert shared(name) == shared("base_100h")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_reduction_is_off_by_default_and_named(name):
+    cfg = load(name).model
+    default = SpeedupCtcConfig()
+    for option in ("downsample", "downsample_factor", "logit_upsample", "head", "head_dim"):
+        assert cfg[option] == getattr(default, option)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_reduction_is_one_line(pretrained, reduction):
+    cfg = load("base_100h", f"reduction={reduction}").model
+    assert cfg.downsample != "none"
+    model = build_model(
+        pretrained,
+        downsample=cfg.downsample,
+        downsample_factor=float(cfg.downsample_factor),
+        logit_upsample=cfg.logit_upsample,
+    )
+    full = build_model(pretrained).w2v_encoder.output_lengths(160000)
+    frames = model.w2v_encoder.output_lengths(160000)
+    assert frames / full == pytest.approx(cfg.logit_upsample / cfg.downsample_factor, rel=0.01)
+
+
+def test_readme_commands_name_files_that_exist():
+    readme = (REPO / "README.md").read_text()
+    for word in ("config/finetuning", "examples/quickstart/run.sh", "tests/run.sh"):
+        assert word in readme
+        assert Path(REPO / word).exists()
