@@ -41,15 +41,18 @@ GRAMMAR = [
 # Language variants are shared by all splits; the voices are not. Chosen once, before any tuning:
 # a woman's, a man's and two further timbres for the test.
 ACCENTS = ["en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-029"]
+# fmt: off
 VOICES = {
     "test": ["f2", "m3", "belinda", "ed"],
     "valid": ["f4", "m7"],
-    "train": (
-        "f1 f3 f5 m1 m2 m4 m5 m6 m8 adam Alex Andy Annie anika aunty benjamin boris caleb david "
-        "edward Gene grandma grandpa ian iven john Lee linda max Michael Mike paul quincy rob "
-        "robert shelby steph travis victor zac"
-    ).split(),
+    "train": [
+        "f1", "f3", "f5", "m1", "m2", "m4", "m5", "m6", "m8", "adam", "Alex", "Andy", "Annie",
+        "anika", "aunty", "benjamin", "boris", "caleb", "david", "edward", "Gene", "grandma",
+        "grandpa", "ian", "iven", "john", "Lee", "linda", "max", "Michael", "Mike", "paul",
+        "quincy", "rob", "robert", "shelby", "steph", "travis", "victor", "zac",
+    ],
 }
+# fmt: on
 NUM_UTTERANCES = {"train": 1500, "valid": 100, "test": 300}
 WORDS_PER_MINUTE = (100, 150)
 PITCHES = (20, 80)
@@ -124,13 +127,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder.resolve()
     planned = plan()
-    fingerprint = hashlib.sha256(json.dumps(planned).encode()).hexdigest()
+    # the folder too: manifests hold absolute paths, so a moved corpus is another one
+    fingerprint = hashlib.sha256(json.dumps([str(folder), planned]).encode()).hexdigest()
     stamp = folder / "corpus.sha256"
     if stamp.exists() and stamp.read_text() == fingerprint:
         print(f"the corpus in {folder} is complete")
         return
     if folder.exists():
-        sys.exit(f"{folder} exists and is not this corpus: remove it or name another folder")
+        sys.exit(f"{folder} exists and is not the corpus that would be made there: remove it")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

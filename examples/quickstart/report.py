@@ -16,7 +16,7 @@ from statistics import median
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 MODELS = {"full": "full model", "conv2": "conv x2"}
 
@@ -44,9 +44,12 @@ def read_model(folder: Path, name: str) -> Row:
     if not runs:
         raise SystemExit(f"{folder} holds no compute.json: nothing was decoded there")
     reports = [json.loads((run / "compute.json").read_text()) for run in runs]
+    wers = {read_wer(run / "generate-test.txt") for run in runs}
+    if len(wers) > 1:
+        raise SystemExit(f"the runs in {folder} are of different models: WER {sorted(wers)}")
     return Row(
         name,
-        read_wer(runs[0] / "generate-test.txt"),
+        wers.pop(),
         reports[0]["macs_per_second"] / 1e9,
         median(report["real_time_factor"] for report in reports),
         reports[0]["num_utterances"],

@@ -49,7 +49,7 @@ finetune() { # NAME OPTIONS...
 
 decode() { # NAME RUN
     local folder="$OUT/results/$1/run$2"
-    [ -f "$folder/compute.json" ] && return 0
+    grep -q 'WER: ' "$folder/generate-test.txt" 2>/dev/null && return 0
     OMP_NUM_THREADS=2 stage "$folder/log.txt" fairseq-generate "$DATA" --cpu \
         --user-dir "$PLUGIN" --task speedup_finetuning --labels ltr \
         --path "$OUT/$1/checkpoint_last.pt" --gen-subset test --batch-size 8 \
@@ -68,8 +68,10 @@ finetune full &
 FULL=$!
 finetune conv2 model.downsample=conv model.downsample_factor=2 &
 CONV2=$!
-wait "$FULL"
-wait "$CONV2"
+FAILED=0
+wait "$FULL" || FAILED=1
+wait "$CONV2" || FAILED=1
+[ "$FAILED" = 0 ] || exit 1
 
 say "4/5 decoding each $RUNS times, in turn"
 for run in $(seq "$RUNS"); do

@@ -61,6 +61,7 @@ class ComputeMeter:
 
     def report(self) -> dict:
         """Everything measured; MACs are at each utterance's true length, padding not counted."""
+        peak_memory = peak_memory_bytes(self.device)  # first: counting MACs runs the model again
         audio_seconds = sum(self.num_samples) / self.sample_rate
         seconds = self.encoder_seconds + self.decoder_seconds
         return {
@@ -71,7 +72,7 @@ class ComputeMeter:
             "encoder_seconds": self.encoder_seconds,
             "decoder_seconds": self.decoder_seconds,
             "real_time_factor": seconds / audio_seconds if audio_seconds else None,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "peak_memory_bytes": peak_memory,
             "hardware": hardware(self.device),
             "versions": versions(),
         }

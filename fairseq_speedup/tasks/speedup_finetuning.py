@@ -52,6 +52,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
 
     def __init__(self, cfg: SpeedupFinetuningConfig):
         super().__init__(cfg)
+        self.sample_rate = cfg.sample_rate  # in Hz; a checkpoint's own when decoding
         self.lengths = None  # of the model being trained or decoded
         self.profile = None
         self.zero_infinity = True
@@ -88,7 +89,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     def build_model(self, model_cfg, from_checkpoint=False):
         model = super().build_model(model_cfg, from_checkpoint)
         self.lengths = model_lengths(model)
-        self.profile = TrainingProfile(model, self.cfg.sample_rate)
+        self.profile = TrainingProfile(model, self.sample_rate)
         if from_checkpoint:
             self._watch_for_inference(model)
         return model
@@ -128,6 +129,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         if decoding:
             task_cfg = _complete(task_cfg)
             task_cfg.labels = self.cfg.labels or task_cfg.labels
+            self.sample_rate = task_cfg.sample_rate
         cfg = task_cfg or self.cfg
         if cfg.multi_corpus_keys is not None or cfg.binarized_dataset:
             logger.warning("%s: binarized and multi-corpus data are not checked", split)
@@ -230,7 +232,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         """A CTC generator for ``fairseq-generate`` (and for anything that drives a generator)."""
         check_generation(args)
         blank = self.target_dictionary.index(self.blank_symbol)
-        meter = ComputeMeter(models, self.cfg.sample_rate)
+        meter = ComputeMeter(models, self.sample_rate)
         if self.decoding_run is not None:
             self.decoding_run.meter = meter
         return CtcGenerator(GreedyDecoder(blank), self.target_dictionary, blank, meter)
