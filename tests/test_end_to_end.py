@@ -85,8 +85,10 @@ def test_a_reduced_model_is_decoded_whole_at_any_batch_size(reduced, corpus, tmp
     assert compute["options"] == {
         "downsample": "conv",
         "downsample_factor": 2.0,
+        "keep_layers": "all",
         "logit_upsample": 2,
         "head": "linear",
+        "head_dim": 0,
     }
     assert compute["real_time_factor"] > 0
     assert compute["macs_per_second_by_stage"]["waveform_reduction"] > 0

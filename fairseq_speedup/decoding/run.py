@@ -3,7 +3,8 @@
 import logging
 import os
 
-from fairseq_speedup.profiling.compute import reduction_options, summary_line, write_report
+from fairseq_speedup.models.speedup_ctc import reduction_options
+from fairseq_speedup.profiling.compute import summary_line, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class DecodingRun:
             "gen_subset": self.cfg.dataset.gen_subset,
             "checkpoint": self.cfg.common_eval.path,
             "model": type(model).__name__,
-            "options": reduction_options(model),
+            "options": reduction_options(model.cfg),
             **report,
         }
         # fairseq configures logging when it is imported, so that fairseq-generate's own

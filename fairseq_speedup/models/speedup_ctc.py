@@ -3,7 +3,7 @@
 import contextlib
 import io
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from fairseq.models import register_model
@@ -17,14 +17,33 @@ from fairseq_speedup.lengths import (
     needed_conv_stack_length,
     padding_mask_of,
 )
+from fairseq_speedup.transformer import (
+    KeptLayers,
+    LayerRemovalConfig,
+    drop_removed_layers,
+    parse_keep_layers,
+)
 from fairseq_speedup.waveform import WaveformReductionConfig, build_waveform_reduction
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class SpeedupCtcConfig(WaveformReductionConfig, HeadConfig, Wav2Vec2CtcConfig):
+class SpeedupCtcConfig(WaveformReductionConfig, LayerRemovalConfig, HeadConfig, Wav2Vec2CtcConfig):
     """Everything of ``wav2vec_ctc``, and one config for each stage that can be reduced."""
+
+
+def reduction_options(cfg) -> dict:
+    """The options in ``cfg`` (of any CTC model) that are this plugin's own, with their values."""
+    stock = {field.name for field in fields(Wav2Vec2CtcConfig)}
+    ours = [field.name for field in fields(SpeedupCtcConfig) if field.name not in stock]
+    return {name: cfg[name] for name in ours if name in cfg}
+
+
+def switched_on(cfg) -> dict:
+    """The reduction options in ``cfg`` that are not at their default, off."""
+    off = SpeedupCtcConfig()
+    return {k: v for k, v in reduction_options(cfg).items() if v != getattr(off, k)}
 
 
 def conv_layers_of(w2v_model) -> list[tuple[int, int, int]]:
@@ -56,6 +75,10 @@ class SpeedupEncoder(Wav2VecEncoder):
         self.w2v_model.crop_seq_to_multiple = 1
         self.waveform_reduction = waveform_reduction
         self.logit_upsample = cfg.logit_upsample
+        layers = self.w2v_model.encoder.layers
+        self.kept_layers = parse_keep_layers(cfg.keep_layers, len(layers))
+        if len(self.kept_layers) < len(layers):
+            self.w2v_model.encoder.layers = KeptLayers(layers, self.kept_layers)
         if cfg.head != "linear" or cfg.logit_upsample > 1:
             self.proj = build_head(cfg, self.proj.in_features, num_labels)
         self._let_gradient_through_front_end()
@@ -138,3 +161,10 @@ class SpeedupCtc(Wav2VecCtc):
     @classmethod
     def build_model(cls, cfg: SpeedupCtcConfig, task):
         return cls(cfg, SpeedupEncoder(cfg, len(task.target_dictionary)))
+
+    def upgrade_state_dict_named(self, state_dict, name):
+        """Leaves out the layers that this model does not keep: a checkpoint may hold more."""
+        if isinstance(self.w2v_encoder.w2v_model.encoder.layers, KeptLayers):
+            prefix = "w2v_encoder.w2v_model.encoder.layers."
+            drop_removed_layers(state_dict, prefix, self.w2v_encoder.kept_layers)
+        return super().upgrade_state_dict_named(state_dict, name)

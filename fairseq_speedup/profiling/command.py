@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from fairseq_speedup.architectures import ARCHITECTURES, architecture_config
 from fairseq_speedup.data.manifest import ManifestError
-from fairseq_speedup.models.speedup_ctc import SpeedupCtc, SpeedupCtcConfig
+from fairseq_speedup.models.speedup_ctc import SpeedupCtc, SpeedupCtcConfig, switched_on
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
 from fairseq_speedup.profiling.fvcore_count import fvcore_macs
 from fairseq_speedup.profiling.macs import COUNTS, MacCounter
@@ -160,12 +160,8 @@ def parse_options(options: list[str]) -> dict:
 
 
 def describe(name: str, cfg) -> str:
-    switched_on = [
-        f"{field}={cfg[field]}"
-        for field in ("downsample", "downsample_factor", "logit_upsample", "head")
-        if field in cfg and cfg[field] not in ("none", 1, "linear")
-    ]
-    return f"{name}: {' '.join(switched_on) or 'no reduction'}"
+    options = " ".join(f"{option}={value}" for option, value in switched_on(cfg).items())
+    return f"{name}: {options or 'no reduction'}"
 
 
 def profile(model, batches: list[np.ndarray], count: str) -> dict:

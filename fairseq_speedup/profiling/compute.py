@@ -16,7 +16,6 @@ from fairseq_speedup.profiling.macs import MacCounter, UncountableError
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "compute.json"
-REDUCTION_OPTIONS = ["downsample", "downsample_factor", "logit_upsample", "head"]
 
 
 class ComputeMeter:
@@ -139,9 +138,3 @@ def _keep_other_subset(path: str, subset: str) -> None:
         kept = path.replace(".json", f"-{earlier}.json")
         os.replace(path, kept)
         logger.info("kept the report of %s as %s", earlier, kept)
-
-
-def reduction_options(model) -> dict:
-    """The reduction options a model was built with."""
-    cfg = getattr(model, "cfg", None)
-    return {name: cfg[name] for name in REDUCTION_OPTIONS if cfg is not None and name in cfg}

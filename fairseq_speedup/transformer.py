@@ -1,0 +1,87 @@
+"""The transformer, reduced: which of its layers are kept."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fairseq.dataclass import FairseqDataclass
+from torch import nn
+
+
+@dataclass
+class LayerRemovalConfig(FairseqDataclass):
+    keep_layers: str = field(
+        default="all",
+        metadata={
+            "help": "transformer layers to keep: all, a number N for the first N, or a list of "
+            "indices from 0, such as '0,2,4,6'"
+        },
+    )
+
+
+def parse_keep_layers(keep_layers: str, num_layers: int) -> list[int]:
+    """Indices of the layers that ``keep_layers`` names, of a model with ``num_layers``.
+
+    Raises:
+        ValueError: not of the form above, out of range, repeated, out of order or none
+    """
+    if keep_layers == "all":
+        return list(range(num_layers))
+    field_and_value = f"keep_layers={keep_layers}"
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*,?\s*", keep_layers):
+        raise ValueError(
+            f"{field_and_value} is neither 'all', a number of layers nor a list of indices "
+            "such as '0,2,4,6'"
+        )
+    numbers = [int(number) for number in keep_layers.split(",") if number.strip()]
+    if "," not in keep_layers:
+        if not 1 <= numbers[0] <= num_layers:
+            raise ValueError(
+                f"{field_and_value} is out of range: the model has {num_layers} layers"
+            )
+        return list(range(numbers[0]))
+    if max(numbers) >= num_layers:
+        raise ValueError(
+            f"{field_and_value} is out of range: the model has layers 0 to {num_layers - 1}"
+        )
+    if sorted(set(numbers)) != numbers:
+        raise ValueError(f"{field_and_value} repeats a layer or is not in rising order")
+    return numbers
+
+
+class KeptLayers(nn.ModuleList):
+    """Some layers of a model under the names that they had in it, so that a checkpoint tells
+    which they are and can be read with fewer of them.
+
+    Args:
+        layers: all layers of the model
+        kept: indices of those to keep
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], kept: list[int]):
+        super().__init__()
+        for index in kept:
+            self.add_module(str(index), layers[index])
+
+    def __getitem__(self, position):
+        return list(self)[position]
+
+
+def drop_removed_layers(state_dict: dict, prefix: str, kept: list[int]) -> None:
+    """Deletes, in place, the weights of layers that are not kept.
+
+    Args:
+        prefix: of the layers' names, such as ``w2v_encoder.w2v_model.encoder.layers.``
+    Raises:
+        ValueError: a kept layer is not in ``state_dict``
+    """
+    found = {name[len(prefix) :].split(".")[0] for name in state_dict if name.startswith(prefix)}
+    missing = sorted({str(index) for index in kept} - found, key=int)
+    if missing:
+        raise ValueError(
+            f"keep_layers names layers that the checkpoint lacks: {', '.join(missing)}; "
+            f"it holds {', '.join(sorted(found, key=int))}"
+        )
+    for name in list(state_dict):
+        if name.startswith(prefix) and int(name[len(prefix) :].split(".")[0]) not in kept:
+            del state_dict[name]
