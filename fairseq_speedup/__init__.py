@@ -2,18 +2,21 @@
 
 Give this package to fairseq as its user directory (``common.user_dir=fairseq_speedup`` for
 ``fairseq-hydra-train``, ``--user-dir fairseq_speedup`` for ``fairseq-generate``): importing it
-registers the model ``speedup_ctc`` and the task ``speedup_finetuning``.
+registers the model ``speedup_ctc``, the task ``speedup_finetuning`` and the criterion
+``ctc_exits``.
 
-The tree follows the data: ``waveform`` (waveform reduction) -> fairseq's encoder -> ``heads``
-(CTC head and logit upsampling) -> ``decoding``; ``models`` joins them, ``tasks`` feeds them.
+The tree follows the data: ``waveform`` (waveform reduction) -> fairseq's front-end ->
+``transformer`` (layers kept, early exits) -> ``heads`` (CTC head and logit upsampling) ->
+``decoding``; ``models`` joins them, ``tasks`` feeds them.
 """
 
 try:
     import fairseq  # noqa: F401
-except ImportError as error:
+except Exception as error:  # fairseq 0.12.2 raises ValueError on Python 3.11 and later
     raise ImportError(
         "fairseq_speedup is a fairseq plugin, and fairseq cannot be imported here "
-        f"({error}). Install it, for example with: pip install 'fairseq_speedup[fairseq]'"
+        f"({type(error).__name__}: {error}). The extra of that name brings a build that can: "
+        "pip install '.[fairseq]' in the plugin's checkout"
     ) from error
 
 from fairseq_speedup import checkpoints
@@ -22,4 +25,5 @@ __version__ = "0.1.0"
 
 checkpoints.install()
 
-from fairseq_speedup import models, tasks  # noqa: E402, F401  (registers them with fairseq)
+# registers them with fairseq
+from fairseq_speedup import criterions, models, tasks  # noqa: E402, F401

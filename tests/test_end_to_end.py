@@ -11,14 +11,15 @@ import editdistance
 import pytest
 import torch
 from conftest import USER_DIR, fairseq_command, generate, run_command, train, write_pretrained
+from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
+from fairseq_speedup.models.speedup_ctc import SpeedupCtcConfig, reduction_options, switched_on
 
 STOCK = ["model._name=wav2vec_ctc", "task._name=audio_finetuning"]
 # stock dataclasses do not know our options
 WITHOUT_OURS = [
-    f"~model.{name}"
-    for name in ("downsample", "downsample_factor", "logit_upsample", "head", "head_dim")
+    f"~model.{name}" for name in reduction_options(OmegaConf.structured(SpeedupCtcConfig))
 ] + ["~task.allow_infeasible_ctc"]
 CONV2 = ["model.downsample=conv", "model.downsample_factor=2", "model.logit_upsample=2"]
 
@@ -82,13 +83,10 @@ def check_results(folder: Path, corpus: Path, split: str = "test") -> dict:
 def test_a_reduced_model_is_decoded_whole_at_any_batch_size(reduced, corpus, tmp_path, batch_size):
     done = generate(corpus, last_checkpoint(reduced), tmp_path, "--batch-size", batch_size)
     compute = check_results(tmp_path, corpus)
-    assert compute["options"] == {
+    assert switched_on(compute["options"]) == {
         "downsample": "conv",
         "downsample_factor": 2.0,
-        "keep_layers": "all",
         "logit_upsample": 2,
-        "head": "linear",
-        "head_dim": 0,
     }
     assert compute["real_time_factor"] > 0
     assert compute["macs_per_second_by_stage"]["waveform_reduction"] > 0
@@ -118,6 +116,37 @@ def test_decoding_needs_no_pretrained_file(tmp_path, corpus):
     w2v_path.unlink()
     generate(corpus, last_checkpoint(tmp_path / "run"), tmp_path / "results")
     check_results(tmp_path / "results", corpus)
+
+
+def test_early_exits_are_trained_and_decoded_by_threshold(corpus, pretrained, tmp_path):
+    exits = ["model.exit_layers=upper", "criterion._name=ctc_exits"]
+    train(tmp_path, corpus, pretrained, *exits)
+    (row,) = re.findall(r"\[train\]\[INFO\] - ({.*})", log_of(tmp_path))
+    assert float(json.loads(row)["train_loss_exit_0"]) > 0
+    checkpoint = last_checkpoint(tmp_path)
+    layers = {}
+    for name, threshold in (("never", -1), ("always", 99)):
+        overrides = f"{{'exit_criterion': 'entropy', 'exit_threshold': {threshold}}}"
+        results = tmp_path / name
+        generate(corpus, checkpoint, results, "--batch-size", 4, "--model-overrides", overrides)
+        layers[name] = check_results(results, corpus)
+    assert layers["never"]["layers_run_histogram"] == {"2": 11}
+    assert layers["always"]["layers_run_histogram"] == {"1": 11}
+    assert layers["always"]["macs_per_second"] < layers["never"]["macs_per_second"]
+
+
+def test_exits_with_a_stock_criterion_are_refused(corpus, pretrained, tmp_path):
+    done = train(tmp_path, corpus, pretrained, "model.exit_layers=upper", check=False)
+    assert done.returncode
+    assert "criterion=ctc does not train the heads of model.exit_layers" in done.stderr
+
+
+def test_a_list_of_layers_is_kept_and_further_reduced_at_decoding(corpus, tmp_path):
+    w2v_path = write_pretrained(tmp_path / "deep.pt", encoder_layers=6)
+    train(tmp_path, corpus, w2v_path, 'model.keep_layers="0,2,3,5"')
+    overrides = "{'keep_layers': '0,5'}"
+    generate(corpus, last_checkpoint(tmp_path), tmp_path / "r", "--model-overrides", overrides)
+    assert check_results(tmp_path / "r", corpus)["options"]["keep_layers"] == "0,5"
 
 
 def test_reports_of_several_subsets_are_kept(reduced, corpus, tmp_path):
@@ -207,14 +236,11 @@ def test_sentencepiece_labels_from_the_helper_to_decoding(corpus, pretrained, tm
     generate(data, last_checkpoint(tmp_path / "run"), tmp_path / "results", *options)
     check_results(tmp_path / "results", data)
 
-
-def test_spm_labels_with_letter_scoring_are_refused(corpus, pretrained, tmp_path):
-    data = tmp_path / "data"
-    shutil.copytree(corpus, data)
-    main(["spm", str(data), "--vocab-size", "16"])
-    done = train(tmp_path / "run", data, pretrained, "task.labels=spm", check=False)
-    assert done.returncode
-    assert "set criterion.post_process=sentencepiece" in done.stderr
+    done = train(tmp_path / "wrong", data, pretrained, "task.labels=spm", check=False)
+    assert "criterion.post_process=letter does not fit the labels spm" in done.stderr
+    checkpoint = last_checkpoint(tmp_path / "run")
+    done = generate(data, checkpoint, None, "--labels", "spm", check=False)
+    assert "--post-process letter does not fit the labels spm" in done.stderr
 
 
 def test_another_dictionary_than_the_checkpoints_is_refused(reduced, corpus, tmp_path):

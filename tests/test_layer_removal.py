@@ -7,7 +7,7 @@ from torch import nn
 
 from fairseq_speedup.profiling.fvcore_count import fvcore_macs
 from fairseq_speedup.profiling.macs import MacCounter
-from fairseq_speedup.transformer import parse_keep_layers
+from fairseq_speedup.transformer.layer_removal import parse_keep_layers
 
 
 @pytest.fixture(scope="module")

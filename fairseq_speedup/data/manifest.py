@@ -91,5 +91,14 @@ def infer_labels(folder: str) -> str:
     return found[0]
 
 
+def check_post_process(labels: str | None, post_process: str | None, option="--post-process "):
+    """Raises ManifestError where sentencepiece labels would be put together into words as if they
+    were something else, which gives a wrong WER."""
+    if labels == "spm" and post_process != "sentencepiece":
+        raise ManifestError(
+            f"{option}{post_process} does not fit the labels spm: use {option}sentencepiece"
+        )
+
+
 def _files_in(folder: str) -> list[str]:
     return os.listdir(folder) if os.path.isdir(folder) else []

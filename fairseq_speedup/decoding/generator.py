@@ -62,24 +62,28 @@ class CtcGenerator:
             log_posteriors(models, net_input)  # not timed: first calls allocate and tune
             self.warm = True
         with self.meter.encoding():
-            log_probs, lengths = log_posteriors(models, net_input)
+            log_probs, lengths, num_layers_run = log_posteriors(models, net_input)
         with self.meter.decoding():
             hypotheses = self.decoder.decode(log_probs, lengths)
-        self.meter.count(lengths_of(net_input.get("padding_mask"), net_input["source"]))
+        num_samples = lengths_of(net_input.get("padding_mask"), net_input["source"])
+        self.meter.count(num_samples, num_layers_run)
         return hypotheses
 
 
-def log_posteriors(models, net_input: dict) -> tuple[torch.Tensor, torch.Tensor]:
+def log_posteriors(models, net_input: dict):
     """
     Returns:
-        log-probabilities (T, B, V) averaged over ``models``, and valid frames (B,)
+        log-probabilities (T, B, V) averaged over ``models``; valid frames (B,); layers run (B,)
+        by the one model with early exits, or None
     """
     outputs = []
+    num_layers_run = None
     for model in models:
         net_output = model(**net_input)
         log_probs = model.get_normalized_probs(net_output, log_probs=True)
         batch_first = log_probs.transpose(0, 1)  # T x B x V -> B x T x V
         lengths = lengths_of(net_output["padding_mask"], batch_first)
+        num_layers_run = net_output.get("num_layers_run") if len(models) == 1 else None
         outputs.append((log_probs, lengths))
     log_probs, lengths = outputs[0]
     if len(outputs) > 1:
@@ -91,4 +95,4 @@ def log_posteriors(models, net_input: dict) -> tuple[torch.Tensor, torch.Tensor]
             )
         stacked = torch.stack([each for each, _ in outputs])
         log_probs = utils.log_softmax(torch.logsumexp(stacked, dim=0), dim=-1)
-    return log_probs, lengths
+    return log_probs, lengths, num_layers_run

@@ -1,12 +1,9 @@
 """One run of ``fairseq-generate``: that no utterance is lost, and what it cost."""
 
-import logging
 import os
 
 from fairseq_speedup.models.speedup_ctc import reduction_options
 from fairseq_speedup.profiling.compute import summary_line, write_report
-
-logger = logging.getLogger(__name__)
 
 FAIRSEQ_DEFAULT_MAX_TOKENS = 12000  # what fairseq-generate sets when no batch size is given
 DEFAULT_MAX_SAMPLES = 1_600_000  # 100 s at 16 kHz
@@ -27,15 +24,13 @@ class DecodingRun:
         self.cfg = cfg
         self.meter = None  # set when the generator is built
 
-    def limit_batches(self, dataset, kwargs: dict) -> None:
-        """Makes sure that the batch size in ``kwargs`` admits the longest utterance."""
-        max_samples = kwargs.get("max_tokens")
-        if max_samples == FAIRSEQ_DEFAULT_MAX_TOKENS and kwargs.get("max_sentences") is None:
-            max_samples = kwargs["max_tokens"] = DEFAULT_MAX_SAMPLES
-            logger.info(
-                "no batch size is given: batches of up to %d samples; "
-                "set --batch-size (utterances) or --max-tokens (samples)",
-                max_samples,
+    def admit_longest(self, dataset, max_samples: int | None, max_utterances: int | None):
+        """The batch size in samples, checked: it must admit the longest utterance."""
+        if max_samples == FAIRSEQ_DEFAULT_MAX_TOKENS and max_utterances is None:
+            max_samples = DEFAULT_MAX_SAMPLES
+            print(
+                f"no batch size is given: batches of up to {max_samples} samples; set "
+                "--batch-size (utterances) or --max-tokens (samples)"
             )
         longest = max(dataset.num_tokens(i) for i in range(len(dataset)))
         if max_samples is not None and longest > max_samples:
@@ -43,6 +38,7 @@ class DecodingRun:
                 f"--max-tokens {max_samples} is smaller than the longest utterance, which has "
                 f"{longest} samples: give at least that many, or --batch-size instead"
             )
+        return max_samples
 
     def watch(self, iterator, dataset) -> None:
         """Reports when the epoch iterator's one epoch ends.

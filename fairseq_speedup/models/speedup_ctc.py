@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from fairseq.models import register_model
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig, Wav2VecCtc, Wav2VecEncoder
+from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError, read_pretrained
 from fairseq_speedup.heads import HeadConfig, build_head, check_head, upsample_logits
@@ -17,7 +18,14 @@ from fairseq_speedup.lengths import (
     needed_conv_stack_length,
     padding_mask_of,
 )
-from fairseq_speedup.transformer import (
+from fairseq_speedup.transformer.early_exit import (
+    EarlyExit,
+    EarlyExitConfig,
+    EveryoneLeft,
+    check_exit,
+    parse_exit_layers,
+)
+from fairseq_speedup.transformer.layer_removal import (
     KeptLayers,
     LayerRemovalConfig,
     drop_removed_layers,
@@ -29,7 +37,9 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class SpeedupCtcConfig(WaveformReductionConfig, LayerRemovalConfig, HeadConfig, Wav2Vec2CtcConfig):
+class SpeedupCtcConfig(
+    WaveformReductionConfig, LayerRemovalConfig, EarlyExitConfig, HeadConfig, Wav2Vec2CtcConfig
+):
     """Everything of ``wav2vec_ctc``, and one config for each stage that can be reduced."""
 
 
@@ -63,6 +73,7 @@ class SpeedupEncoder(Wav2VecEncoder):
     def __init__(self, cfg: SpeedupCtcConfig, num_labels: int):
         waveform_reduction = build_waveform_reduction(cfg)
         check_head(cfg)
+        check_exit(cfg)
         pretrained = None
         if cfg.w2v_args is None:
             pretrained = read_pretrained(cfg)
@@ -81,6 +92,7 @@ class SpeedupEncoder(Wav2VecEncoder):
             self.w2v_model.encoder.layers = KeptLayers(layers, self.kept_layers)
         if cfg.head != "linear" or cfg.logit_upsample > 1:
             self.proj = build_head(cfg, self.proj.in_features, num_labels)
+        self._build_exits(cfg, num_labels)
         self._let_gradient_through_front_end()
 
     def load_pretrained(self, pretrained: dict, cfg: SpeedupCtcConfig) -> None:
@@ -103,10 +115,34 @@ class SpeedupEncoder(Wav2VecEncoder):
             self.w2v_model.feature_grad_mult = 1.0
             self.w2v_model.feature_extractor.requires_grad_(False)
 
+    def _build_exits(self, cfg: SpeedupCtcConfig, num_labels: int) -> None:
+        self.exit = None
+        exits = parse_exit_layers(cfg.exit_layers, self.kept_layers)
+        if not exits:
+            return
+        encoder = self.w2v_model.encoder
+        if cfg.exit_heads_only:
+            self.requires_grad_(False)
+        self.exit_heads = nn.ModuleDict(
+            {str(index): build_head(cfg, encoder.embedding_dim, num_labels) for index in exits}
+        )
+        self.exit = EarlyExit(encoder.layers, self.kept_layers, exits, self._exit_logits, cfg)
+
+    def _exit_logits(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (T', B, V) of the exit after ``layer``, from its hidden states (T, B, C)."""
+        if self.w2v_model.encoder.layer_norm_first:
+            hidden = self.w2v_model.encoder.layer_norm(hidden)
+        logits = self.exit_heads[str(layer)](self.final_dropout(hidden))
+        return upsample_logits(logits, self.logit_upsample)
+
+    def frame_lengths(self, num_samples):
+        """Frames in the transformer of utterances of ``num_samples``."""
+        reduced = self.waveform_reduction.output_lengths(num_samples)
+        return conv_stack_length(reduced, self.conv_layers)
+
     def output_lengths(self, num_samples):
         """Logit frames of utterances of ``num_samples`` (int, numpy array or tensor)."""
-        reduced = self.waveform_reduction.output_lengths(num_samples)
-        return conv_stack_length(reduced, self.conv_layers) * self.logit_upsample
+        return self.frame_lengths(num_samples) * self.logit_upsample
 
     def needed_samples(self) -> int:
         """The shortest waveform, in samples, that gives one encoder frame."""
@@ -128,8 +164,11 @@ class SpeedupEncoder(Wav2VecEncoder):
         waveform, lengths = self.waveform_reduction(source, num_samples)
         if waveform is not source:
             padding_mask = padding_mask_of(lengths, waveform.size(1))
-        output = super().forward(source=waveform, padding_mask=padding_mask, **kwargs)
-        logits = upsample_logits(output["encoder_out"], self.logit_upsample)
+        if self.exit is None:
+            output = super().forward(source=waveform, padding_mask=padding_mask, **kwargs)
+            logits = upsample_logits(output["encoder_out"], self.logit_upsample)
+        else:
+            output, logits = self._forward_with_exits(waveform, padding_mask, num_samples, kwargs)
         expected = self.output_lengths(source.size(1))
         if logits.size(0) != expected:
             raise AssertionError(
@@ -141,6 +180,24 @@ class SpeedupEncoder(Wav2VecEncoder):
                 self.logit_upsample, dim=1
             )
         return {**output, "encoder_out": logits}
+
+    def _forward_with_exits(self, waveform, padding_mask, num_samples, kwargs):
+        """The encoder's output with ``num_layers_run`` (B,) and, in training, ``exit_logits`` of
+        every exit; and the logits (T', B, V)."""
+        lengths = self.frame_lengths(num_samples)
+        self.exit.start(lengths, self.logit_upsample, training=self.training)
+        try:
+            output = super().forward(source=waveform, padding_mask=padding_mask, **kwargs)
+            logits = upsample_logits(output["encoder_out"], self.logit_upsample)
+        except EveryoneLeft:
+            mask = padding_mask_of(lengths, int(lengths.max()))
+            output, logits = {"padding_mask": mask if mask.any() else None}, None
+        finally:
+            batch = self.exit.finish()
+        if logits is None or batch.has_left:
+            logits = batch.put_exit_logits(logits)
+        output |= {"exit_logits": batch.exit_logits, "num_layers_run": batch.num_layers_run}
+        return output, logits
 
     def _check_long_enough(self, num_samples: torch.Tensor) -> None:
         shortest, needed = int(num_samples.min()), self.needed_samples()
@@ -163,8 +220,23 @@ class SpeedupCtc(Wav2VecCtc):
         return cls(cfg, SpeedupEncoder(cfg, len(task.target_dictionary)))
 
     def upgrade_state_dict_named(self, state_dict, name):
-        """Leaves out the layers that this model does not keep: a checkpoint may hold more."""
+        """Fits a checkpoint to this model's layers and exits: layers and exit heads that the model
+        lacks are left out, an exit head that the checkpoint lacks starts as its last head."""
         if isinstance(self.w2v_encoder.w2v_model.encoder.layers, KeptLayers):
             prefix = "w2v_encoder.w2v_model.encoder.layers."
             drop_removed_layers(state_dict, prefix, self.w2v_encoder.kept_layers)
+        fit_exit_heads(state_dict, getattr(self.w2v_encoder, "exit_heads", {}))
         return super().upgrade_state_dict_named(state_dict, name)
+
+
+def fit_exit_heads(state_dict: dict, exit_heads) -> None:
+    """See :meth:`SpeedupCtc.upgrade_state_dict_named`; works in place."""
+    prefix, last = "w2v_encoder.exit_heads.", "w2v_encoder.proj."
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        if key[len(prefix) :].split(".")[0] not in exit_heads:
+            del state_dict[key]
+    for index in exit_heads:
+        if not any(key.startswith(f"{prefix}{index}.") for key in state_dict):
+            logger.warning("the checkpoint has no head for exit %s: it starts as the last", index)
+            for key in [key for key in state_dict if key.startswith(last)]:
+                state_dict[f"{prefix}{index}.{key[len(last) :]}"] = state_dict[key].clone()

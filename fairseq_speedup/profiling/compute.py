@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class ComputeMeter:
         self.encoder_seconds = 0.0
         self.decoder_seconds = 0.0
         self.num_samples: list[int] = []
+        self.num_layers_run: list[int] = []  # only of models with exits
 
     @contextlib.contextmanager
     def encoding(self):
@@ -46,12 +48,15 @@ class ComputeMeter:
         yield
         self.decoder_seconds += self._now() - start
 
-    def count(self, num_samples: torch.Tensor) -> None:
+    def count(self, num_samples: torch.Tensor, num_layers_run: torch.Tensor | None = None) -> None:
         """
         Args:
             num_samples: (B,), true lengths of a batch
+            num_layers_run: (B,), layers each ran before it left, of a model with exits
         """
         self.num_samples.extend(num_samples.tolist())
+        if num_layers_run is not None:
+            self.num_layers_run.extend(num_layers_run.tolist())
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -67,7 +72,10 @@ class ComputeMeter:
             "parameters": sum(p.numel() for m in self.models for p in m.parameters()),
             "num_utterances": len(self.num_samples),
             "audio_seconds": audio_seconds,
-            **macs_report(self.models, np.array(self.num_samples), self.sample_rate),
+            **macs_report(
+                self.models, np.array(self.num_samples), self.sample_rate, self.num_layers_run
+            ),
+            **exit_report(self.num_layers_run),
             "encoder_seconds": self.encoder_seconds,
             "decoder_seconds": self.decoder_seconds,
             "real_time_factor": seconds / audio_seconds if audio_seconds else None,
@@ -77,8 +85,22 @@ class ComputeMeter:
         }
 
 
-def macs_report(models, num_samples: np.ndarray, sample_rate: int) -> dict:
-    """MACs per second of audio, in all and by stage, and their check against fvcore."""
+def exit_report(num_layers_run: list[int]) -> dict:
+    """Mean and histogram of the layers that utterances ran; empty without exits."""
+    if not num_layers_run:
+        return {}
+    histogram = Counter(num_layers_run)
+    return {
+        "mean_layers_run": sum(num_layers_run) / len(num_layers_run),
+        "layers_run_histogram": {str(layers): histogram[layers] for layers in sorted(histogram)},
+    }
+
+
+def macs_report(
+    models, num_samples: np.ndarray, sample_rate: int, num_layers_run: list[int]
+) -> dict:
+    """MACs per second of audio, in all and by stage, and their check against fvcore on the
+    shortest utterance, through all layers."""
     if len(num_samples) == 0:
         return {"macs_per_second": None}
     try:
@@ -86,7 +108,8 @@ def macs_report(models, num_samples: np.ndarray, sample_rate: int) -> dict:
     except UncountableError as error:
         return {"macs_per_second": None, "macs_note": str(error)}
     audio_seconds = num_samples.sum() / sample_rate
-    counts = [counter.count(num_samples).sum().as_dict() for counter in counters]
+    layers = np.array(num_layers_run) if num_layers_run else None
+    counts = [counter.count(num_samples, layers).sum().as_dict() for counter in counters]
     by_stage = {stage: sum(count[stage] for count in counts) / audio_seconds for stage in counts[0]}
     checked = int(num_samples.min())
     return {
@@ -110,6 +133,7 @@ def summary_line(report: dict) -> str:
         + f"encoder {report['encoder_seconds']:.2f} s, decoder {report['decoder_seconds']:.2f} s, "
         f"real-time factor {report['real_time_factor']:.5f}, "
         f"peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB"
+        + (f", {report['mean_layers_run']:.2f} layers" if "mean_layers_run" in report else "")
     )
 
 

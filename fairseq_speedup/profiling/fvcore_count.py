@@ -58,8 +58,12 @@ def _pad_to_multiple(x, multiple, dim=-1, value=0):
 
 
 @contextlib.contextmanager
-def _traceable():
-    """Lets fairseq's encoder be traced, and fvcore list no operators that it leaves out."""
+def _traceable(encoder):
+    """Lets fairseq's encoder be traced, through all layers whatever exits it has, and fvcore list
+    no operators that it leaves out."""
+    exits = getattr(encoder, "exit", None)
+    if exits is not None:
+        encoder.exit = None
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level, pad_to_multiple = logger.level, wav2vec2.pad_to_multiple
     logger.setLevel(logging.ERROR)
@@ -69,12 +73,14 @@ def _traceable():
     finally:
         logger.setLevel(level)
         wav2vec2.pad_to_multiple = pad_to_multiple
+        if exits is not None:
+            encoder.exit = exits
 
 
 def fvcore_macs(model, num_samples: int) -> Macs:
     """Counts one utterance of ``num_samples`` by tracing ``model`` (``w2v_encoder`` inside).
 
-    The model runs once, in eval mode, on its own device.
+    The model runs once, in eval mode, on its own device, through all its layers.
     """
     was_training = model.training
     model.eval()
@@ -82,7 +88,7 @@ def fvcore_macs(model, num_samples: int) -> Macs:
     source = torch.zeros(1, num_samples, device=parameter.device, dtype=parameter.dtype)
     source[0, ::2] = 0.1  # any signal: counts do not depend on it
     try:
-        with torch.no_grad(), _traceable():
+        with torch.no_grad(), _traceable(model.w2v_encoder):
             analysis = FlopCountAnalysis(_Encoder(model.w2v_encoder), source)
             analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
             for name in NOT_COUNTED:

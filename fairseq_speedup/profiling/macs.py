@@ -64,13 +64,18 @@ class MacCounter:
         self.head_macs_per_frame = sum(
             m.weight.numel() for m in encoder.proj.modules() if isinstance(m, nn.Linear)
         )
+        self.exits = getattr(encoder, "exit", None)
         self.with_attention = count == "full"
         for layer in self.w2v.encoder.layers:
             if type(layer) is not TransformerSentenceEncoderLayer:
                 raise UncountableError(f"MACs of {type(layer).__name__} are not known")
 
-    def count(self, num_samples) -> Macs:
-        """MACs of utterances of ``num_samples`` (array), each alone, without padding."""
+    def count(self, num_samples, num_layers_run=None) -> Macs:
+        """MACs of utterances of ``num_samples`` (array), each alone, without padding.
+
+        Args:
+            num_layers_run: layers that each ran before it left (array); None for all
+        """
         num_samples = np.asarray(num_samples, dtype=np.int64)
         reduction_macs = num_samples * 0
         if self.reduction is not None:
@@ -80,9 +85,18 @@ class MacCounter:
         return Macs(
             waveform_reduction=reduction_macs,
             front_end=front_end_macs,
-            transformer=self._transformer(num_frames),
-            head=num_frames * self.head_macs_per_frame,
+            transformer=self._transformer(num_frames, num_layers_run),
+            head=num_frames * self.head_macs_per_frame * self._num_heads_run(num_layers_run),
         )
+
+    def _num_heads_run(self, num_layers_run):
+        """Heads that each utterance asked: its exits and, had it stayed, the last."""
+        if self.exits is None or num_layers_run is None or self.exits.criterion is None:
+            return 1
+        num_layers_run = np.asarray(num_layers_run)
+        positions = np.array([self.exits.position(index) for index in self.exits.exits])
+        reached = (num_layers_run[:, None] > positions[None, :]).sum(axis=1)
+        return reached + (num_layers_run == len(self.w2v.encoder.layers))
 
     def _front_end(self, length):
         macs = 0
@@ -94,7 +108,7 @@ class MacCounter:
             macs = macs + length * self.w2v.post_extract_proj.weight.numel()
         return macs, length
 
-    def _transformer(self, num_frames):
+    def _transformer(self, num_frames, num_layers_run):
         encoder = self.w2v.encoder
         macs = 0
         for conv in encoder.pos_conv.modules():
@@ -104,12 +118,17 @@ class MacCounter:
                 macs = macs + outputs * _conv_weights(conv)
         # fairseq computes attention on a length rounded up to a multiple, 2 by default
         num_frames = multiple_length(num_frames, encoder.required_seq_len_multiple)
-        for layer in encoder.layers:
-            macs = macs + num_frames * (layer.fc1.weight.numel() + layer.fc2.weight.numel())
-            if self.with_attention:
-                width = layer.embedding_dim
-                macs = macs + num_frames * 4 * width * width  # q, k, v, out
-                macs = macs + 2 * num_frames * num_frames * width  # q.k and weights.v
+        for position, layer in enumerate(encoder.layers):
+            was_run = 1 if num_layers_run is None else np.asarray(num_layers_run) > position
+            macs = macs + was_run * self._layer(layer, num_frames)
+        return macs
+
+    def _layer(self, layer, num_frames):
+        macs = num_frames * (layer.fc1.weight.numel() + layer.fc2.weight.numel())
+        if self.with_attention:
+            width = layer.embedding_dim
+            macs = macs + num_frames * 4 * width * width  # q, k, v, out
+            macs = macs + 2 * num_frames * num_frames * width  # q.k and weights.v
         return macs
 
 

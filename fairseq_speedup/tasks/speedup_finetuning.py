@@ -4,7 +4,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 
-from fairseq.data import Dictionary
+from fairseq.data import Dictionary, FileAudioDataset
 from fairseq.dataclass.utils import merge_with_parent
 from fairseq.tasks import register_task
 from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetuningTask
@@ -12,7 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from fairseq_speedup.data.audio import CheckedAudioDataset
 from fairseq_speedup.data.feasibility import check_feasibility, report_feasibility
-from fairseq_speedup.data.manifest import ManifestError, infer_labels, read_labels, read_manifest
+from fairseq_speedup.data.manifest import (
+    ManifestError,
+    check_post_process,
+    infer_labels,
+    read_labels,
+    read_manifest,
+)
 from fairseq_speedup.decoding.generator import CtcGenerator, check_generation
 from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.run import DecodingRun
@@ -54,6 +60,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         super().__init__(cfg)
         self.sample_rate = cfg.sample_rate  # in Hz; a checkpoint's own when decoding
         self.lengths = None  # of the model being trained or decoded
+        self.has_exits = False
         self.profile = None
         self.zero_infinity = True
         self.decoding_run = None
@@ -89,16 +96,19 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     def build_model(self, model_cfg, from_checkpoint=False):
         model = super().build_model(model_cfg, from_checkpoint)
         self.lengths = model_lengths(model)
+        self.has_exits = getattr(model.w2v_encoder, "exit", None) is not None
         self.profile = TrainingProfile(model, self.sample_rate)
         if from_checkpoint:
             self._watch_for_inference(model)
         return model
 
     def build_criterion(self, cfg: DictConfig, from_checkpoint=False):
-        if self.cfg.labels == "spm" and cfg.get("post_process", "sentencepiece") == "letter":
+        if cfg.get("post_process") is not None:
+            check_post_process(self.cfg.labels, cfg.post_process, option="criterion.post_process=")
+        if self.has_exits and cfg._name != "ctc_exits":
             raise ValueError(
-                "criterion.post_process=letter does not fit task.labels=spm: "
-                "set criterion.post_process=sentencepiece"
+                f"criterion={cfg._name} does not train the heads of model.exit_layers: "
+                "set criterion._name=ctc_exits"
             )
         self.zero_infinity = cfg.get("zero_infinity", True)
         return super().build_criterion(cfg, from_checkpoint)
@@ -109,6 +119,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
 
         def prepare_for_inference_(cfg):
             check_generation(cfg.generation)
+            check_post_process(self.cfg.labels, cfg.common_eval.post_process)
             self.decoding_run = DecodingRun(cfg)
             return prepare(cfg)
 
@@ -141,7 +152,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
 
         training = "data_selector" in kwargs
         with_labels = self.datasets[split]
-        if not isinstance(with_labels.dataset, CheckedAudioDataset.__base__):
+        if not isinstance(with_labels.dataset, FileAudioDataset):
             logger.warning("%s: a subsample is not checked", split)
             return
         audio = CheckedAudioDataset.of(with_labels.dataset, split, skip_bad=training)
@@ -198,14 +209,18 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         for index in bad:
             audio.leave_out(index)
 
-    def get_batch_iterator(self, dataset, required_batch_size_multiple=1, **kwargs):
+    def get_batch_iterator(self, dataset, max_tokens=None, max_sentences=None, **kwargs):
         """fairseq's, except that ``required_batch_size_multiple`` is always 1: fairseq drops the
         last batch where it is no multiple, in training, validation and decoding."""
-        if self.decoding_run is not None:
-            self.decoding_run.limit_batches(dataset, kwargs)
-        iterator = super().get_batch_iterator(dataset, required_batch_size_multiple=1, **kwargs)
-        if self.decoding_run is not None:
-            self.decoding_run.watch(iterator, dataset)
+        run = self.decoding_run
+        if run is not None:
+            max_tokens = run.admit_longest(dataset, max_tokens, max_sentences)
+        kwargs["required_batch_size_multiple"] = 1
+        iterator = super().get_batch_iterator(
+            dataset, max_tokens=max_tokens, max_sentences=max_sentences, **kwargs
+        )
+        if run is not None:
+            run.watch(iterator, dataset)
         return iterator
 
     # -- steps -----------------------------------------------------------------------------------

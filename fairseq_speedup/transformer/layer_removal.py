@@ -1,4 +1,4 @@
-"""The transformer, reduced: which of its layers are kept."""
+"""Layer removal: keep some of the transformer's layers."""
 
 import re
 from collections.abc import Sequence
@@ -27,25 +27,34 @@ def parse_keep_layers(keep_layers: str, num_layers: int) -> list[int]:
     """
     if keep_layers == "all":
         return list(range(num_layers))
-    field_and_value = f"keep_layers={keep_layers}"
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*,?\s*", keep_layers):
-        raise ValueError(
-            f"{field_and_value} is neither 'all', a number of layers nor a list of indices "
-            "such as '0,2,4,6'"
-        )
-    numbers = [int(number) for number in keep_layers.split(",") if number.strip()]
+    numbers = parse_indices("keep_layers", keep_layers, "'all', a number of layers")
     if "," not in keep_layers:
         if not 1 <= numbers[0] <= num_layers:
             raise ValueError(
-                f"{field_and_value} is out of range: the model has {num_layers} layers"
+                f"keep_layers={keep_layers} is out of range: the model has {num_layers} layers"
             )
         return list(range(numbers[0]))
-    if max(numbers) >= num_layers:
+    if numbers[-1] >= num_layers:
         raise ValueError(
-            f"{field_and_value} is out of range: the model has layers 0 to {num_layers - 1}"
+            f"keep_layers={keep_layers} is out of range: the model has layers 0 to {num_layers - 1}"
         )
+    return numbers
+
+
+def parse_indices(option: str, value: str, other_values: str) -> list[int]:
+    """``"0,2,4"`` as numbers; a ValueError where it is no list, repeats or is out of order.
+
+    Args:
+        option: name of the option, for messages
+        other_values: what else the option may be, for messages
+    """
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*,?\s*", value):
+        raise ValueError(
+            f"{option}={value} is neither {other_values} nor a list of indices such as '0,2,4,6'"
+        )
+    numbers = [int(number) for number in value.split(",") if number.strip()]
     if sorted(set(numbers)) != numbers:
-        raise ValueError(f"{field_and_value} repeats a layer or is not in rising order")
+        raise ValueError(f"{option}={value} repeats a layer or is not in rising order")
     return numbers
 
 

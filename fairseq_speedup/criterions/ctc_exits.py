@@ -1,0 +1,73 @@
+"""``ctc_exits``: fairseq's CTC loss, summed over the exits of an early-exit model."""
+
+import math
+from dataclasses import dataclass, field
+
+from fairseq import utils
+from fairseq.criterions import register_criterion
+from fairseq.criterions.ctc import CtcCriterion, CtcCriterionConfig
+from fairseq.logging import metrics
+
+PREFIX = "loss_exit_"
+
+
+@dataclass
+class CtcExitsConfig(CtcCriterionConfig):
+    exit_loss_weight: float = field(
+        default=1.0,
+        metadata={"help": "weight of each exit's CTC loss; the last layer's weighs 1"},
+    )
+
+
+@register_criterion("ctc_exits", dataclass=CtcExitsConfig)
+class CtcExitsCriterion(CtcCriterion):
+    """The last layer's CTC loss plus, in training, the weighted losses of every exit
+    (arXiv 2303.06740 sums them). Validation is fairseq's: the loss and WER of what the model would
+    output, at its exits if exit_criterion is set."""
+
+    def __init__(self, cfg: CtcExitsConfig, task):
+        if not 0 <= cfg.exit_loss_weight < math.inf:
+            raise ValueError(
+                f"criterion.exit_loss_weight={cfg.exit_loss_weight} is out of range; "
+                "it must be 0 or more"
+            )
+        super().__init__(cfg, task)
+        self.exit_loss_weight = cfg.exit_loss_weight
+
+    def forward(self, model, sample, reduce=True, **kwargs):
+        output = model(**sample["net_input"])
+        loss, sample_size, logging_output = super().forward(_Computed(model, output), sample)
+        for layer, logits in output.get("exit_logits", {}).items():
+            # fairseq writes into a padded batch's logits: each exit gets a dict of its own
+            exit_output = {"encoder_out": logits, "padding_mask": output["padding_mask"]}
+            exit_loss, _, _ = super().forward(_Computed(model, exit_output), sample)
+            loss = loss + self.exit_loss_weight * exit_loss
+            logging_output[f"{PREFIX}{layer}"] = utils.item(exit_loss.data)
+        logging_output["loss"] = utils.item(loss.data)
+        return loss, sample_size, logging_output
+
+    @staticmethod
+    def reduce_metrics(logging_outputs) -> None:
+        CtcCriterion.reduce_metrics(logging_outputs)
+        sample_size = utils.item(sum(log.get("sample_size", 0) for log in logging_outputs))
+        names = sorted({name for log in logging_outputs for name in log if name.startswith(PREFIX)})
+        for name in names:
+            loss = utils.item(sum(log.get(name, 0) for log in logging_outputs))
+            metrics.log_scalar(name, loss / sample_size / math.log(2), sample_size, round=3)
+
+
+class _Computed:
+    """A model whose output is already there: fairseq's criterion calls the model itself."""
+
+    def __init__(self, model, output):
+        self.training = model.training
+        self.get_normalized_probs = _unwrapped(model).get_normalized_probs
+        self.output = output
+
+    def __call__(self, **net_input):
+        return self.output
+
+
+def _unwrapped(model):
+    """The model inside a distributed wrapper."""
+    return model if hasattr(model, "get_normalized_probs") else model.module

@@ -1,0 +1,232 @@
+"""Early exit: per utterance, real, and the same alone as in a batch."""
+
+import pytest
+import torch
+from conftest import Labels, batch_of, build_model, write_pretrained
+from omegaconf import OmegaConf
+
+from fairseq_speedup.criterions import CtcExitsConfig, CtcExitsCriterion
+from fairseq_speedup.profiling.macs import MacCounter
+from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA, parse_exit_layers
+
+COUNTS = [9000, 4000, 7000, 5500, 8000]
+
+
+@pytest.fixture(scope="module")
+def six_layers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("six")
+    paths = {}
+    for pre_norm in (False, True):
+        path = folder / f"{pre_norm}.pt"
+        write_pretrained(path, encoder_layers=6, layer_norm_first=pre_norm)
+        state = torch.load(path)
+        for name, weight in state["model"].items():
+            if "fc2.weight" in name:  # layers at random change almost nothing: let them
+                weight *= 30
+        torch.save(state, path)
+        paths[pre_norm] = path
+    return paths
+
+
+def build_exits(path, exit_layers="1,2,4", **options):
+    return build_model(path, exit_layers=exit_layers, **options)
+
+
+@torch.no_grad()
+def run(model, net_input):
+    output = model(**net_input)
+    return model.get_logits(output), output
+
+
+def alone(net_input, i):
+    count = COUNTS[i]
+    return {"source": net_input["source"][i : i + 1, :count], "padding_mask": None}
+
+
+def spread_threshold(model, net_input, criterion):
+    """A threshold at which the utterances of a batch leave after different layers: one that
+    parts what the criterion measures at the first exit, found by bisection on its answers."""
+    values = []
+
+    def measure(_, **arguments):
+        low = torch.full(arguments["lengths"].shape, -10.0)
+        high = -low
+        for _ in range(40):
+            middle = (low + high) / 2
+            above = EXIT_CRITERIA[criterion](middle, **arguments) == (criterion == "entropy")
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        values.extend(low.tolist())
+        return torch.zeros_like(low, dtype=torch.bool)
+
+    exits = model.w2v_encoder.exit
+    exits.criterion, kept = measure, exits.criterion
+    run(model, net_input)
+    exits.criterion = kept
+    at_first_exit = sorted(values[: len(COUNTS)])
+    return sum(at_first_exit[1:3]) / 2
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("criterion", ["entropy", "similarity"])
+@pytest.mark.parametrize("logit_upsample", [1, 2])
+def test_utterances_that_leave_apart_decode_as_alone(
+    six_layers, pre_norm, criterion, logit_upsample
+):
+    model = build_exits(
+        six_layers[pre_norm], exit_criterion=criterion, logit_upsample=logit_upsample
+    )
+    net_input = batch_of(COUNTS)
+    model.w2v_encoder.exit.threshold = spread_threshold(model, net_input, criterion)
+    logits, output = run(model, net_input)
+    layers_run = output["num_layers_run"].tolist()
+    assert len(set(layers_run)) > 1  # else the test shows nothing
+    for i in range(len(COUNTS)):
+        expected, alone_output = run(model, alone(net_input, i))
+        assert alone_output["num_layers_run"].tolist() == [layers_run[i]]
+        frames = expected.size(0)
+        torch.testing.assert_close(logits[:frames, i], expected[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_an_exit_equals_the_model_cut_there_with_that_head(six_layers):
+    path = six_layers[True]
+    model = build_exits(path, exit_criterion="layer", exit_threshold=2)
+    net_input = batch_of(COUNTS)
+    logits, output = run(model, net_input)
+    assert output["num_layers_run"].tolist() == [3] * len(COUNTS)
+    cut = build_model(path, keep_layers="3")
+    cut.w2v_encoder.proj = model.w2v_encoder.exit_heads["2"]
+    torch.testing.assert_close(logits, run(cut, net_input)[0])
+
+
+def test_layers_really_run_are_counted_by_the_layers_themselves(six_layers):
+    model = build_exits(six_layers[False], exit_criterion="entropy")
+    net_input = batch_of(COUNTS)
+    model.w2v_encoder.exit.threshold = spread_threshold(model, net_input, "entropy")
+    seen = []  # (layer, utterances, frames) of each call of a layer's feed-forward network
+    for index, layer in enumerate(model.w2v_encoder.w2v_model.encoder.layers):
+        layer.fc1.register_forward_pre_hook(
+            lambda _, args, index=index: seen.append((index, args[0].size(1), args[0].size(0)))
+        )
+    _, output = run(model, net_input)
+    layers_run = output["num_layers_run"]
+    frames = model.w2v_encoder.frame_lengths(torch.tensor(COUNTS))
+    for index, num_utterances, num_frames in seen:
+        assert num_utterances == int((layers_run > index).sum())
+        longest = int(frames[layers_run > index].max())
+        assert num_frames in (longest, longest + 1)  # fairseq rounds up to even
+    assert {index for index, _, _ in seen} == set(range(int(layers_run.max())))
+
+
+def test_when_everyone_leaves_the_rest_is_not_run(six_layers):
+    model = build_exits(six_layers[False], exit_criterion="entropy", exit_threshold=1e9)
+    called = []
+    for index, layer in enumerate(model.w2v_encoder.w2v_model.encoder.layers):
+        layer.register_forward_hook(lambda *_, index=index: called.append(index))
+    for net_input in (batch_of(COUNTS), batch_of([6000])):
+        called.clear()
+        logits, output = run(model, net_input)
+        assert called == [0]  # layer 1's hook does not come to its end: everyone leaves in it
+        assert set(output["num_layers_run"].tolist()) == {2}
+        assert logits.size(0) == model.w2v_encoder.output_lengths(net_input["source"].size(1))
+
+
+def test_when_nobody_leaves_the_last_head_decides(six_layers):
+    model = build_exits(six_layers[False], exit_criterion="entropy", exit_threshold=-1.0)
+    plain = build_model(six_layers[False])
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "exit_heads" not in k})
+    net_input = batch_of(COUNTS)
+    logits, output = run(model, net_input)
+    assert torch.equal(logits, run(plain, net_input)[0])
+    assert output["num_layers_run"].tolist() == [6] * len(COUNTS)
+
+
+def test_macs_count_the_layers_and_heads_that_were_run(six_layers):
+    model = build_exits(six_layers[False], exit_criterion="entropy")
+    counter = MacCounter(model)
+    whole = counter.count([8000], [6])
+    early = counter.count([8000], [3])
+    per_layer = int(
+        counter.count([8000], [1]).transformer[0] - counter.count([8000], [0]).transformer[0]
+    )
+    assert int(whole.transformer[0] - early.transformer[0]) == 3 * per_layer
+    head = 16 * len(Labels().target_dictionary) * model.w2v_encoder.frame_lengths(8000)
+    assert int(early.head[0]) == 2 * head  # the exits after layers 1 and 2
+    assert int(whole.head[0]) == 4 * head  # those, the one after layer 4, and the last
+
+
+def test_training_keeps_every_exits_logits_and_loss(six_layers):
+    model = build_exits(six_layers[False], exit_layers="upper").train()
+    task = Labels()
+    task.blank_symbol = "<s>"
+    cfg = OmegaConf.structured(CtcExitsConfig(sentence_avg=True, exit_loss_weight=0.5))
+    criterion = CtcExitsCriterion(cfg, task)
+    sample = {
+        "id": torch.arange(2),
+        "net_input": batch_of([9000, 7000]),
+        "target": torch.tensor([[5, 6, 7], [8, 9, 1]]),
+        "target_lengths": torch.tensor([3, 2]),
+        "ntokens": 5,
+    }
+    loss, _, log = criterion(model, sample)
+    exits = [name for name in log if name.startswith("loss_exit_")]
+    assert exits == ["loss_exit_2", "loss_exit_3", "loss_exit_4"]
+    model.w2v_encoder.exit.exits = []
+    last, _, _ = criterion(model, sample)
+    expected = last.item() + 0.5 * sum(log[name] for name in exits)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+    assert all(p.grad is not None for p in model.w2v_encoder.exit_heads.parameters())
+
+
+def test_heads_alone_can_be_trained(six_layers):
+    model = build_exits(six_layers[False], exit_heads_only=True)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {
+        f"w2v_encoder.exit_heads.{i}.{kind}" for i in (1, 2, 4) for kind in ("weight", "bias")
+    }
+
+
+def test_a_checkpoint_without_exits_starts_them_as_its_last_head(six_layers, caplog):
+    plain = build_model(six_layers[False], seed=3)
+    model = build_exits(six_layers[False])
+    model.load_state_dict(plain.state_dict())
+    for head in model.w2v_encoder.exit_heads.values():
+        assert torch.equal(head.weight, plain.w2v_encoder.proj.weight)
+    assert "no head for exit 4" in caplog.text
+    plain.load_state_dict(model.state_dict())  # and back: heads that are not wanted are left out
+
+
+@pytest.mark.parametrize(
+    ("exit_layers", "kept", "exits"),
+    [
+        ("none", range(6), []),
+        ("upper", range(6), [2, 3, 4]),
+        ("upper", [0, 3, 5, 7], [3, 5]),
+        ("0,5", [0, 3, 5, 7], [0, 5]),
+    ],
+)
+def test_exits_that_are_named(exit_layers, kept, exits):
+    assert parse_exit_layers(exit_layers, list(kept)) == exits
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"exit_layers": "5"}, "exit_layers=5: layer 5 is the last and always has a head"),
+        ({"exit_layers": "6"}, "the model has no layer 6"),
+        ({"exit_layers": "1,4", "keep_layers": "0,1,2,3,5"}, "no layer 4; with its keep_layers"),
+        ({"exit_layers": "1,1"}, "repeats a layer"),
+        ({"exit_layers": "all"}, "neither 'none', 'upper' nor a list"),
+        ({"exit_layers": "upper", "keep_layers": "1"}, "upper needs 2 layers or more"),
+        (
+            {"exit_layers": "none", "exit_criterion": "entropy"},
+            "exit_criterion=entropy needs exits",
+        ),
+        ({"exit_layers": "none", "exit_heads_only": True}, "exit_heads_only needs exits"),
+        ({"exit_criterion": "mood"}, "unknown exit_criterion='mood'.*entropy, layer, none, simil"),
+        ({"exit_threshold": float("nan")}, "exit_threshold is NaN"),
+    ],
+)
+def test_exits_that_mean_nothing_are_refused_in_words(six_layers, options, words):
+    with pytest.raises(ValueError, match=words):
+        build_exits(six_layers[False], **({"exit_layers": "1,2,4"} | options))
