@@ -3,10 +3,11 @@
 import argparse
 import sys
 
+from fairseq_speedup import calibration
 from fairseq_speedup.data import spm
 from fairseq_speedup.profiling import command as profile
 
-COMMANDS = {"profile": profile, "spm": spm}
+COMMANDS = {"calibrate": calibration, "profile": profile, "spm": spm}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,6 +19,8 @@ from fairseq_speedup.architectures import pretraining_config
 from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.models import SpeedupCtc, SpeedupCtcConfig
 
+torch.set_num_threads(1)  # models are tiny: more threads only wait for each other
+
 REPO = Path(__file__).parents[1]
 USER_DIR = Path(fairseq_speedup.__file__).parent
 SAMPLE_RATE = 16000

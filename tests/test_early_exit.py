@@ -1,5 +1,7 @@
 """Early exit: per utterance, real, and the same alone as in a batch."""
 
+import math
+
 import pytest
 import torch
 from conftest import Labels, batch_of, build_model, write_pretrained
@@ -7,7 +9,11 @@ from omegaconf import OmegaConf
 
 from fairseq_speedup.criterions import CtcExitsConfig, CtcExitsCriterion
 from fairseq_speedup.profiling.macs import MacCounter
-from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA, parse_exit_layers
+from fairseq_speedup.transformer.early_exit import (
+    mean_entropy,
+    mean_similarity,
+    parse_exit_layers,
+)
 
 COUNTS = [9000, 4000, 7000, 5500, 8000]
 
@@ -43,26 +49,14 @@ def alone(net_input, i):
     return {"source": net_input["source"][i : i + 1, :count], "padding_mask": None}
 
 
-def spread_threshold(model, net_input, criterion):
-    """A threshold at which the utterances of a batch leave after different layers: one that
-    parts what the criterion measures at the first exit, found by bisection on its answers."""
-    values = []
-
-    def measure(_, **arguments):
-        low = torch.full(arguments["lengths"].shape, -10.0)
-        high = -low
-        for _ in range(40):
-            middle = (low + high) / 2
-            above = EXIT_CRITERIA[criterion](middle, **arguments) == (criterion == "entropy")
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        values.extend(low.tolist())
-        return torch.zeros_like(low, dtype=torch.bool)
-
+def spread_threshold(model, net_input):
+    """A threshold at which the utterances of a batch leave after different layers: one that parts
+    what the criterion measures at the first exit."""
     exits = model.w2v_encoder.exit
-    exits.criterion, kept = measure, exits.criterion
-    run(model, net_input)
-    exits.criterion = kept
-    at_first_exit = sorted(values[: len(COUNTS)])
+    exits.observed = True
+    _, output = run(model, net_input)
+    exits.observed = False
+    at_first_exit = sorted(output["exit_measured"][exits.exits[0]].tolist())
     return sum(at_first_exit[1:3]) / 2
 
 
@@ -76,7 +70,7 @@ def test_utterances_that_leave_apart_decode_as_alone(
         six_layers[pre_norm], exit_criterion=criterion, logit_upsample=logit_upsample
     )
     net_input = batch_of(COUNTS)
-    model.w2v_encoder.exit.threshold = spread_threshold(model, net_input, criterion)
+    model.w2v_encoder.exit.threshold = spread_threshold(model, net_input)
     logits, output = run(model, net_input)
     layers_run = output["num_layers_run"].tolist()
     assert len(set(layers_run)) > 1  # else the test shows nothing
@@ -85,6 +79,20 @@ def test_utterances_that_leave_apart_decode_as_alone(
         assert alone_output["num_layers_run"].tolist() == [layers_run[i]]
         frames = expected.size(0)
         torch.testing.assert_close(logits[:frames, i], expected[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_what_criteria_measure_leaves_padding_out():
+    probabilities = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.25, 0.75]])
+    logits = probabilities.clamp(min=1e-9).log()[:, None, :].expand(3, 2, 2)
+    lengths = torch.tensor([3, 2])
+    found = mean_entropy(logits=logits, logit_lengths=lengths)
+    assert found[1].item() == pytest.approx(math.log(2) / 2, abs=1e-5)
+    last = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert found[0].item() == pytest.approx((math.log(2) + last) / 3, abs=1e-5)
+    hidden = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])[:, None, :].expand(3, 2, 2)
+    before = torch.tensor([[2.0, 0.0], [1.0, 0.0], [1.0, 1.0]])[:, None, :].expand(3, 2, 2)
+    found = mean_similarity(hidden=hidden, before=before, lengths=lengths)
+    assert found.tolist() == pytest.approx([2 / 3, 1 / 2], abs=1e-5)
 
 
 def test_an_exit_equals_the_model_cut_there_with_that_head(six_layers):
@@ -101,7 +109,7 @@ def test_an_exit_equals_the_model_cut_there_with_that_head(six_layers):
 def test_layers_really_run_are_counted_by_the_layers_themselves(six_layers):
     model = build_exits(six_layers[False], exit_criterion="entropy")
     net_input = batch_of(COUNTS)
-    model.w2v_encoder.exit.threshold = spread_threshold(model, net_input, "entropy")
+    model.w2v_encoder.exit.threshold = spread_threshold(model, net_input)
     seen = []  # (layer, utterances, frames) of each call of a layer's feed-forward network
     for index, layer in enumerate(model.w2v_encoder.w2v_model.encoder.layers):
         layer.fc1.register_forward_pre_hook(

@@ -118,7 +118,7 @@ def test_decoding_needs_no_pretrained_file(tmp_path, corpus):
     check_results(tmp_path / "results", corpus)
 
 
-def test_early_exits_are_trained_and_decoded_by_threshold(corpus, pretrained, tmp_path):
+def test_early_exits_are_trained_decoded_and_calibrated(corpus, pretrained, tmp_path, capsys):
     exits = ["model.exit_layers=upper", "criterion._name=ctc_exits"]
     train(tmp_path, corpus, pretrained, *exits)
     (row,) = re.findall(r"\[train\]\[INFO\] - ({.*})", log_of(tmp_path))
@@ -133,6 +133,25 @@ def test_early_exits_are_trained_and_decoded_by_threshold(corpus, pretrained, tm
     assert layers["never"]["layers_run_histogram"] == {"2": 11}
     assert layers["always"]["layers_run_histogram"] == {"1": 11}
     assert layers["always"]["macs_per_second"] < layers["never"]["macs_per_second"]
+
+    # what calibration foretells is what decoding at that threshold gives
+    options = ["--gen-subset", "test", "--cpu", "--wer-budget", "1000", "--thresholds", "5"]
+    assert main(["calibrate", str(corpus), "--path", str(checkpoint), *options]) == 0
+    printed = capsys.readouterr().out
+    threshold, wer, mean_layers = printed.splitlines()[4].split()
+    overrides = f"{{'exit_criterion': 'entropy', 'exit_threshold': {threshold}}}"
+    generate(corpus, checkpoint, tmp_path / "some", "--model-overrides", overrides)
+    compute = check_results(tmp_path / "some", corpus)
+    assert compute["mean_layers_run"] == pytest.approx(float(mean_layers), abs=0.006)
+    assert f"WER: {wer}" in (tmp_path / "some/generate-test.txt").read_text()
+    assert "--model-overrides \"{'exit_criterion': 'entropy'" in printed
+
+
+def test_calibration_of_a_model_without_exits_is_refused(reduced, corpus, capsys):
+    assert main(["calibrate", str(corpus), "--path", str(last_checkpoint(reduced)), "--cpu"]) == 1
+    errors = capsys.readouterr().err
+    assert "exit" in errors
+    assert len(errors.strip().splitlines()) == 1
 
 
 def test_exits_with_a_stock_criterion_are_refused(corpus, pretrained, tmp_path):

@@ -32,6 +32,11 @@ def check_generation(cfg) -> None:
         raise ValueError("--print-alignment soft: CTC alignments are hard; use 'hard'")
 
 
+def symbols_to_strip(dictionary, blank: int) -> set[int]:
+    """Symbols that are no part of a transcript, should a model emit them."""
+    return {dictionary.eos(), dictionary.pad(), blank}
+
+
 class CtcGenerator:
     """Runs the model on a batch and decodes its logits; measures both apart.
 
@@ -46,7 +51,7 @@ class CtcGenerator:
         self.decoder = decoder
         self.meter = meter
         self.warm = False
-        self.symbols_to_strip_from_output = {dictionary.eos(), dictionary.pad(), blank}
+        self.symbols_to_strip_from_output = symbols_to_strip(dictionary, blank)
 
     @torch.no_grad()
     def generate(self, models, sample, **unused) -> list[list[dict]]:

@@ -182,10 +182,11 @@ class SpeedupEncoder(Wav2VecEncoder):
         return {**output, "encoder_out": logits}
 
     def _forward_with_exits(self, waveform, padding_mask, num_samples, kwargs):
-        """The encoder's output with ``num_layers_run`` (B,) and, in training, ``exit_logits`` of
-        every exit; and the logits (T', B, V)."""
+        """The encoder's output with ``num_layers_run`` (B,) and, where nobody may leave,
+        ``exit_logits`` and ``exit_measured`` by exit; and the logits (T', B, V)."""
         lengths = self.frame_lengths(num_samples)
-        self.exit.start(lengths, self.logit_upsample, training=self.training)
+        stay = self.training or self.exit.observed
+        self.exit.start(lengths, self.logit_upsample, stay)
         try:
             output = super().forward(source=waveform, padding_mask=padding_mask, **kwargs)
             logits = upsample_logits(output["encoder_out"], self.logit_upsample)
@@ -196,7 +197,9 @@ class SpeedupEncoder(Wav2VecEncoder):
             batch = self.exit.finish()
         if logits is None or batch.has_left:
             logits = batch.put_exit_logits(logits)
-        output |= {"exit_logits": batch.exit_logits, "num_layers_run": batch.num_layers_run}
+        output["exit_logits"] = batch.exit_logits
+        output["exit_measured"] = batch.measured
+        output["num_layers_run"] = batch.num_layers_run
         return output, logits
 
     def _check_long_enough(self, num_samples: torch.Tensor) -> None:

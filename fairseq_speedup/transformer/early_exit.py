@@ -4,6 +4,8 @@ The decision is taken for each utterance, over its valid frames. Those that leav
 the batch, and the rest go on, cut to the longest of them, so that the saved compute is real.
 """
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -94,27 +96,35 @@ def _over_valid_frames(values: torch.Tensor, lengths: torch.Tensor) -> torch.Ten
     return values.masked_fill(padding, 0).sum(dim=0) / lengths
 
 
-EXIT_CRITERIA["none"] = None
+@dataclass(frozen=True)
+class ExitCriterion:
+    """What is measured after a layer, and when it lets an utterance go."""
+
+    measure: Callable  # (keyword arguments of EarlyExit._measure) -> (B,)
+    leave: Callable  # (measured, threshold) -> leave?
 
 
-@EXIT_CRITERIA.register("entropy")
-def entropy_is_low(threshold, *, logits, logit_lengths, **unused):
-    """(T, B, V) logits -> (B,): leave?"""
+def mean_entropy(*, logits, logit_lengths, **unused):
+    """Mean frame entropy (B,), in nats, of CTC logits (T, B, V)."""
     log_probs = F.log_softmax(logits.float(), dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
-    return _over_valid_frames(entropy, logit_lengths) < threshold
+    return _over_valid_frames(entropy, logit_lengths)
 
 
-@EXIT_CRITERIA.register("similarity")
-def similarity_is_high(threshold, *, hidden, before, lengths, **unused):
-    """(T, B, C) hidden states of this layer and of the one before -> (B,): leave?"""
+def mean_similarity(*, hidden, before, lengths, **unused):
+    """Mean cosine similarity (B,) of hidden states (T, B, C) after this layer and before it."""
     similarity = F.cosine_similarity(hidden.float(), before.float(), dim=-1)
-    return _over_valid_frames(similarity, lengths) > threshold
+    return _over_valid_frames(similarity, lengths)
 
 
-@EXIT_CRITERIA.register("layer")
-def layer_is_reached(threshold, *, layer, lengths, **unused):
-    return torch.full_like(lengths, layer >= threshold, dtype=torch.bool)
+def layer_number(*, layer, lengths, **unused):
+    return torch.full_like(lengths, layer)
+
+
+EXIT_CRITERIA["none"] = None
+EXIT_CRITERIA["entropy"] = ExitCriterion(mean_entropy, operator.lt)
+EXIT_CRITERIA["similarity"] = ExitCriterion(mean_similarity, operator.gt)
+EXIT_CRITERIA["layer"] = ExitCriterion(layer_number, operator.ge)
 
 
 class EveryoneLeft(Exception):
@@ -138,6 +148,7 @@ class EarlyExit:
         self.head = head
         self.criterion = EXIT_CRITERIA.lookup(cfg.exit_criterion)
         self.threshold = cfg.exit_threshold
+        self.observed = False  # in evaluation, keep everyone and what is measured: calibration
         self.batch = None
         for index, layer in zip(indices, layers, strict=True):
             layer.register_forward_pre_hook(self._before(index), with_kwargs=True)
@@ -147,15 +158,15 @@ class EarlyExit:
         """Where the layer ``index`` of the unreduced model stands in this one, from 0."""
         return self.indices.index(index)
 
-    def start(self, lengths: torch.Tensor, logit_upsample: int, training: bool) -> None:
+    def start(self, lengths: torch.Tensor, logit_upsample: int, stay: bool) -> None:
         """Call before the encoder runs a batch; it raises EveryoneLeft when nobody is left.
 
         Args:
             lengths: (B,), valid frames
-            training: nobody leaves, and every exit's logits are kept for the loss
+            stay: nobody leaves; every exit's logits, and what the criterion measures, are kept
         """
         self.batch = _Batch(lengths, logit_upsample)
-        self.training = training
+        self.stay = stay
 
     def finish(self) -> "_Batch":
         """Call after: what the batch went through. Forgets it."""
@@ -182,21 +193,22 @@ class EarlyExit:
             if batch is None:
                 return None
             hidden, extra = output
-            if index in self.exits and self.training:
-                batch.exit_logits[index] = self.head(index, batch.trim(hidden))
-            elif index in self.exits and self.criterion is not None:
-                hidden = self._let_go(index, hidden)
+            if index in self.exits and (self.stay or self.criterion is not None):
+                hidden = self._at_exit(index, hidden)
             if index == self.indices[-1] and batch.has_left:
                 hidden = batch.restore(hidden)
             return hidden, extra
 
         return hook
 
-    def _let_go(self, index, hidden):
+    def _at_exit(self, index, hidden):
         batch = self.batch
         logits = self.head(index, batch.trim(hidden))
-        leave = self.criterion(
-            self.threshold,
+        if self.stay:
+            batch.exit_logits[index] = logits
+        if self.criterion is None:
+            return hidden
+        measured = self.criterion.measure(
             layer=index,
             hidden=hidden,
             before=batch.before,
@@ -204,7 +216,10 @@ class EarlyExit:
             logits=logits,
             logit_lengths=batch.lengths * batch.logit_upsample,
         )
-        return batch.let_go(index, leave, hidden, logits)
+        if self.stay:
+            batch.measured[index] = measured
+            return hidden
+        return batch.let_go(index, self.criterion.leave(measured, self.threshold), hidden, logits)
 
 
 class _Batch:
@@ -215,7 +230,8 @@ class _Batch:
         self.logit_upsample = logit_upsample
         self.active = torch.arange(len(lengths), device=lengths.device)
         self.num_layers_run = torch.zeros_like(lengths)
-        self.exit_logits: dict[int, torch.Tensor] = {}  # of every utterance, in training
+        self.exit_logits: dict[int, torch.Tensor] = {}  # of every utterance, where they stay
+        self.measured: dict[int, torch.Tensor] = {}  # by the criterion, likewise
         self.left: list[tuple[torch.Tensor, int, torch.Tensor]] = []  # utterances, layer, logits
         self.before = None  # what the layer that runs was given
         self.size = None  # frames and channels before anyone left

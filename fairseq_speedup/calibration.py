@@ -1,0 +1,152 @@
+"""Choose the threshold of early exit on a development set, read once.
+
+Runs every layer and every exit on each utterance, then prints WER and mean layers for a range of
+thresholds, and the one that meets --wer-budget with the fewest layers.
+"""
+
+from dataclasses import dataclass
+
+import editdistance
+import numpy as np
+import torch
+from fairseq import checkpoint_utils, utils
+
+from fairseq_speedup.data.manifest import check_post_process
+from fairseq_speedup.decoding.generator import symbols_to_strip
+from fairseq_speedup.decoding.greedy import GreedyDecoder
+from fairseq_speedup.lengths import lengths_of
+from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA
+
+CRITERIA = ["entropy", "similarity"]
+DIGITS = 6  # of a threshold
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("data", help="folder with the manifests and labels")
+    parser.add_argument("--path", required=True, help="checkpoint of a model with exits")
+    parser.add_argument("--gen-subset", default="valid", help="split to calibrate on")
+    parser.add_argument("--exit-criterion", choices=CRITERIA, default="entropy")
+    parser.add_argument("--post-process", default="letter", help="letter or sentencepiece")
+    parser.add_argument("--batch-size", type=int, default=8, help="utterances")
+    parser.add_argument("--thresholds", type=int, default=12, help="how many to try")
+    parser.add_argument(
+        "--wer-budget", type=float, default=0.5, help="points of WER that may be lost"
+    )
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
+
+
+def run(args) -> None:
+    if args.thresholds < 1 or args.batch_size < 1 or not 0 <= args.wer_budget < float("inf"):
+        raise ValueError(
+            "--thresholds and --batch-size must be 1 or more and --wer-budget 0 or more; got "
+            f"{args.thresholds}, {args.batch_size}, {args.wer_budget}"
+        )
+    observed = observe(args)
+    rows = [observed.at(t, args.exit_criterion) for t in observed.thresholds(args.thresholds)]
+    full = observed.without_exits()
+    print(f"{'threshold':>12}{'WER %':>9}{'mean layers':>13}")
+    print(f"{'no exit':>12}{full.wer_percent:>9.2f}{full.mean_layers:>13.2f}")
+    for row in rows:
+        print(f"{row.threshold:>12.{DIGITS}g}{row.wer_percent:>9.2f}{row.mean_layers:>13.2f}")
+    good = [row for row in rows if row.wer_percent <= full.wer_percent + args.wer_budget]
+    if not good:
+        print(
+            f"no threshold keeps the WER within {args.wer_budget} points of {full.wer_percent:.2f}"
+        )
+        return
+    best = min(good, key=lambda row: row.mean_layers)
+    print(
+        f"within {args.wer_budget} points of WER: {best.mean_layers:.2f} layers instead of "
+        f"{full.mean_layers:.2f}, with\n--model-overrides \"{{'exit_criterion': "
+        f"'{args.exit_criterion}', 'exit_threshold': {best.threshold:.{DIGITS}g}}}\""
+    )
+
+
+@dataclass
+class Row:
+    threshold: float
+    wer_percent: float
+    mean_layers: float
+
+
+@dataclass
+class Observed:
+    """What every utterance would give at every exit.
+
+    measured: (utterances, exits), by the criterion
+    errors: (utterances, exits + 1), words wrong with the hypothesis of each exit and of the last
+    layers: (exits + 1,), layers run up to each exit and in all
+    num_words: in all references
+    """
+
+    measured: np.ndarray
+    errors: np.ndarray
+    layers: np.ndarray
+    num_words: int
+
+    def thresholds(self, count: int) -> list[float]:
+        """Rising, spread over what was measured, halfway between neighbours, with the digits that
+        are printed: rounding must not move an utterance to the other side."""
+        values = np.unique(self.measured)
+        halfway = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
+        picked = halfway[np.linspace(0, len(halfway) - 1, min(count, len(halfway))).astype(int)]
+        return sorted({float(f"{value:.{DIGITS}g}") for value in picked})
+
+    def at(self, threshold: float, criterion: str) -> Row:
+        leave = EXIT_CRITERIA[criterion].leave(self.measured, threshold)
+        leave = np.concatenate([leave, np.ones((len(leave), 1), dtype=bool)], axis=1)
+        return self._row(threshold, leave.argmax(axis=1))  # the first exit that lets it go
+
+    def without_exits(self) -> Row:
+        return self._row(float("nan"), np.full(len(self.errors), len(self.layers) - 1))
+
+    def _row(self, threshold, exits) -> Row:
+        errors = self.errors[np.arange(len(exits)), exits].sum()
+        return Row(threshold, 100 * errors / max(1, self.num_words), self.layers[exits].mean())
+
+
+@torch.no_grad()
+def observe(args) -> Observed:
+    """Runs the model over the split.
+
+    Raises:
+        ValueError: the checkpoint has no exits
+    """
+    overrides = {"data": args.data, "exit_criterion": args.exit_criterion}
+    (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task([args.path], overrides)
+    exits = getattr(getattr(model, "w2v_encoder", None), "exit", None)
+    if exits is None:
+        raise ValueError(f"--path {args.path}: the model has no exits (model.exit_layers)")
+    check_post_process(task.cfg.labels, args.post_process)
+    exits.observed = True
+    use_cuda = torch.cuda.is_available() and not args.cpu
+    model = (model.cuda() if use_cuda else model).eval()
+    task.load_dataset(args.gen_subset, task_cfg=cfg.task)
+    batches = task.get_batch_iterator(task.dataset(args.gen_subset), max_sentences=args.batch_size)
+    dictionary = task.target_dictionary
+    blank = dictionary.index(task.blank_symbol)
+    decoder = GreedyDecoder(blank)
+    strip = symbols_to_strip(dictionary, blank)
+
+    def words(tokens) -> list[str]:
+        text = dictionary.string(tokens, args.post_process, extra_symbols_to_ignore=strip)
+        return text.split()
+
+    measured, errors, num_words = [], [], 0
+    for sample in batches.next_epoch_itr(shuffle=False):
+        sample = utils.move_to_cuda(sample) if use_cuda else sample
+        output = model(**sample["net_input"])
+        lengths = lengths_of(output["padding_mask"], output["encoder_out"].transpose(0, 1))
+        hypotheses = [
+            decoder.decode(utils.log_softmax(logits.float(), dim=-1), lengths)
+            for logits in [*output["exit_logits"].values(), output["encoder_out"]]
+        ]
+        measured.append(torch.stack(list(output["exit_measured"].values()), dim=1).cpu().numpy())
+        for i, target in enumerate(sample["target"]):
+            reference = words(utils.strip_pad(target, dictionary.pad()))
+            num_words += len(reference)
+            errors.append(
+                [editdistance.eval(words(each[i][0]["tokens"]), reference) for each in hypotheses]
+            )
+    layers = [exits.position(index) + 1 for index in exits.exits] + [len(exits.indices)]
+    return Observed(np.concatenate(measured), np.array(errors), np.array(layers), num_words)

@@ -1,0 +1,51 @@
+"""Choosing a threshold: the table worked out by hand."""
+
+import numpy as np
+import pytest
+
+from fairseq_speedup.calibration import Observed
+
+
+@pytest.fixture
+def observed():
+    # 3 utterances, exits after 2 and 4 of 6 layers
+    return Observed(
+        measured=np.array([[0.1, 0.05], [0.5, 0.2], [0.9, 0.8]]),
+        errors=np.array([[1, 0, 0], [4, 1, 1], [5, 3, 2]]),
+        layers=np.array([2, 4, 6]),
+        num_words=20,
+    )
+
+
+@pytest.mark.parametrize(
+    ("threshold", "wer_percent", "mean_layers"),
+    [
+        (0.01, 15.0, 6.0),  # nobody leaves: 0 + 1 + 2 errors
+        (0.3, 20.0, 4.0),  # after 2, 4 and 6 layers: 1 + 1 + 2 errors
+        (1.0, 50.0, 2.0),  # everyone leaves at the first exit
+    ],
+)
+def test_each_utterance_leaves_at_its_first_exit_below_the_threshold(
+    observed, threshold, wer_percent, mean_layers
+):
+    row = observed.at(threshold, "entropy")
+    assert row.wer_percent == pytest.approx(wer_percent)
+    assert row.mean_layers == pytest.approx(mean_layers)
+
+
+def test_similarity_leaves_above_the_threshold(observed):
+    row = observed.at(0.6, "similarity")
+    assert row.mean_layers == pytest.approx((6 + 6 + 2) / 3)
+
+
+def test_without_exits_is_the_last_head(observed):
+    row = observed.without_exits()
+    assert (row.wer_percent, row.mean_layers) == (pytest.approx(15), 6)
+
+
+def test_thresholds_lie_between_what_was_measured(observed):
+    thresholds = observed.thresholds(3)
+    assert thresholds == sorted(thresholds)
+    assert len(thresholds) == 3
+    assert not set(thresholds) & set(observed.measured.flatten().tolist())
+    assert len(observed.thresholds(100)) == 5  # between six values

@@ -1,0 +1,79 @@
+"""Every reduction alone and with every other: builds, trains, is saved, reloaded and decodes."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import Labels, batch_of, build_model, write_pretrained
+from omegaconf import OmegaConf
+
+from fairseq_speedup.criterions import CtcExitsConfig, CtcExitsCriterion
+from fairseq_speedup.decoding.generator import CtcGenerator
+from fairseq_speedup.decoding.greedy import GreedyDecoder
+from fairseq_speedup.profiling.compute import ComputeMeter
+from fairseq_speedup.profiling.fvcore_count import fvcore_macs
+from fairseq_speedup.profiling.macs import MacCounter
+
+REDUCTIONS = {
+    "signal": {"downsample": "signal", "downsample_factor": 2.67},
+    "conv": {"downsample": "conv", "downsample_factor": 2.0},
+    "average": {"downsample": "average", "downsample_factor": 2.0},
+    "layers": {"keep_layers": "0,1,3"},
+    "exits": {"exit_layers": "1", "exit_criterion": "entropy", "exit_threshold": 2.6},
+    "upsample": {"logit_upsample": 2},
+    "mlp": {"head": "mlp", "head_dim": 12},
+}
+PAIRS = [
+    {**REDUCTIONS[left], **REDUCTIONS[right]}
+    for left, right in itertools.combinations(REDUCTIONS, 2)
+    if not REDUCTIONS[left].keys() & REDUCTIONS[right].keys()
+]
+CASES = [{}, *REDUCTIONS.values(), *PAIRS]
+COUNTS = [9000, 6000]
+
+
+@pytest.fixture(scope="module")
+def four_layers(tmp_path_factory):
+    return write_pretrained(tmp_path_factory.mktemp("four") / "four.pt", encoder_layers=4)
+
+
+def name_of(options):
+    return "-".join(f"{name}={value}" for name, value in options.items()) or "none"
+
+
+@pytest.mark.parametrize("options", CASES, ids=name_of)
+def test_it_trains_is_saved_reloaded_and_decodes(four_layers, tmp_path, options):
+    model = build_model(four_layers, **options).train()
+    task = Labels()
+    task.blank_symbol = "<s>"
+    criterion = CtcExitsCriterion(OmegaConf.structured(CtcExitsConfig(sentence_avg=True)), task)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    sample = {
+        "id": torch.arange(2),
+        "net_input": batch_of(COUNTS),
+        "target": torch.tensor([[5, 6, 7], [8, 9, 1]]),
+        "target_lengths": torch.tensor([3, 2]),
+        "ntokens": 5,
+    }
+    for _ in range(2):
+        optimizer.zero_grad()
+        criterion(model, sample)[0].backward()
+        optimizer.step()
+    unchanged = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
+    frozen = ("w2v_encoder.w2v_model.feature_extractor.", "w2v_encoder.w2v_model.mask_emb")
+    assert unchanged == {name for name in before if name.startswith(frozen)}
+
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    again = build_model(four_layers, seed=99, **options)
+    again.load_state_dict(torch.load(tmp_path / "model.pt"))
+    decoder = GreedyDecoder(task.target_dictionary.bos())
+    found = []
+    for each in (model.eval(), again.eval()):
+        meter = ComputeMeter([each], 16000)
+        generator = CtcGenerator(decoder, task.target_dictionary, 0, meter)
+        (first,), (second,) = generator.generate([each], {"net_input": batch_of(COUNTS)})
+        found.append([first["tokens"].tolist(), second["tokens"].tolist(), first["score"]])
+        assert meter.report()["macs_per_second"] > 0
+    assert found[0] == found[1]
+    assert MacCounter(again).count([8000]).sum() == fvcore_macs(again, 8000)
