@@ -19,11 +19,9 @@ except Exception as error:  # fairseq 0.12.2 raises ValueError on Python 3.11 an
         "pip install '.[fairseq]' in the plugin's checkout"
     ) from error
 
-from fairseq_speedup import checkpoints
+# importing criterions, models and tasks registers them with fairseq
+from fairseq_speedup import checkpoints, criterions, models, tasks  # noqa: F401
 
 __version__ = "0.1.0"
 
-checkpoints.install()
-
-# registers them with fairseq
-from fairseq_speedup import criterions, models, tasks  # noqa: E402, F401
+checkpoints.install(models.fit_overrides)

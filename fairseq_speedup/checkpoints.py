@@ -39,33 +39,40 @@ class CheckpointError(ValueError):
     """A file that cannot be used as the checkpoint asked for."""
 
 
-def install() -> None:
+def install(fit_overrides) -> None:
     """Lets fairseq load its own checkpoints under torch's restricted unpickler, with errors that
-    name the file. Called once, when the plugin is imported."""
+    name the file. Called once, when the plugin is imported.
+
+    Args:
+        fit_overrides: called with the path, the config and the overrides of a loaded checkpoint
+    """
     torch.serialization.add_safe_globals(HARMLESS_TYPES)
     load = checkpoint_utils.load_checkpoint_to_cpu
     if not hasattr(load, "__wrapped__"):
-        checkpoint_utils.load_checkpoint_to_cpu = _with_clear_errors(load)
+        checkpoint_utils.load_checkpoint_to_cpu = _with_clear_errors(load, fit_overrides)
 
 
-def _with_clear_errors(load):
+def _with_clear_errors(load, fit_overrides):
     @functools.wraps(load)
-    def load_checkpoint_to_cpu(path, *args, **kwargs):
+    def load_checkpoint_to_cpu(path, arg_overrides=None, *args, **kwargs):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
         try:
-            return load(path, *args, **kwargs)
+            state = load(path, arg_overrides, *args, **kwargs)
         except pickle.UnpicklingError as error:
             unsafe = re.search(r"GLOBAL (\S+)", str(error))
             if unsafe:
                 raise CheckpointError(
                     f"{path} is refused: it holds {unsafe[1]}, which is not among the harmless "
                     "types that fairseq's checkpoints hold"
-                ) from error
-            raise CheckpointError(_unreadable(path, "not a pickle of PyTorch's")) from error
+                ) from None
+            raise CheckpointError(_unreadable(path, "not a pickle of PyTorch's")) from None
         except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, OSError) as error:
             reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-            raise CheckpointError(_unreadable(path, reason)) from error
+            raise CheckpointError(_unreadable(path, reason)) from None
+        if arg_overrides and state.get("cfg") is not None:
+            fit_overrides(path, state["cfg"], arg_overrides)
+        return state
 
     return load_checkpoint_to_cpu
 
@@ -91,12 +98,12 @@ def read_pretrained(cfg) -> dict:
     overrides = {name: getattr(cfg, ours) for name, ours in FINETUNING_OVERRIDES.items()}
     try:
         state = checkpoint_utils.load_checkpoint_to_cpu(path, overrides)
-    except FileNotFoundError as error:
+    except FileNotFoundError:
         raise FileNotFoundError(
             f"model.w2v_path={path}: no such file; it must be a pretrained fairseq checkpoint (.pt)"
-        ) from error
+        ) from None
     except CheckpointError as error:
-        raise CheckpointError(f"model.w2v_path: {error}") from error
+        raise CheckpointError(f"model.w2v_path: {error}") from None
     if not isinstance(state.get("model"), dict):
         raise CheckpointError(f"model.w2v_path={path} holds no model weights")
     pretraining = state.get("cfg")

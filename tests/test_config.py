@@ -6,6 +6,7 @@ import pytest
 from conftest import REPO, build_model, write_pretrained
 from fairseq.dataclass.configs import FairseqConfig
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from fairseq_speedup.models.speedup_ctc import SpeedupCtcConfig, reduction_options, switched_on
@@ -14,7 +15,9 @@ from fairseq_speedup.tasks import SpeedupFinetuningConfig
 
 FOLDER = REPO / "config/finetuning"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-REDUCTIONS = sorted(path.stem for path in (FOLDER / "reduction").glob("*.yaml"))
+REDUCTIONS = sorted(
+    path.stem for path in (FOLDER / "reduction").glob("*.yaml") if path.stem != "none"
+)
 # What the data amount or the size of the model decides; all else is the same in every file.
 OF_THE_SETTING = {
     "checkpoint": {"save_interval", "save_interval_updates", "keep_interval_updates"},
@@ -72,6 +75,11 @@ def test_a_reduction_is_one_line(tmp_path, reduction):
     full = MacCounter(build_model(twelve_layers)).count([160000]).sum()
     reduced = MacCounter(build_model(twelve_layers, **options)).count([160000]).sum()
     assert reduced.transformer < full.transformer
+
+
+def test_a_misspelled_reduction_lists_the_valid_ones():
+    with pytest.raises(MissingConfigException, match=r"(?s)reduction/conv5.*conv2.*signal3"):
+        load("base_100h", "reduction=conv5")
 
 
 def test_readme_commands_name_files_that_exist():

@@ -151,6 +151,28 @@ def test_one_bad_row_is_left_out_of_training_with_a_warning(data, pretrained, ca
     assert "left out of training" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "dict.ltr.txt is empty"), ("A\n", "dict.ltr.txt: .*a label and a count")],
+)
+def test_a_bad_dictionary_is_named(data, text, words):
+    (data / "dict.ltr.txt").write_text(text)
+    with pytest.raises(ManifestError, match=words):
+        task_of(data).load_dataset("test")
+
+
+def test_text_that_is_not_utf8_is_named(data):
+    (data / "test.ltr").write_bytes("E T \u00c9 |\n".encode("latin-1"))
+    with pytest.raises(ManifestError, match=r"test.ltr is not UTF-8 text"):
+        task_of(data).load_dataset("test")
+
+
+def test_utterances_without_labels_are_named(data, caplog):
+    edit_lines(data / "test.ltr", lambda lines: lines.__setitem__(4, ""))
+    task_of(data).load_dataset("test")
+    assert "test: 1 utterances have no labels: test-4.wav" in caplog.text
+
+
 def test_several_dictionaries_need_a_choice(data):
     (data / "dict.spm.txt").write_text("a 1\n")
     cfg = OmegaConf.structured(SpeedupFinetuningConfig(data=str(data)))
@@ -260,14 +282,17 @@ def test_needed_frames_is_the_shortest_path_with_a_blank_between_repeats(labels)
 
 
 def test_infeasible_utterances_are_counted():
-    found = check_feasibility([3, 2, 5], [["a", "b", "c"], ["a", "a"], ["a", "a", "a"]])
+    found = check_feasibility([3, 1, 5], [["a", "b", "c"], ["a", "a"], ["a", "a", "a"]])
     assert (found.num_infeasible, found.num_utterances) == (1, 3)
+    assert found.needed_upsampling == 3  # "a a" needs 3 frames and has 1
     assert found.percent == pytest.approx(100 / 3)
 
 
 def test_most_utterances_infeasible_is_an_error_unless_allowed(caplog):
-    found = Feasibility(100, 51)
-    with pytest.raises(InfeasibleCtcError, match=r"51 of 100 .*51.0 %.*logit_upsample=2.*spm"):
+    found = Feasibility(100, 51, 3)
+    with pytest.raises(
+        InfeasibleCtcError, match=r"51 of 100 .*51.0 %.*3 times the model.logit_upsample.*spm"
+    ):
         report_feasibility("train", found, allow=False, zero_infinity=True)
     report_feasibility("train", found, allow=True, zero_infinity=False)
     assert "51.0 %" in caplog.text

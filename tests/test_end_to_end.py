@@ -249,6 +249,14 @@ def test_sentencepiece_labels_from_the_helper_to_decoding(corpus, pretrained, tm
     assert main(["spm", str(data), "--vocab-size", "16"]) == 0
     assert main(["spm", str(data), "--vocab-size", "16"]) == 1
     assert "exists; give --overwrite to replace it" in capsys.readouterr().err
+    before = {path.name: path.read_bytes() for path in data.iterdir()}
+    with (data / "test.ltr").open("a") as labels:
+        labels.write("E | Z |\n")
+    assert main(["spm", str(data), "--vocab-size", "15", "--overwrite"]) == 1
+    assert "characters that the training transcripts lack: 'E Z'" in capsys.readouterr().err
+    before["test.ltr"] += b"E | Z |\n"
+    assert {path.name: path.read_bytes() for path in data.iterdir()} == before
+    shutil.copy(corpus / "test.ltr", data)
     spm = ["task.labels=spm", "criterion.post_process=sentencepiece"]
     train(tmp_path / "run", data, pretrained, *spm)
     options = ["--labels", "spm", "--post-process", "sentencepiece"]
@@ -271,6 +279,51 @@ def test_another_dictionary_than_the_checkpoints_is_refused(reduced, corpus, tmp
     assert done.returncode
     assert "is not the checkpoint's" in done.stderr
     assert "the same symbols in another order" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("{'keep_layer': '1'}", "override 'keep_layer' is no option of .*did you mean keep_layers"),
+        ("{'exit_criterion': 'entropy'}", "exit_criterion=entropy needs exits: set exit_layers"),
+    ],
+)
+def test_overrides_are_never_ignored(reduced, corpus, overrides, words):
+    checkpoint = last_checkpoint(reduced)
+    done = generate(corpus, checkpoint, None, "--model-overrides", overrides, check=False)
+    assert done.returncode
+    assert re.search(words, done.stderr)
+
+
+def test_reductions_of_a_stock_checkpoint_are_refused(stock, corpus):
+    overrides = ["--model-overrides", "{'keep_layers': '1'}"]
+    done = generate(corpus, last_checkpoint(stock), None, *overrides, check=False)
+    assert done.returncode
+    assert "holds fairseq's wav2vec_ctc, which has no keep_layers" in done.stderr
+
+
+def test_an_override_reaches_a_checkpoint_older_than_the_option(reduced, corpus, tmp_path):
+    state = torch.load(last_checkpoint(reduced))
+    del state["cfg"]["model"]["keep_layers"]
+    torch.save(state, tmp_path / "old.pt")
+    overrides = ["--model-overrides", "{'keep_layers': '1'}"]
+    generate(corpus, tmp_path / "old.pt", tmp_path / "results", *overrides)
+    assert check_results(tmp_path / "results", corpus)["options"]["keep_layers"] == "1"
+
+
+def test_a_pretrained_checkpoint_is_refused_for_decoding(pretrained, corpus, capsys):
+    done = generate(corpus, pretrained, check=False)
+    assert done.returncode
+    assert "a pretrained checkpoint is given as model.w2v_path" in done.stderr
+    assert main(["profile", "--checkpoint", str(pretrained), "--time", "0"]) == 1
+    assert "holds a wav2vec2 model" in capsys.readouterr().err
+
+
+def test_a_refused_decoding_leaves_no_report_beside_empty_results(reduced, corpus, tmp_path):
+    generate(corpus, last_checkpoint(reduced), tmp_path)
+    again = generate(corpus, last_checkpoint(reduced), tmp_path, "--nbest", 2, check=False)
+    assert again.returncode
+    assert not (tmp_path / "compute.json").exists()
 
 
 def test_too_small_batches_are_refused_in_words(reduced, corpus):

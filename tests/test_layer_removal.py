@@ -79,7 +79,7 @@ def test_macs_fall_with_the_layers(deep):
 @pytest.mark.parametrize(
     ("keep_layers", "words"),
     [
-        ("25", "keep_layers=25 is out of range: the model has 24 layers"),
+        ("25", "keep_layers=25 is out of range: it must be 1 to 24"),
         ("0", "keep_layers=0 is out of range"),
         ("0,24", "keep_layers=0,24 is out of range: the model has layers 0 to 23"),
         ("0,2,2", "repeats a layer"),

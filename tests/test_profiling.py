@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_model, write_pretrained
+from conftest import REPO, build_model, write_pretrained
 from torch import nn
 
 from fairseq_speedup.__main__ import main
@@ -137,14 +137,20 @@ def test_batches_are_sorted_from_long_to_short():
     ("arguments", "words"),
     [
         (["downsample=tree"], "unknown downsample='tree'"),
-        (["downsmple=conv"], "unknown model options: downsmple; valid: .*downsample"),
+        (["downsmple=conv"], "unknown model options: downsmple; reductions: downsample"),
         (["downsample"], "'downsample' is not of the form option=value"),
         (["--batch-size", "0"], "--batch-size 0 is out of range"),
-        (["--checkpoint", "lost.pt"], "Model file not found: lost.pt"),
+        (["--checkpoint", "lost.pt"], "checkpoint lost.pt does not exist"),
         (["--lengths", "lost.txt"], "lost.txt"),
+        (["--threads", "-1"], "--threads -1 is out of range; it must be 1 or more"),
+        (["--num-labels", "2"], "--num-labels 2 is out of range; it must be 5 or more"),
+        (["--seconds", "1e9"], "at most 3600 seconds"),
+        (["--config", "setup.py"], "setup.py is not a YAML config with a 'model:' section"),
+        (["--config", "config/finetuning/reduction/conv2.yaml"], "with a 'model:' section"),
     ],
 )
-def test_profile_refuses_bad_input_in_one_line(capsys, arguments, words):
+def test_profile_refuses_bad_input_in_one_line(capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(REPO)
     assert main(["profile", "--time", "0", *arguments]) == 1
     errors = capsys.readouterr().err
     assert len(errors.strip().splitlines()) == 1

@@ -93,7 +93,7 @@ class CheckedAudioDataset(FileAudioDataset):
     def _bad(self, index: int, reason: str) -> dict:
         message = f"{self._name(index)}: {reason}"
         if not self.skip_bad:
-            raise BadUtteranceError(message)
+            raise BadUtteranceError(message) from None
         self.num_bad += 1
         logger.warning("%s; left out of training (%d so far)", message, self.num_bad)
         verdict_due = self.num_read >= min(self.MIN_READS_FOR_VERDICT, len(self))

@@ -24,6 +24,7 @@ class Feasibility:
 
     num_utterances: int
     num_infeasible: int
+    needed_upsampling: int = 1  # times as many frames would be enough for every utterance
 
     @property
     def percent(self) -> float:
@@ -36,9 +37,12 @@ def check_feasibility(num_frames, labels: list[list]) -> Feasibility:
         num_frames: output frames of each utterance
         labels: label symbols of each utterance
     """
-    needed = np.array([needed_frames(line) for line in labels])
-    infeasible = np.asarray(num_frames) < needed
-    return Feasibility(len(labels), int(infeasible.sum()))
+    needed = np.array([needed_frames(line) for line in labels], dtype=int)
+    num_frames = np.asarray(num_frames)
+    upsampling = -(-needed // np.maximum(num_frames, 1))
+    return Feasibility(
+        len(labels), int((num_frames < needed).sum()), int(upsampling.max(initial=1))
+    )
 
 
 def report_feasibility(split: str, found: Feasibility, allow: bool, zero_infinity: bool) -> None:
@@ -51,8 +55,9 @@ def report_feasibility(split: str, found: Feasibility, allow: bool, zero_infinit
         logger.info(message)
         return
     message += (
-        "; CTC cannot learn from them. Remedies: model.logit_upsample=2, subword labels "
-        "(task.labels=spm), a smaller model.downsample_factor"
+        f"; CTC cannot learn from them. Remedies: {found.needed_upsampling} times the "
+        "model.logit_upsample (enough for all), subword labels (task.labels=spm), a smaller "
+        "model.downsample_factor"
     )
     if not zero_infinity:
         message += "; their loss is infinite: set criterion.zero_infinity=true"

@@ -20,6 +20,18 @@ class Manifest:
     num_samples: list[int]
 
 
+def read_lines(path: str) -> list[str]:
+    """The lines of a text file, without their ends; a ManifestError where it is no UTF-8 text."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().split("\n")
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from None
+    return lines[:-1] if lines[-1] == "" else lines
+
+
 def read_manifest(path: str) -> Manifest:
     """Reads and checks a manifest.
 
@@ -33,17 +45,16 @@ def read_manifest(path: str) -> Manifest:
         found = ", ".join(splits) if splits else "none"
         raise FileNotFoundError(f"manifest {path} does not exist; splits in {folder}: {found}")
     files, num_samples = [], []
-    with open(path, encoding="utf-8") as lines:
-        root = next(lines, "").strip()
-        for number, line in enumerate(lines, start=2):
-            cells = line.rstrip("\n").split("\t")
-            if len(cells) != 2 or not cells[1].strip().isdigit():
-                raise ManifestError(
-                    f"{path}, line {number}: expected 'path<TAB>number of samples', "
-                    f"found {line.rstrip()!r}"
-                )
-            files.append(cells[0])
-            num_samples.append(int(cells[1]))
+    lines = read_lines(path)
+    root = lines[0].strip() if lines else ""
+    for number, line in enumerate(lines[1:], start=2):
+        cells = line.split("\t")
+        if len(cells) != 2 or not cells[1].strip().isdigit():
+            raise ManifestError(
+                f"{path}, line {number}: expected 'path<TAB>number of samples', found {line!r}"
+            )
+        files.append(cells[0])
+        num_samples.append(int(cells[1]))
     if not files:
         raise ManifestError(
             f"manifest {path} has no utterances; its first line is the root folder, every other "
@@ -68,8 +79,7 @@ def read_labels(path: str, manifest: Manifest) -> list[list[str]]:
         raise FileNotFoundError(
             f"label file {path} does not exist (task.labels={path.rsplit('.', 1)[-1]})"
         )
-    with open(path, encoding="utf-8") as lines:
-        labels = [line.split() for line in lines]
+    labels = [line.split() for line in read_lines(path)]
     if len(labels) != len(manifest.files):
         raise ManifestError(
             f"{path} has {len(labels)} lines of labels but {manifest.path} has "

@@ -6,11 +6,12 @@ DATA/spm.model, DATA/spm.vocab, DATA/dict.spm.txt and DATA/{split}.spm.
 
 import logging
 import os
+import tempfile
 from collections import Counter
 
 import sentencepiece
 
-from fairseq_speedup.data.manifest import ManifestError
+from fairseq_speedup.data.manifest import ManifestError, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -33,29 +34,35 @@ def run(args) -> None:
     if args.train_split not in splits:
         splits.insert(0, args.train_split)
     transcripts = {split: read_transcripts(args.data, split) for split in splits}
-    prefix = os.path.join(args.data, "spm")
-    dictionary = os.path.join(args.data, "dict.spm.txt")
-    label_files = {split: os.path.join(args.data, f"{split}.spm") for split in splits}
-    outputs = [f"{prefix}.model", f"{prefix}.vocab", dictionary, *label_files.values()]
+    names = ["spm.model", "spm.vocab", "dict.spm.txt", *(f"{split}.spm" for split in splits)]
+    outputs = [os.path.join(args.data, name) for name in names]
     existing = [path for path in outputs if os.path.exists(path)]
     if existing and not args.overwrite:
         raise ManifestError(f"{existing[0]} exists; give --overwrite to replace it")
 
-    processor = train(transcripts[args.train_split], prefix, args.vocab_size, args.model_type)
-    encoded = {
-        split: [processor.encode(line, out_type=str) for line in lines]
-        for split, lines in transcripts.items()
-    }
-    _check_known(processor, encoded, transcripts)
-    counts = Counter(piece for line in encoded[args.train_split] for piece in line)
-    with open(dictionary, "w", encoding="utf-8") as file:
-        for index in range(processor.get_piece_size()):
-            if not (processor.is_control(index) or processor.is_unknown(index)):
-                piece = processor.id_to_piece(index)
-                file.write(f"{piece} {counts[piece]}\n")
-    for split, path in label_files.items():
-        with open(path, "w", encoding="utf-8") as file:
-            file.writelines(" ".join(pieces) + "\n" for pieces in encoded[split])
+    with tempfile.TemporaryDirectory(dir=args.data, prefix=".spm-") as part:
+        processor = train(
+            transcripts[args.train_split],
+            os.path.join(part, "spm"),
+            args.vocab_size,
+            args.model_type,
+        )
+        encoded = {
+            split: [processor.encode(line, out_type=str) for line in lines]
+            for split, lines in transcripts.items()
+        }
+        _check_known(processor, encoded, transcripts)
+        counts = Counter(piece for line in encoded[args.train_split] for piece in line)
+        with open(os.path.join(part, "dict.spm.txt"), "w", encoding="utf-8") as file:
+            for index in range(processor.get_piece_size()):
+                if not (processor.is_control(index) or processor.is_unknown(index)):
+                    piece = processor.id_to_piece(index)
+                    file.write(f"{piece} {counts[piece]}\n")
+        for split, lines in encoded.items():
+            with open(os.path.join(part, f"{split}.spm"), "w", encoding="utf-8") as file:
+                file.writelines(" ".join(pieces) + "\n" for pieces in lines)
+        for path in outputs:  # nothing is replaced before everything is right
+            os.replace(os.path.join(part, os.path.basename(path)), path)
     print(f"wrote {', '.join(outputs)}")
     print(
         "fine-tune with task.labels=spm criterion.post_process=sentencepiece, "
@@ -68,11 +75,10 @@ def read_transcripts(folder: str, split: str) -> list[str]:
     words = os.path.join(folder, f"{split}.wrd")
     letters = os.path.join(folder, f"{split}.ltr")
     if os.path.isfile(words):
-        with open(words, encoding="utf-8") as lines:
-            transcripts = [line.strip() for line in lines]
+        transcripts = [line.strip() for line in read_lines(words)]
     elif os.path.isfile(letters):
-        with open(letters, encoding="utf-8") as lines:
-            transcripts = [line.replace(" ", "").replace("|", " ").strip() for line in lines]
+        lines = read_lines(letters)
+        transcripts = [line.replace(" ", "").replace("|", " ").strip() for line in lines]
     else:
         raise FileNotFoundError(f"neither {words} nor {letters} exists")
     if not any(transcripts):
@@ -97,7 +103,7 @@ def train(lines: list[str], prefix: str, vocab_size: int, model_type: str):
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).split("] ")[-1]
+        reason = str(error).split("] ")[-1].strip() or "too small for its characters"
         raise ValueError(f"--vocab-size {vocab_size} does not fit the text: {reason}") from error
     return sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
 

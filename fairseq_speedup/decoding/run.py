@@ -2,8 +2,10 @@
 
 import os
 
+from torch import nn
+
 from fairseq_speedup.models.speedup_ctc import reduction_options
-from fairseq_speedup.profiling.compute import summary_line, write_report
+from fairseq_speedup.profiling.compute import clear_report, summary_line, write_report
 
 FAIRSEQ_DEFAULT_MAX_TOKENS = 12000  # what fairseq-generate sets when no batch size is given
 DEFAULT_MAX_SAMPLES = 1_600_000  # 100 s at 16 kHz
@@ -23,6 +25,8 @@ class DecodingRun:
     def __init__(self, cfg):
         self.cfg = cfg
         self.meter = None  # set when the generator is built
+        if cfg.common_eval.results_path is not None:
+            clear_report(cfg.common_eval.results_path, cfg.dataset.gen_subset)
 
     def admit_longest(self, dataset, max_samples: int | None, max_utterances: int | None):
         """The batch size in samples, checked: it must admit the longest utterance."""
@@ -63,11 +67,18 @@ class DecodingRun:
             "checkpoint": self.cfg.common_eval.path,
             "model": type(model).__name__,
             "options": reduction_options(model.cfg),
+            "batch_size": self.cfg.dataset.batch_size,
+            "max_tokens": self.cfg.dataset.max_tokens,
             **report,
         }
         # fairseq configures logging when it is imported, so that fairseq-generate's own
         # configuration comes too late and its log is lost: print
         print(summary_line(report), flush=True)
+        if normalises_over_padding(model) and self.cfg.dataset.batch_size != 1:
+            print(
+                "note: this model's front-end normalises over time, padding included, as fairseq's "
+                "base models do: transcripts can differ with the batch; --batch-size 1 avoids it"
+            )
         folder = self.cfg.common_eval.results_path
         if folder is not None:
             path = write_report(report, folder)
@@ -84,6 +95,13 @@ class DecodingRun:
                 f"{self.cfg.dataset.gen_subset}: {decoded} utterances were decoded, "
                 f"the manifest has {expected}"
             )
+
+
+def normalises_over_padding(model) -> bool:
+    """Whether the front-end has group norm, whose statistics run over the whole padded length."""
+    w2v_model = getattr(model.w2v_encoder, "w2v_model", None)
+    front_end = getattr(w2v_model, "feature_extractor", None)
+    return front_end is not None and any(isinstance(m, nn.GroupNorm) for m in front_end.modules())
 
 
 def _results_file(cfg) -> str:

@@ -1,3 +1,4 @@
+from fairseq_speedup.models.overrides import fit_overrides
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc, SpeedupCtcConfig
 
-__all__ = ["SpeedupCtc", "SpeedupCtcConfig"]
+__all__ = ["SpeedupCtc", "SpeedupCtcConfig", "fit_overrides"]

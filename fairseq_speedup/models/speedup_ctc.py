@@ -38,16 +38,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SpeedupCtcConfig(
-    WaveformReductionConfig, LayerRemovalConfig, EarlyExitConfig, HeadConfig, Wav2Vec2CtcConfig
+    HeadConfig, EarlyExitConfig, LayerRemovalConfig, WaveformReductionConfig, Wav2Vec2CtcConfig
 ):
     """Everything of ``wav2vec_ctc``, and one config for each stage that can be reduced."""
 
 
+# the options of this plugin, as opposed to those of fairseq's wav2vec_ctc
+REDUCTION_OPTIONS = [
+    field.name
+    for field in fields(SpeedupCtcConfig)
+    if field.name not in {stock.name for stock in fields(Wav2Vec2CtcConfig)}
+]
+
+
 def reduction_options(cfg) -> dict:
     """The options in ``cfg`` (of any CTC model) that are this plugin's own, with their values."""
-    stock = {field.name for field in fields(Wav2Vec2CtcConfig)}
-    ours = [field.name for field in fields(SpeedupCtcConfig) if field.name not in stock]
-    return {name: cfg[name] for name in ours if name in cfg}
+    return {name: cfg[name] for name in REDUCTION_OPTIONS if name in cfg}
 
 
 def switched_on(cfg) -> dict:

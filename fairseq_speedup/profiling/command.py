@@ -16,18 +16,27 @@ import time
 
 import numpy as np
 import torch
+import yaml
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 
 from fairseq_speedup.architectures import ARCHITECTURES, architecture_config
-from fairseq_speedup.data.manifest import ManifestError
-from fairseq_speedup.models.speedup_ctc import SpeedupCtc, SpeedupCtcConfig, switched_on
+from fairseq_speedup.data.manifest import ManifestError, read_lines
+from fairseq_speedup.models.overrides import FINETUNED_MODELS
+from fairseq_speedup.models.speedup_ctc import (
+    REDUCTION_OPTIONS,
+    SpeedupCtc,
+    SpeedupCtcConfig,
+    switched_on,
+)
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
 from fairseq_speedup.profiling.fvcore_count import fvcore_macs
 from fairseq_speedup.profiling.macs import COUNTS, MacCounter
 
 SAMPLE_RATE = 16000
+MAX_SECONDS = 3600  # of one utterance
+MIN_LABELS = 5  # fairseq's four special symbols and a label
 
 
 def add_arguments(parser) -> None:
@@ -61,10 +70,13 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     if args.json and os.path.exists(args.json) and not args.overwrite:
         raise ManifestError(f"{args.json} exists; give --overwrite to replace it")
+    for option, least in (("batch_size", 1), ("threads", 1), ("num_labels", MIN_LABELS)):
+        value = getattr(args, option)
+        if value is not None and value < least:
+            name = f"--{option.replace('_', '-')}"
+            raise ValueError(f"{name} {value} is out of range; it must be {least} or more")
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size} is out of range; it must be 1 or more")
     batches = batch_lengths(read_lengths(args), args.batch_size, args.sort)
     model, name = load_model(args)
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
@@ -86,8 +98,7 @@ def read_lengths(args) -> np.ndarray:
     elif args.lengths == "-":
         lines, source = sys.stdin.read().split("\n"), "standard input"
     else:
-        with open(args.lengths, encoding="utf-8") as file:
-            lines, source = file.read().split("\n"), args.lengths
+        lines, source = read_lines(args.lengths), args.lengths
     num_samples = []
     is_manifest = len(lines) > 1 and "\t" in lines[1]
     for number, line in enumerate(lines[1:] if is_manifest else lines, start=1 + is_manifest):
@@ -103,8 +114,10 @@ def read_lengths(args) -> np.ndarray:
                 f"{source}, line {number}: expected a length in seconds (or, in a manifest, "
                 f"'path<TAB>samples'), found {line!r}"
             ) from None
-    if not num_samples or min(num_samples) <= 0:
-        raise ManifestError(f"{source}: no lengths, or one that is not above 0")
+    if not num_samples or not 0 < min(num_samples) <= max(num_samples) <= MAX_SECONDS * SAMPLE_RATE:
+        raise ManifestError(
+            f"{source}: no lengths, or one that is not above 0 and at most {MAX_SECONDS} seconds"
+        )
     return np.array(num_samples)
 
 
@@ -128,20 +141,30 @@ def load_model(args):
     """The model to profile, and a line that names it."""
     options = {}
     if args.config:
-        options = OmegaConf.to_container(OmegaConf.load(args.config).get("model", {}))
+        options = read_model_options(args.config)
     options |= parse_options(args.options)
     if args.checkpoint:
         if args.config:
             raise ValueError("--config and --checkpoint exclude each other: give options instead")
+        state = checkpoint_utils.load_checkpoint_to_cpu(args.checkpoint, options)
+        kind = state["cfg"].model._name if state.get("cfg") is not None else "fairseq 0.10"
+        if kind not in FINETUNED_MODELS:
+            raise ValueError(
+                f"--checkpoint {args.checkpoint} holds a {kind} model; give one fine-tuned as "
+                f"{' or '.join(FINETUNED_MODELS)}, or --arch"
+            )
         models, cfg, _ = checkpoint_utils.load_model_ensemble_and_task(
-            [args.checkpoint], arg_overrides=options
+            [args.checkpoint], arg_overrides=options, state=state
         )
         return models[0], describe(os.path.basename(args.checkpoint), cfg.model)
     arch = args.arch or ("large" if "large" in os.path.basename(args.config or "") else "base")
     cfg = OmegaConf.structured(SpeedupCtcConfig)
     unknown = sorted(set(options) - set(cfg) - {"_name"})
     if unknown:
-        raise ValueError(f"unknown model options: {', '.join(unknown)}; valid: {', '.join(cfg)}")
+        raise ValueError(
+            f"unknown model options: {', '.join(unknown)}; reductions: "
+            f"{', '.join(REDUCTION_OPTIONS)} (any option of wav2vec_ctc is valid too)"
+        )
     w2v_args = architecture_config(arch)
     cfg = OmegaConf.merge(cfg, options)
     cfg.w2v_path, cfg.data, cfg.ddp_backend = "", "", "legacy_ddp"
@@ -149,6 +172,18 @@ def load_model(args):
     cfg.w2v_args = w2v_args
     model = SpeedupCtc.build_model(cfg, _Labels(args.num_labels))
     return model, describe(f"{arch}, random weights", cfg)
+
+
+def read_model_options(path: str) -> dict:
+    """The ``model:`` section of a YAML config."""
+    try:
+        config = OmegaConf.load(path)
+        return OmegaConf.to_container(config.model)
+    except (yaml.YAMLError, AttributeError, ValueError):
+        raise ManifestError(
+            f"--config {path} is not a YAML config with a 'model:' section, such as those of "
+            "config/finetuning"
+        ) from None
 
 
 def parse_options(options: list[str]) -> dict:

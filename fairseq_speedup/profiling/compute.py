@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import time
 from collections import Counter
@@ -13,8 +12,6 @@ import torch
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
 from fairseq_speedup.profiling.fvcore_count import fvcore_macs
 from fairseq_speedup.profiling.macs import MacCounter, UncountableError
-
-logger = logging.getLogger(__name__)
 
 FILE_NAME = "compute.json"
 
@@ -138,12 +135,8 @@ def summary_line(report: dict) -> str:
 
 
 def write_report(report: dict, folder: str) -> str:
-    """Writes ``compute.json`` into ``folder`` and returns its path.
-
-    A report of another subset that stands there is kept, as ``compute-{its subset}.json``.
-    """
+    """Writes ``compute.json`` into ``folder`` and returns its path."""
     path = os.path.join(folder, FILE_NAME)
-    _keep_other_subset(path, report["gen_subset"])
     part = f"{path}.part"
     with open(part, "w", encoding="utf-8") as file:
         json.dump(report, file, indent=2)
@@ -152,13 +145,18 @@ def write_report(report: dict, folder: str) -> str:
     return path
 
 
-def _keep_other_subset(path: str, subset: str) -> None:
+def clear_report(folder: str, subset: str) -> None:
+    """Makes way for a new report before decoding starts: one of the same subset is deleted, as
+    fairseq empties its results file; one of another is kept as ``compute-{its subset}.json``."""
+    path = os.path.join(folder, FILE_NAME)
     try:
         with open(path, encoding="utf-8") as file:
             earlier = json.load(file).get("gen_subset")
     except (OSError, ValueError, AttributeError):
         return
-    if earlier and earlier != subset:
+    if earlier == subset:
+        os.remove(path)
+    else:
         kept = path.replace(".json", f"-{earlier}.json")
         os.replace(path, kept)
-        logger.info("kept the report of %s as %s", earlier, kept)
+        print(f"kept the report of {earlier} as {kept}")

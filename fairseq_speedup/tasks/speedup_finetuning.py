@@ -10,6 +10,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetuningTask
 from omegaconf import DictConfig, OmegaConf
 
+from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.data.audio import CheckedAudioDataset
 from fairseq_speedup.data.feasibility import check_feasibility, report_feasibility
 from fairseq_speedup.data.manifest import (
@@ -23,6 +24,7 @@ from fairseq_speedup.decoding.generator import CtcGenerator, check_generation
 from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.run import DecodingRun
 from fairseq_speedup.models.lengths import model_lengths
+from fairseq_speedup.models.overrides import FINETUNED_MODELS
 from fairseq_speedup.profiling.compute import ComputeMeter
 from fairseq_speedup.profiling.training import (
     ForwardTimer,
@@ -77,7 +79,16 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
                 f"dictionary {path} does not exist (task.labels={self.cfg.labels}); "
                 "each of its lines is a label and a count"
             )
-        return super().load_target_dictionary()
+        try:
+            dictionary = super().load_target_dictionary()
+        except (ValueError, RuntimeError) as error:
+            raise ManifestError(
+                f"dictionary {path}: {' '.join(str(error).split())}; each of its lines is a label "
+                "and a count"
+            ) from None
+        if len(dictionary) == dictionary.nspecial:
+            raise ManifestError(f"dictionary {path} is empty")
+        return dictionary
 
     def load_state_dict(self, state_dict):
         """Takes the dictionary from a checkpoint, which must agree with the data's."""
@@ -95,6 +106,11 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
 
     def build_model(self, model_cfg, from_checkpoint=False):
         model = super().build_model(model_cfg, from_checkpoint)
+        if not hasattr(model, "w2v_encoder"):
+            raise CheckpointError(
+                f"this task fine-tunes and decodes {' and '.join(FINETUNED_MODELS)} models, not "
+                f"{model_cfg._name}; a pretrained checkpoint is given as model.w2v_path"
+            )
         self.lengths = model_lengths(model)
         self.has_exits = getattr(model.w2v_encoder, "exit", None) is not None
         self.profile = TrainingProfile(model, self.sample_rate)
@@ -118,9 +134,9 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         prepare = model.prepare_for_inference_
 
         def prepare_for_inference_(cfg):
+            self.decoding_run = DecodingRun(cfg)
             check_generation(cfg.generation)
             check_post_process(self.cfg.labels, cfg.common_eval.post_process)
-            self.decoding_run = DecodingRun(cfg)
             return prepare(cfg)
 
         model.prepare_for_inference_ = prepare_for_inference_
@@ -160,6 +176,10 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         skipped = audio.skipped_indices
         labels = [line for row, line in enumerate(labels) if row not in skipped]
         self._check_symbols(audio, labels)
+        empty = [index for index, line in enumerate(labels) if not line]
+        if empty:
+            named = ", ".join(audio.file_of(index) for index in empty[:MAX_NAMED])
+            logger.warning("%s: %d utterances have no labels: %s", split, len(empty), named)
         self._check_lengths(audio)
         if not decoding and self.lengths is not None:
             used = ~audio.left_out

@@ -31,7 +31,8 @@ def parse_keep_layers(keep_layers: str, num_layers: int) -> list[int]:
     if "," not in keep_layers:
         if not 1 <= numbers[0] <= num_layers:
             raise ValueError(
-                f"keep_layers={keep_layers} is out of range: the model has {num_layers} layers"
+                f"keep_layers={keep_layers} is out of range: it must be 1 to {num_layers}, "
+                "the layers that the model has"
             )
         return list(range(numbers[0]))
     if numbers[-1] >= num_layers:

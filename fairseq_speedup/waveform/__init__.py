@@ -41,7 +41,7 @@ class WaveformReductionConfig(FairseqDataclass):
         default=1.0,
         metadata={
             "help": "how many times shorter the waveform gets, >= 1; any number for signal, a "
-            "whole number for conv and average; 1 changes nothing"
+            "whole number for conv and average"
         },
     )
 
@@ -50,8 +50,8 @@ def build_waveform_reduction(cfg: WaveformReductionConfig) -> nn.Module:
     """Builds the reduction that ``cfg.downsample`` names.
 
     Raises:
-        ValueError: unknown method, factor below 1 or not finite, a factor without a method, or a
-            fraction where the method needs a whole number.
+        ValueError: unknown method, factor below 1 or not finite, a method without a factor or a
+            factor without a method, or a fraction where the method needs a whole number.
     """
     reduction = WAVEFORM_REDUCTIONS.lookup(cfg.downsample)
     factor = cfg.downsample_factor
@@ -63,4 +63,9 @@ def build_waveform_reduction(cfg: WaveformReductionConfig) -> nn.Module:
             f"downsample_factor={factor} needs a method: set downsample to one of {methods}, "
             "or downsample_factor to 1"
         )
-    return NoReduction() if factor == 1 else reduction(factor)
+    if reduction is not NoReduction and factor == 1:
+        raise ValueError(
+            f"downsample={cfg.downsample} with downsample_factor=1 changes nothing: set "
+            "downsample_factor above 1, or downsample to none"
+        )
+    return reduction(factor)

@@ -58,6 +58,9 @@ class WaveformReduction(nn.Module):
 class NoReduction(WaveformReduction):
     """The waveform as it is."""
 
+    def __init__(self, factor: float = 1):
+        super().__init__()
+
     def output_lengths(self, lengths):
         return lengths
 
