@@ -186,6 +186,14 @@ def test_training_keeps_every_exits_logits_and_loss(six_layers):
     assert all(p.grad is not None for p in model.w2v_encoder.exit_heads.parameters())
 
 
+def test_heads_are_trained_while_the_encoder_is_frozen(six_layers):
+    model = build_exits(six_layers[False], freeze_finetune_updates=10).train()
+    output = model(**batch_of([6000]))
+    sum(logits.sum() for logits in output["exit_logits"].values()).backward()
+    assert all(p.grad is not None for p in model.w2v_encoder.exit_heads.parameters())
+    assert all(p.grad is None for p in model.w2v_encoder.w2v_model.encoder.layers.parameters())
+
+
 def test_heads_alone_can_be_trained(six_layers):
     model = build_exits(six_layers[False], exit_heads_only=True)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -202,6 +210,17 @@ def test_a_checkpoint_without_exits_starts_them_as_its_last_head(six_layers, cap
         assert torch.equal(head.weight, plain.w2v_encoder.proj.weight)
     assert "no head for exit 4" in caplog.text
     plain.load_state_dict(model.state_dict())  # and back: heads that are not wanted are left out
+
+
+def test_layers_of_another_kind_are_refused(tmp_path):
+    path = write_pretrained(
+        tmp_path / "conformer.pt",
+        layer_type="conformer",
+        attn_type="espnet",
+        pos_enc_type="abs",
+    )
+    with pytest.raises(ValueError, match="this model has ConformerWav2Vec2EncoderLayer"):
+        build_model(path, exit_layers="0", layer_type="conformer")
 
 
 @pytest.mark.parametrize(

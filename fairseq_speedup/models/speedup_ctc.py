@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from fairseq.models import register_model
+from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig, Wav2VecCtc, Wav2VecEncoder
 from torch import nn
 
@@ -127,6 +128,16 @@ class SpeedupEncoder(Wav2VecEncoder):
         if not exits:
             return
         encoder = self.w2v_model.encoder
+        others = {
+            type(layer).__name__
+            for layer in encoder.layers
+            if not isinstance(layer, TransformerSentenceEncoderLayer)
+        }
+        if others:
+            raise ValueError(
+                f"exit_layers={cfg.exit_layers} works with transformer layers; this model has "
+                f"{', '.join(sorted(others))}: set exit_layers=none"
+            )
         if cfg.exit_heads_only:
             self.requires_grad_(False)
         self.exit_heads = nn.ModuleDict(
@@ -203,7 +214,10 @@ class SpeedupEncoder(Wav2VecEncoder):
             batch = self.exit.finish()
         if logits is None or batch.has_left:
             logits = batch.put_exit_logits(logits)
-        output["exit_logits"] = batch.exit_logits
+        # here, not in the layers' hooks: freeze_finetune_updates runs those without autograd
+        output["exit_logits"] = {
+            layer: self._exit_logits(layer, hidden) for layer, hidden in batch.exit_hidden.items()
+        }
         output["exit_measured"] = batch.measured
         output["num_layers_run"] = batch.num_layers_run
         return output, logits

@@ -163,7 +163,7 @@ class EarlyExit:
 
         Args:
             lengths: (B,), valid frames
-            stay: nobody leaves; every exit's logits, and what the criterion measures, are kept
+            stay: nobody leaves; hidden states of every exit, and what is measured, are kept
         """
         self.batch = _Batch(lengths, logit_upsample)
         self.stay = stay
@@ -203,11 +203,11 @@ class EarlyExit:
 
     def _at_exit(self, index, hidden):
         batch = self.batch
-        logits = self.head(index, batch.trim(hidden))
         if self.stay:
-            batch.exit_logits[index] = logits
+            batch.exit_hidden[index] = batch.trim(hidden)
         if self.criterion is None:
             return hidden
+        logits = self.head(index, batch.trim(hidden))
         measured = self.criterion.measure(
             layer=index,
             hidden=hidden,
@@ -230,7 +230,7 @@ class _Batch:
         self.logit_upsample = logit_upsample
         self.active = torch.arange(len(lengths), device=lengths.device)
         self.num_layers_run = torch.zeros_like(lengths)
-        self.exit_logits: dict[int, torch.Tensor] = {}  # of every utterance, where they stay
+        self.exit_hidden: dict[int, torch.Tensor] = {}  # of every utterance, where they stay
         self.measured: dict[int, torch.Tensor] = {}  # by the criterion, likewise
         self.left: list[tuple[torch.Tensor, int, torch.Tensor]] = []  # utterances, layer, logits
         self.before = None  # what the layer that runs was given
