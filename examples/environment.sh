@@ -24,8 +24,8 @@ _install() {
     fi
     if [ ! -x "$venv/bin/python" ]; then
         if ! python="$(_find_python)"; then
-            echo "fairseq_speedup needs Python 3.11 or 3.12 with pip and venv; found: $(python3 --version 2>&1)" >&2
-            return 1
+            echo "fairseq_speedup needs Python 3.11 or 3.12 with pip and venv; found: $(python3 --version 2>/dev/null || echo no python3)" >&2
+            exit 1
         fi
         echo "== creating the virtual environment $venv ($("$python" --version))"
         "$python" -m venv "$venv" || return 1
