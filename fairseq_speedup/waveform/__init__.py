@@ -40,7 +40,7 @@ class WaveformReductionConfig(FairseqDataclass):
     downsample_factor: float = field(
         default=1.0,
         metadata={
-            "help": "how many times shorter the waveform gets, >= 1; any number for signal, a "
+            "help": "how many times shorter the waveform gets, above 1; any number for signal, a "
             "whole number for conv and average"
         },
     )
