@@ -115,7 +115,8 @@ def test_decoding_needs_no_pretrained_file(tmp_path, corpus):
     train(tmp_path / "run", corpus, w2v_path, *CONV2, "optimization.max_update=2")
     w2v_path.unlink()
     generate(corpus, last_checkpoint(tmp_path / "run"), tmp_path / "results")
-    check_results(tmp_path / "results", corpus)
+    compute = check_results(tmp_path / "results", corpus)
+    assert compute["max_tokens"] == 1_600_000  # what was used, as no batch size was given
 
 
 def test_early_exits_are_trained_decoded_and_calibrated(corpus, pretrained, tmp_path, capsys):

@@ -97,10 +97,13 @@ def letters(sentence: str) -> str:
     return " ".join(sentence.upper().replace(" ", "|")) + " |"
 
 
-def write_split(folder: Path, split: str, utterances: list[dict], synthesiser: Synthesiser):
+def write_split(
+    folder: Path, root: Path, split: str, utterances: list[dict], synthesiser: Synthesiser
+) -> None:
+    """Writes a split into ``folder``, its manifest for audio that will lie in ``root``."""
     audio = folder / "audio" / split
     audio.mkdir(parents=True)
-    rows = [str(folder / "audio")]
+    rows = [str(root)]
     num_samples = 0
     for index, utterance in enumerate(utterances):
         waveform = synthesiser.speak(**utterance)
@@ -140,11 +143,8 @@ def main() -> None:
     part.mkdir(parents=True)
     synthesiser = Synthesiser()
     for split, utterances in planned.items():
-        write_split(part, split, utterances, synthesiser)
+        write_split(part, folder / "audio", split, utterances, synthesiser)
     write_dictionary(part, planned["train"])
-    for manifest in part.glob("*.tsv"):
-        _, rows = manifest.read_text().split("\n", 1)
-        manifest.write_text(f"{folder / 'audio'}\n{rows}")
     (part / stamp.name).write_text(fingerprint)
     part.rename(folder)
 

@@ -82,22 +82,21 @@ def log_posteriors(models, net_input: dict):
         by the one model with early exits, or None
     """
     outputs = []
-    num_layers_run = None
     for model in models:
         net_output = model(**net_input)
         log_probs = model.get_normalized_probs(net_output, log_probs=True)
         batch_first = log_probs.transpose(0, 1)  # T x B x V -> B x T x V
         lengths = lengths_of(net_output["padding_mask"], batch_first)
-        num_layers_run = net_output.get("num_layers_run") if len(models) == 1 else None
         outputs.append((log_probs, lengths))
     log_probs, lengths = outputs[0]
-    if len(outputs) > 1:
-        shapes = {tuple(each.shape) for each, _ in outputs}
-        if len(shapes) > 1:
-            raise ValueError(
-                "the models of an ensemble must give the same frames and labels; "
-                f"(frames, batch, labels) are {sorted(shapes)}"
-            )
-        stacked = torch.stack([each for each, _ in outputs])
-        log_probs = utils.log_softmax(torch.logsumexp(stacked, dim=0), dim=-1)
-    return log_probs, lengths, num_layers_run
+    if len(outputs) == 1:
+        return log_probs, lengths, net_output.get("num_layers_run")
+    shapes = {tuple(each.shape) for each, _ in outputs}
+    if len(shapes) > 1:
+        raise ValueError(
+            "the models of an ensemble must give the same frames and labels; "
+            f"(frames, batch, labels) are {sorted(shapes)}"
+        )
+    stacked = torch.stack([each for each, _ in outputs])
+    log_probs = utils.log_softmax(torch.logsumexp(stacked, dim=0), dim=-1)
+    return log_probs, lengths, None

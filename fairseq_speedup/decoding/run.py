@@ -25,6 +25,7 @@ class DecodingRun:
     def __init__(self, cfg):
         self.cfg = cfg
         self.meter = None  # set when the generator is built
+        self.max_samples = None  # of a batch; set when batches are made
         if cfg.common_eval.results_path is not None:
             clear_report(cfg.common_eval.results_path, cfg.dataset.gen_subset)
 
@@ -36,12 +37,14 @@ class DecodingRun:
                 f"no batch size is given: batches of up to {max_samples} samples; set "
                 "--batch-size (utterances) or --max-tokens (samples)"
             )
-        longest = max(dataset.num_tokens(i) for i in range(len(dataset)))
-        if max_samples is not None and longest > max_samples:
-            raise ValueError(
-                f"--max-tokens {max_samples} is smaller than the longest utterance, which has "
-                f"{longest} samples: give at least that many, or --batch-size instead"
-            )
+        if max_samples is not None:
+            longest = max(dataset.num_tokens(i) for i in range(len(dataset)))
+            if longest > max_samples:
+                raise ValueError(
+                    f"--max-tokens {max_samples} is smaller than the longest utterance, which has "
+                    f"{longest} samples: give at least that many, or --batch-size instead"
+                )
+        self.max_samples = max_samples
         return max_samples
 
     def watch(self, iterator, dataset) -> None:
@@ -68,7 +71,7 @@ class DecodingRun:
             "model": type(model).__name__,
             "options": reduction_options(model.cfg),
             "batch_size": self.cfg.dataset.batch_size,
-            "max_tokens": self.cfg.dataset.max_tokens,
+            "max_tokens": self.max_samples,
             **report,
         }
         # fairseq configures logging when it is imported, so that fairseq-generate's own

@@ -12,7 +12,6 @@ The lengths are --seconds, or one length in seconds a line, or a fairseq manifes
 import json
 import os
 import sys
-import time
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from omegaconf import OmegaConf
 
 from fairseq_speedup.architectures import ARCHITECTURES, architecture_config
 from fairseq_speedup.data.manifest import ManifestError, read_lines
+from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
 from fairseq_speedup.models.speedup_ctc import (
     REDUCTION_OPTIONS,
@@ -30,8 +30,9 @@ from fairseq_speedup.models.speedup_ctc import (
     SpeedupCtcConfig,
     switched_on,
 )
+from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
-from fairseq_speedup.profiling.fvcore_count import fvcore_macs
+from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.profiling.macs import COUNTS, MacCounter
 
 SAMPLE_RATE = 16000
@@ -211,9 +212,8 @@ def profile(model, batches: list[np.ndarray], count: str) -> dict:
         "waveform_reduction": [getattr(encoder, "waveform_reduction", None)],
         "front_end": [w2v.feature_extractor, w2v.layer_norm, w2v.post_extract_proj],
         "transformer": [w2v.encoder],
-        "head": [encoder.proj],
+        "head": [encoder.proj, getattr(encoder, "exit_heads", None)],
     }
-    checked = int(min(batch.min() for batch in batches))
     return {
         "count": count,
         "num_utterances": len(padded),
@@ -230,11 +230,7 @@ def profile(model, batches: list[np.ndarray], count: str) -> dict:
         },
         "macs_per_second": sum(macs.values()) / audio_seconds,
         "macs_per_batch": sum(macs.values()) / len(batches),
-        "macs_check": {
-            "num_samples": checked,
-            "closed_form": int(MacCounter(model).count([checked]).sum().total),
-            "fvcore": fvcore_macs(model, checked).total,
-        },
+        "macs_check": check_macs([model], int(min(batch.min() for batch in batches))),
     }
 
 
@@ -250,14 +246,12 @@ def measure_time(model, batches: list[np.ndarray], num_timed: int, device) -> di
     for index, lengths in enumerate([picked[0], *picked]):  # the first runs twice, once to warm up
         size = int(lengths.max())
         source = torch.randn(len(lengths), size, generator=generator).to(device)
-        padding_mask = torch.arange(size)[None, :] >= torch.from_numpy(lengths.copy())[:, None]
-        source = source.masked_fill(padding_mask.to(device), 0)
-        _synchronize(device)
-        start = time.perf_counter()
-        model(source=source, padding_mask=padding_mask.to(device))
-        _synchronize(device)
+        padding_mask = padding_mask_of(torch.tensor(lengths.tolist(), device=device), size)
+        source = source.masked_fill(padding_mask, 0)
+        start = now(device)
+        model(source=source, padding_mask=padding_mask)
         if index > 0:
-            seconds.append(time.perf_counter() - start)
+            seconds.append(now(device) - start)
     timed_audio = sum(int(batch.sum()) for batch in picked) / SAMPLE_RATE
     return {
         "timed_batches": len(picked),
@@ -266,11 +260,6 @@ def measure_time(model, batches: list[np.ndarray], num_timed: int, device) -> di
         "real_time_factor": sum(seconds) / timed_audio,
         "peak_memory_bytes": peak_memory_bytes(device),
     }
-
-
-def _synchronize(device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def table(figures: dict) -> str:

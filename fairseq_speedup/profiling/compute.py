@@ -3,14 +3,14 @@
 import contextlib
 import json
 import os
-import time
 from collections import Counter
 
 import numpy as np
 import torch
 
+from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
-from fairseq_speedup.profiling.fvcore_count import fvcore_macs
+from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.profiling.macs import MacCounter, UncountableError
 
 FILE_NAME = "compute.json"
@@ -35,15 +35,15 @@ class ComputeMeter:
 
     @contextlib.contextmanager
     def encoding(self):
-        start = self._now()
+        start = now(self.device)
         yield
-        self.encoder_seconds += self._now() - start
+        self.encoder_seconds += now(self.device) - start
 
     @contextlib.contextmanager
     def decoding(self):
-        start = self._now()
+        start = now(self.device)
         yield
-        self.decoder_seconds += self._now() - start
+        self.decoder_seconds += now(self.device) - start
 
     def count(self, num_samples: torch.Tensor, num_layers_run: torch.Tensor | None = None) -> None:
         """
@@ -54,11 +54,6 @@ class ComputeMeter:
         self.num_samples.extend(num_samples.tolist())
         if num_layers_run is not None:
             self.num_layers_run.extend(num_layers_run.tolist())
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
     def report(self) -> dict:
         """Everything measured; MACs are at each utterance's true length, padding not counted."""
@@ -108,15 +103,10 @@ def macs_report(
     layers = np.array(num_layers_run) if num_layers_run else None
     counts = [counter.count(num_samples, layers).sum().as_dict() for counter in counters]
     by_stage = {stage: sum(count[stage] for count in counts) / audio_seconds for stage in counts[0]}
-    checked = int(num_samples.min())
     return {
         "macs_per_second": sum(by_stage.values()),
         "macs_per_second_by_stage": by_stage,
-        "macs_check": {
-            "num_samples": checked,
-            "closed_form": sum(int(c.count([checked]).sum().total) for c in counters),
-            "fvcore": sum(fvcore_macs(model, checked).total for model in models),
-        },
+        "macs_check": check_macs(models, int(num_samples.min())),
     }
 
 

@@ -10,7 +10,7 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
-from fairseq_speedup.profiling.macs import Macs
+from fairseq_speedup.profiling.macs import MacCounter, Macs
 
 # Operators without multiply-accumulates of the kind counted here, which fvcore would count
 # or complain of.
@@ -105,3 +105,12 @@ def fvcore_macs(model, num_samples: int) -> Macs:
         transformer=int(by_module["encoder.w2v_model.encoder"]),
         head=int(by_module["encoder.proj"]),
     )
+
+
+def check_macs(models, num_samples: int) -> dict:
+    """Both counts of one utterance of ``num_samples``, through all layers, summed over models."""
+    return {
+        "num_samples": num_samples,
+        "closed_form": sum(int(MacCounter(m).count([num_samples]).sum().total) for m in models),
+        "fvcore": sum(fvcore_macs(m, num_samples).total for m in models),
+    }

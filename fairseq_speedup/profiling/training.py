@@ -1,12 +1,11 @@
 """Compute in fairseq's training log: MACs per second of audio and the real-time factor."""
 
 import logging
-import time
 
-import torch
 from fairseq.logging import metrics
 
 from fairseq_speedup.lengths import lengths_of
+from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.macs import MacCounter, UncountableError
 
 logger = logging.getLogger(__name__)
@@ -50,6 +49,7 @@ class ForwardTimer:
 
     def __init__(self, model):
         self.model = model
+        self.device = next(model.parameters()).device
         self.seconds = 0.0
 
     def __enter__(self):
@@ -64,16 +64,10 @@ class ForwardTimer:
             hook.remove()
 
     def _start(self, *_):
-        self._started = _now()
+        self._started = now(self.device)
 
     def _stop(self, *_):
-        self.seconds += _now() - self._started
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        self.seconds += now(self.device) - self._started
 
 
 def reduce_compute_metrics(logging_outputs) -> None:

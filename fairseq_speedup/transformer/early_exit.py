@@ -219,7 +219,7 @@ class EarlyExit:
         if self.stay:
             batch.measured[index] = measured
             return hidden
-        return batch.let_go(index, self.criterion.leave(measured, self.threshold), hidden, logits)
+        return batch.let_go(self.criterion.leave(measured, self.threshold), hidden, logits)
 
 
 class _Batch:
@@ -232,7 +232,7 @@ class _Batch:
         self.num_layers_run = torch.zeros_like(lengths)
         self.exit_hidden: dict[int, torch.Tensor] = {}  # of every utterance, where they stay
         self.measured: dict[int, torch.Tensor] = {}  # by the criterion, likewise
-        self.left: list[tuple[torch.Tensor, int, torch.Tensor]] = []  # utterances, layer, logits
+        self.left: list[tuple[torch.Tensor, torch.Tensor]] = []  # utterances, logits
         self.before = None  # what the layer that runs was given
         self.size = None  # frames and channels before anyone left
 
@@ -244,12 +244,12 @@ class _Batch:
         """Cuts the frames that fairseq adds to reach a multiple."""
         return hidden[: int(self.lengths.max())]
 
-    def let_go(self, index, leave, hidden, logits):
+    def let_go(self, leave, hidden, logits):
         """Takes the utterances ``leave`` (B,) out; returns what goes on."""
         if not leave.any():
             return hidden
         self.size = self.size or hidden.shape[::2]
-        self.left.append((self.active[leave], index, logits[:, leave]))
+        self.left.append((self.active[leave], logits[:, leave]))
         stay = ~leave
         self.active, self.lengths = self.active[stay], self.lengths[stay]
         if len(self.active) == 0:
@@ -266,10 +266,10 @@ class _Batch:
         """Puts into ``logits`` (T, B, V), in place, those of the utterances that left; with None,
         where everyone left, into new ones."""
         if logits is None:
-            num_labels, like = self.left[0][2].size(-1), self.left[0][2]
+            _, like = self.left[0]
             num_frames = int(self.all_lengths.max()) * self.logit_upsample
-            logits = like.new_zeros(num_frames, len(self.all_lengths), num_labels)
-        for utterances, _, exit_logits in self.left:
+            logits = like.new_zeros(num_frames, len(self.all_lengths), like.size(-1))
+        for utterances, exit_logits in self.left:
             logits[:, utterances] = 0
             logits[: exit_logits.size(0), utterances] = exit_logits.to(logits.dtype)
         return logits
