@@ -6,21 +6,29 @@ import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models.wav2vec.wav2vec2_asr import Linear
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fairseq_speedup.registry import Registry
 
 HEADS = Registry("head")
+BILSTM_DIM = 1024
 
 
 @dataclass
 class HeadConfig(FairseqDataclass):
     head: str = field(
         default="linear",
-        metadata={"help": "CTC head: linear, as in fairseq, or mlp (Linear, LeakyReLU, Linear)"},
+        metadata={
+            "help": "CTC head: linear, as in fairseq, mlp (Linear, LeakyReLU, Linear) or bilstm "
+            "(two bidirectional LSTM layers, Linear)"
+        },
     )
     head_dim: int = field(
         default=0,
-        metadata={"help": "hidden width of the mlp head; 0 takes the encoder's width"},
+        metadata={
+            "help": "hidden width of the mlp head, 0 for the encoder's width, or of each direction "
+            "of the bilstm head, 0 for the study's 1024"
+        },
     )
     logit_upsample: int = field(
         default=1,
@@ -43,7 +51,7 @@ def check_head(cfg: HeadConfig) -> None:
 
 
 def build_head(cfg: HeadConfig, input_dim: int, num_labels: int) -> nn.Module:
-    """(T, B, input_dim) -> (T, B, logit_upsample * num_labels)"""
+    """(T, B, input_dim) -> (T, B, logit_upsample * num_labels); see :func:`run_head`"""
     check_head(cfg)
     return HEADS[cfg.head](cfg, input_dim, cfg.logit_upsample * num_labels)
 
@@ -60,6 +68,52 @@ def mlp_head(cfg: HeadConfig, input_dim: int, output_dim: int) -> nn.Module:
     return nn.Sequential(
         Linear(input_dim, hidden_dim), nn.LeakyReLU(), Linear(hidden_dim, output_dim)
     )
+
+
+@HEADS.register("bilstm")
+class BiLstmHead(nn.Module):
+    """The head of arXiv 2303.06740 for its distilled student: a BiLSTM of two layers, then linear.
+
+    It reads an utterance up to its end, not into its padding.
+    """
+
+    needs_lengths = True
+
+    def __init__(self, cfg: HeadConfig, input_dim: int, output_dim: int):
+        super().__init__()
+        hidden_dim = cfg.head_dim or BILSTM_DIM
+        self.lstm = nn.LSTM(input_dim, hidden_dim, num_layers=2, bidirectional=True)
+        self.linear = Linear(2 * hidden_dim, output_dim)
+
+    def forward(self, frames, lengths):
+        """
+        Args:
+            frames: (T, B, C)
+            lengths: (B,), valid frames
+        """
+        num_frames = frames.size(0)
+        if int(lengths.min()) == num_frames:
+            return self.linear(self.lstm(frames)[0])
+        packed = pack_padded_sequence(frames, lengths.cpu(), enforce_sorted=False)
+        hidden, _ = pad_packed_sequence(self.lstm(packed)[0], total_length=num_frames)
+        return self.linear(hidden)
+
+
+def run_head(head: nn.Module, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Logits (T, B, V) of ``frames`` (T, B, C) with ``lengths`` (B,) valid ones."""
+    return head(frames, lengths) if getattr(head, "needs_lengths", False) else head(frames)
+
+
+def head_macs_per_frame(head: nn.Module) -> int:
+    """Every weight of a head's linear and LSTM layers is used once in a frame."""
+    weights = [
+        parameter.numel()
+        for module in head.modules()
+        if isinstance(module, (nn.Linear, nn.LSTM))
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() > 1
+    ]
+    return sum(weights)
 
 
 def upsample_logits(logits: torch.Tensor, factor: int) -> torch.Tensor:

@@ -57,6 +57,19 @@ def multiple_length(length, multiple: int):
     return -(-length // multiple) * multiple
 
 
+def pooled_length(length, factor: int):
+    """Windows of ``factor`` frames, the last one perhaps not full: ``ceil(length / factor)``."""
+    return -(-length // factor)
+
+
+def merged_length(length, ratio: Fraction, start: int):
+    """Frames left when ``floor(ratio * length)`` adjacent pairs merge, or all pairs if that is
+    more. The pairs are (start, start + 1), (start + 2, start + 3) and so on; start is 0 or 1."""
+    merges = length * ratio.numerator // ratio.denominator
+    pairs = (length - start) // 2
+    return length - merges + (merges - pairs) * (merges > pairs)
+
+
 def lengths_of(padding_mask, values: torch.Tensor) -> torch.Tensor:
     """Valid counts (B,) of a batch ``values`` (B, S, ...) with ``padding_mask`` (B, S) or None."""
     if padding_mask is None:

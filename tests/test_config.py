@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from fairseq_speedup.models.speedup_ctc import SpeedupCtcConfig, reduction_options, switched_on
+from fairseq_speedup.models.config import SpeedupCtcConfig, reduction_options, switched_on
 from fairseq_speedup.profiling.macs import MacCounter
 from fairseq_speedup.tasks import SpeedupFinetuningConfig
 

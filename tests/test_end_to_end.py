@@ -14,7 +14,7 @@ from conftest import USER_DIR, fairseq_command, generate, run_command, train, wr
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.models.speedup_ctc import SpeedupCtcConfig, reduction_options, switched_on
+from fairseq_speedup.models.config import SpeedupCtcConfig, reduction_options, switched_on
 
 STOCK = ["model._name=wav2vec_ctc", "task._name=audio_finetuning"]
 # stock dataclasses do not know our options

@@ -57,7 +57,7 @@ def report_feasibility(split: str, found: Feasibility, allow: bool, zero_infinit
     message += (
         f"; CTC cannot learn from them. Remedies: {found.needed_upsampling} times the "
         "model.logit_upsample (enough for all), subword labels (task.labels=spm), a smaller "
-        "model.downsample_factor"
+        "model.downsample_factor, frontend_frame_ms or merge_ratio"
     )
     if not zero_infinity:
         message += "; their loss is infinite: set criterion.zero_infinity=true"

@@ -67,19 +67,19 @@ class CtcGenerator:
             log_posteriors(models, net_input)  # not timed: first calls allocate and tune
             self.warm = True
         with self.meter.encoding():
-            log_probs, lengths, num_layers_run = log_posteriors(models, net_input)
+            log_probs, lengths, layer_frames = log_posteriors(models, net_input)
         with self.meter.decoding():
             hypotheses = self.decoder.decode(log_probs, lengths)
         num_samples = lengths_of(net_input.get("padding_mask"), net_input["source"])
-        self.meter.count(num_samples, num_layers_run)
+        self.meter.count(num_samples, layer_frames)
         return hypotheses
 
 
 def log_posteriors(models, net_input: dict):
     """
     Returns:
-        log-probabilities (T, B, V) averaged over ``models``; valid frames (B,); layers run (B,)
-        by the one model with early exits, or None
+        log-probabilities (T, B, V) averaged over ``models``; valid frames (B,); frames
+        (B, layers) that the layers of the one model with exits or merging were given, or None
     """
     outputs = []
     for model in models:
@@ -90,7 +90,7 @@ def log_posteriors(models, net_input: dict):
         outputs.append((log_probs, lengths))
     log_probs, lengths = outputs[0]
     if len(outputs) == 1:
-        return log_probs, lengths, net_output.get("num_layers_run")
+        return log_probs, lengths, net_output.get("layer_frames")
     shapes = {tuple(each.shape) for each, _ in outputs}
     if len(shapes) > 1:
         raise ValueError(

@@ -4,7 +4,7 @@ import os
 
 from torch import nn
 
-from fairseq_speedup.models.speedup_ctc import reduction_options
+from fairseq_speedup.models.config import reduction_options
 from fairseq_speedup.profiling.compute import clear_report, summary_line, write_report
 
 FAIRSEQ_DEFAULT_MAX_TOKENS = 12000  # what fairseq-generate sets when no batch size is given

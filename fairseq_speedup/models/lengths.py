@@ -2,26 +2,29 @@
 
 from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Model
 
-from fairseq_speedup.lengths import conv_stack_length, needed_conv_stack_length
-from fairseq_speedup.models.speedup_ctc import SpeedupEncoder, conv_layers_of
+from fairseq_speedup.frontend import CnnFrontEnd
+from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 
 
 class StockLengths:
     """Lengths of fairseq's own ``wav2vec_ctc``."""
 
     def __init__(self, w2v_model: Wav2Vec2Model):
-        self.conv_layers = conv_layers_of(w2v_model)
+        self.front_end = CnnFrontEnd(w2v_model.feature_extractor)
 
     def output_lengths(self, num_samples):
-        return conv_stack_length(num_samples, self.conv_layers)
+        return self.front_end.output_lengths(num_samples)
 
-    def needed_samples(self) -> int:
-        return needed_conv_stack_length(1, self.conv_layers)
+    ctc_lengths = output_lengths
+
+    def needed_samples(self, any_speed: bool = False) -> int:
+        return self.front_end.needed_samples(1)
 
 
 def model_lengths(model):
-    """An object with ``output_lengths(num_samples)``, in logit frames, and ``needed_samples()``;
-    None for a model whose lengths are not known here."""
+    """An object with ``output_lengths(num_samples)`` and ``ctc_lengths(num_samples)``, in logit
+    frames, and ``needed_samples()``, as SpeedupEncoder has them; None for a model whose lengths are
+    not known here."""
     encoder = getattr(model, "w2v_encoder", None)
     if isinstance(encoder, SpeedupEncoder):
         return encoder

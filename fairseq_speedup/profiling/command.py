@@ -23,13 +23,9 @@ from omegaconf import OmegaConf
 from fairseq_speedup.architectures import ARCHITECTURES, architecture_config
 from fairseq_speedup.data.manifest import ManifestError, read_lines
 from fairseq_speedup.lengths import padding_mask_of
+from fairseq_speedup.models.config import REDUCTION_OPTIONS, SpeedupCtcConfig, switched_on
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
-from fairseq_speedup.models.speedup_ctc import (
-    REDUCTION_OPTIONS,
-    SpeedupCtc,
-    SpeedupCtcConfig,
-    switched_on,
-)
+from fairseq_speedup.models.speedup_ctc import SpeedupCtc
 from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
 from fairseq_speedup.profiling.fvcore_count import check_macs
@@ -210,7 +206,13 @@ def profile(model, batches: list[np.ndarray], count: str) -> dict:
     w2v = encoder.w2v_model
     stages = {
         "waveform_reduction": [getattr(encoder, "waveform_reduction", None)],
-        "front_end": [w2v.feature_extractor, w2v.layer_norm, w2v.post_extract_proj],
+        "front_end": [
+            w2v.feature_extractor,
+            getattr(encoder, "fbank", None),
+            w2v.layer_norm,
+            w2v.post_extract_proj,
+        ],
+        "frame_reduction": [getattr(encoder, "frame_reduction", None)],
         "transformer": [w2v.encoder],
         "head": [encoder.proj, getattr(encoder, "exit_heads", None)],
     }

@@ -31,7 +31,7 @@ class ComputeMeter:
         self.encoder_seconds = 0.0
         self.decoder_seconds = 0.0
         self.num_samples: list[int] = []
-        self.num_layers_run: list[int] = []  # only of models with exits
+        self.layer_frames: list[list[int]] = []  # only of models with exits or merging
 
     @contextlib.contextmanager
     def encoding(self):
@@ -45,15 +45,16 @@ class ComputeMeter:
         yield
         self.decoder_seconds += now(self.device) - start
 
-    def count(self, num_samples: torch.Tensor, num_layers_run: torch.Tensor | None = None) -> None:
+    def count(self, num_samples: torch.Tensor, layer_frames: torch.Tensor | None = None) -> None:
         """
         Args:
             num_samples: (B,), true lengths of a batch
-            num_layers_run: (B,), layers each ran before it left, of a model with exits
+            layer_frames: (B, layers), frames that each layer was given of each utterance, of a
+                model with exits or merging
         """
         self.num_samples.extend(num_samples.tolist())
-        if num_layers_run is not None:
-            self.num_layers_run.extend(num_layers_run.tolist())
+        if layer_frames is not None:
+            self.layer_frames.extend(layer_frames.tolist())
 
     def report(self) -> dict:
         """Everything measured; MACs are at each utterance's true length, padding not counted."""
@@ -65,9 +66,9 @@ class ComputeMeter:
             "num_utterances": len(self.num_samples),
             "audio_seconds": audio_seconds,
             **macs_report(
-                self.models, np.array(self.num_samples), self.sample_rate, self.num_layers_run
+                self.models, np.array(self.num_samples), self.sample_rate, self.layer_frames
             ),
-            **exit_report(self.num_layers_run),
+            **layer_report(self.models, self.layer_frames),
             "encoder_seconds": self.encoder_seconds,
             "decoder_seconds": self.decoder_seconds,
             "real_time_factor": seconds / audio_seconds if audio_seconds else None,
@@ -77,19 +78,27 @@ class ComputeMeter:
         }
 
 
-def exit_report(num_layers_run: list[int]) -> dict:
-    """Mean and histogram of the layers that utterances ran; empty without exits."""
-    if not num_layers_run:
+def layer_report(models, layer_frames: list[list[int]]) -> dict:
+    """With exits, the mean and the histogram of the layers that utterances ran; with merging, the
+    share of the first layer's frames that each layer was given. Empty without."""
+    if not layer_frames:
         return {}
-    histogram = Counter(num_layers_run)
-    return {
-        "mean_layers_run": sum(num_layers_run) / len(num_layers_run),
-        "layers_run_histogram": {str(layers): histogram[layers] for layers in sorted(histogram)},
-    }
+    frames = np.array(layer_frames)
+    (model,) = models
+    report = {}
+    if model.w2v_encoder.exit is not None:
+        num_layers_run = (frames > 0).sum(axis=1)
+        histogram = Counter(num_layers_run.tolist())
+        report["mean_layers_run"] = float(num_layers_run.mean())
+        report["layers_run_histogram"] = {str(n): histogram[n] for n in sorted(histogram)}
+    if model.w2v_encoder.merging is not None:
+        shares = frames.sum(axis=0) / frames[:, 0].sum()
+        report["share_of_frames_by_layer"] = [round(float(share), 4) for share in shares]
+    return report
 
 
 def macs_report(
-    models, num_samples: np.ndarray, sample_rate: int, num_layers_run: list[int]
+    models, num_samples: np.ndarray, sample_rate: int, layer_frames: list[list[int]]
 ) -> dict:
     """MACs per second of audio, in all and by stage, and their check against fvcore on the
     shortest utterance, through all layers."""
@@ -100,8 +109,8 @@ def macs_report(
     except UncountableError as error:
         return {"macs_per_second": None, "macs_note": str(error)}
     audio_seconds = num_samples.sum() / sample_rate
-    layers = np.array(num_layers_run) if num_layers_run else None
-    counts = [counter.count(num_samples, layers).sum().as_dict() for counter in counters]
+    frames = np.array(layer_frames) if layer_frames else None
+    counts = [counter.count(num_samples, frames).sum().as_dict() for counter in counters]
     by_stage = {stage: sum(count[stage] for count in counts) / audio_seconds for stage in counts[0]}
     return {
         "macs_per_second": sum(by_stage.values()),

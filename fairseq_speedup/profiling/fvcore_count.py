@@ -34,6 +34,13 @@ def _attention_macs(inputs, outputs) -> int:
     return macs
 
 
+def _lstm_macs(inputs, outputs) -> int:
+    """lstm on (T, B, C), whatever its layers and directions: every weight once in a frame."""
+    num_frames, batch_size = get_shape(inputs[0])[:2]
+    weights = [get_shape(value) for value in inputs[2].node().inputs()]
+    return num_frames * batch_size * sum(w[0] * w[1] for w in weights if len(w) == 2)
+
+
 def _no_macs(inputs, outputs) -> int:
     return 0
 
@@ -44,9 +51,13 @@ class _Encoder(nn.Module):
     def __init__(self, encoder):
         super().__init__()
         self.encoder = encoder
+        self.layer_frames = None  # of the last call, where frames merge
 
     def forward(self, source):
-        return self.encoder(source=source, padding_mask=None)["encoder_out"]
+        output = self.encoder(source=source, padding_mask=None)
+        if "layer_frames" in output:
+            self.layer_frames = output["layer_frames"].tolist()
+        return output["encoder_out"]
 
 
 def _pad_to_multiple(x, multiple, dim=-1, value=0):
@@ -61,9 +72,10 @@ def _pad_to_multiple(x, multiple, dim=-1, value=0):
 def _traceable(encoder):
     """Lets fairseq's encoder be traced, through all layers whatever exits it has, and fvcore list
     no operators that it leaves out."""
-    exits = getattr(encoder, "exit", None)
+    exits, loop = getattr(encoder, "exit", None), getattr(encoder, "loop", None)
     if exits is not None:
         encoder.exit = None
+        stages, loop.stages = loop.stages, [stage for stage in loop.stages if stage is not exits]
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level, pad_to_multiple = logger.level, wav2vec2.pad_to_multiple
     logger.setLevel(logging.ERROR)
@@ -74,7 +86,7 @@ def _traceable(encoder):
         logger.setLevel(level)
         wav2vec2.pad_to_multiple = pad_to_multiple
         if exits is not None:
-            encoder.exit = exits
+            encoder.exit, loop.stages = exits, stages
 
 
 def fvcore_macs(model, num_samples: int) -> Macs:
@@ -82,35 +94,53 @@ def fvcore_macs(model, num_samples: int) -> Macs:
 
     The model runs once, in eval mode, on its own device, through all its layers.
     """
+    return _trace(model, num_samples)[0]
+
+
+def _trace(model, num_samples: int):
+    """The counts, and the frames that each layer was given (1, layers), where frames merge."""
     was_training = model.training
     model.eval()
     parameter = next(model.parameters())
     source = torch.zeros(1, num_samples, device=parameter.device, dtype=parameter.dtype)
-    source[0, ::2] = 0.1  # any signal: counts do not depend on it
+    source[0, ::2] = 0.1  # any signal: counts do not depend on it, unless similar frames merge
+    encoder = _Encoder(model.w2v_encoder)
     try:
         with torch.no_grad(), _traceable(model.w2v_encoder):
-            analysis = FlopCountAnalysis(_Encoder(model.w2v_encoder), source)
+            analysis = FlopCountAnalysis(encoder, source)
             analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+            analysis.set_op_handle("aten::lstm", _lstm_macs)
             for name in NOT_COUNTED:
                 analysis.set_op_handle(name, _no_macs)
             analysis.tracer_warnings("none")
             by_module = analysis.by_module()
     finally:
         model.train(was_training)
-    front_end = by_module["encoder.w2v_model.feature_extractor"]
-    projection = by_module.get("encoder.w2v_model.post_extract_proj", 0)
-    return Macs(
-        waveform_reduction=int(by_module.get("encoder.waveform_reduction", 0)),
-        front_end=int(front_end + projection),
-        transformer=int(by_module["encoder.w2v_model.encoder"]),
-        head=int(by_module["encoder.proj"]),
+
+    def of(*names: str) -> int:
+        return int(sum(by_module.get(f"encoder.{name}", 0) for name in names))
+
+    macs = Macs(
+        waveform_reduction=of("waveform_reduction"),
+        front_end=of("w2v_model.feature_extractor", "fbank", "w2v_model.post_extract_proj"),
+        frame_reduction=of("frame_reduction"),
+        transformer=of("w2v_model.encoder"),
+        head=of("proj"),
     )
+    return macs, encoder.layer_frames
 
 
 def check_macs(models, num_samples: int) -> dict:
     """Both counts of one utterance of ``num_samples``, through all layers, summed over models."""
-    return {
-        "num_samples": num_samples,
-        "closed_form": sum(int(MacCounter(m).count([num_samples]).sum().total) for m in models),
-        "fvcore": sum(fvcore_macs(m, num_samples).total for m in models),
-    }
+    closed_form = traced = 0
+    for model in models:
+        macs, layer_frames = _trace(model, num_samples)
+        closed_form += int(_full_depth(model, num_samples, layer_frames).total)
+        traced += macs.total
+    return {"num_samples": num_samples, "closed_form": closed_form, "fvcore": traced}
+
+
+def _full_depth(model, num_samples: int, layer_frames) -> Macs:
+    counter = MacCounter(model)
+    counter.exits = None  # the trace asked the last head alone
+    return counter.count([num_samples], layer_frames).sum()

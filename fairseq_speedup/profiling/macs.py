@@ -12,7 +12,10 @@ import numpy as np
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer, Wav2Vec2Model
 from torch import nn
 
+from fairseq_speedup.frontend import CnnFrontEnd
+from fairseq_speedup.heads import head_macs_per_frame
 from fairseq_speedup.lengths import conv_length, multiple_length
+from fairseq_speedup.waveform import NoReduction
 
 COUNTS = ("full", "modules")
 
@@ -27,6 +30,7 @@ class Macs:
 
     waveform_reduction: np.ndarray
     front_end: np.ndarray
+    frame_reduction: np.ndarray
     transformer: np.ndarray
     head: np.ndarray
 
@@ -60,68 +64,92 @@ class MacCounter:
         self.w2v = encoder.w2v_model
         if not isinstance(self.w2v, Wav2Vec2Model):
             raise UncountableError(f"MACs of {type(self.w2v).__name__} are not known")
-        self.reduction = getattr(encoder, "waveform_reduction", None)
-        self.head_macs_per_frame = sum(
-            m.weight.numel() for m in encoder.proj.modules() if isinstance(m, nn.Linear)
-        )
+        self.waveform_reduction = getattr(encoder, "waveform_reduction", None) or NoReduction()
+        front_end = getattr(encoder, "front_end", None)
+        self.front_end = front_end or CnnFrontEnd(self.w2v.feature_extractor)
+        self.frames = getattr(encoder, "frame_reduction", None)
         self.exits = getattr(encoder, "exit", None)
+        self.merging = getattr(encoder, "merging", None)
+        self.indices = getattr(encoder, "kept_layers", None)
+        self.head_macs_per_frame = head_macs_per_frame(encoder.proj)
         self.with_attention = count == "full"
         for layer in self.w2v.encoder.layers:
             if type(layer) is not TransformerSentenceEncoderLayer:
                 raise UncountableError(f"MACs of {type(layer).__name__} are not known")
 
-    def count(self, num_samples, num_layers_run=None) -> Macs:
+    def count(self, num_samples, layer_frames=None) -> Macs:
         """MACs of utterances of ``num_samples`` (array), each alone, without padding.
 
         Args:
-            num_layers_run: layers that each ran before it left (array); None for all
+            layer_frames: frames that each layer was given (utterances, layers), of a model with
+                exits or merging; None where nobody left, and frames merged by ``merge_ratio``
+                alone (merging by similarity cannot be foretold and is left out)
         """
         num_samples = np.asarray(num_samples, dtype=np.int64)
-        reduction_macs = num_samples * 0
-        if self.reduction is not None:
-            reduction_macs = self.reduction.macs(num_samples)
-            num_samples = self.reduction.output_lengths(num_samples)
-        front_end_macs, num_frames = self._front_end(num_samples)
+        waveform_macs = self.waveform_reduction.macs(num_samples)
+        num_samples = self.waveform_reduction.output_lengths(num_samples)
+        num_frames = self.front_end.output_lengths(num_samples)
+        front_end_macs = self.front_end.macs(num_samples)
+        if self.w2v.post_extract_proj is not None:
+            projection = self.w2v.post_extract_proj.weight.numel()
+            front_end_macs = front_end_macs + num_frames * projection
+        pooling_macs = upsampling_macs = num_frames * 0
+        pooled = num_frames
+        if self.frames is not None:
+            pooling_macs, upsampling_macs = self.frames.macs(num_frames)
+            pooled = self.frames.output_lengths(num_frames)
+        if layer_frames is None:
+            num_heads = 1
+            layer_frames = self._foretold(pooled)
+        else:
+            layer_frames = np.asarray(layer_frames)
+            num_heads = self._num_heads_run(layer_frames)
         return Macs(
-            waveform_reduction=reduction_macs,
+            waveform_reduction=waveform_macs,
             front_end=front_end_macs,
-            transformer=self._transformer(num_frames, num_layers_run),
-            head=num_frames * self.head_macs_per_frame * self._num_heads_run(num_layers_run),
+            frame_reduction=pooling_macs + upsampling_macs * num_heads,
+            transformer=self._positions(num_frames) + self._layers(layer_frames),
+            head=num_frames * self.head_macs_per_frame * num_heads,
         )
 
-    def _num_heads_run(self, num_layers_run):
+    def _foretold(self, num_frames):
+        """Frames (utterances, layers) that the layers are given of ``num_frames``."""
+        given = []
+        for position, _ in enumerate(self.w2v.encoder.layers):
+            given.append(num_frames)
+            if self.merging is not None and self.merging.known_lengths:
+                num_frames = self.merging.lengths_after(self.indices[position], num_frames)
+        return np.stack(given, axis=-1)
+
+    def _num_heads_run(self, layer_frames):
         """Heads that each utterance asked: its exits and, had it stayed, the last."""
-        if self.exits is None or num_layers_run is None or self.exits.criterion is None:
+        if self.exits is None or self.exits.criterion is None:
             return 1
-        num_layers_run = np.asarray(num_layers_run)
-        positions = np.array([self.exits.position(index) for index in self.exits.exits])
-        reached = (num_layers_run[:, None] > positions[None, :]).sum(axis=1)
-        return reached + (num_layers_run == len(self.w2v.encoder.layers))
+        was_run = layer_frames > 0
+        positions = [self.exits.position(index) for index in self.exits.exits]
+        return was_run[:, positions].sum(axis=1) + was_run[:, -1]
 
-    def _front_end(self, length):
+    def _positions(self, num_frames):
+        """The positional convolutions."""
         macs = 0
-        for block in self.w2v.feature_extractor.conv_layers:
-            conv = block[0]
-            length = conv_length(length, conv.kernel_size[0], conv.stride[0])
-            macs = macs + length * conv.weight.numel()
-        if self.w2v.post_extract_proj is not None:
-            macs = macs + length * self.w2v.post_extract_proj.weight.numel()
-        return macs, length
-
-    def _transformer(self, num_frames, num_layers_run):
-        encoder = self.w2v.encoder
-        macs = 0
-        for conv in encoder.pos_conv.modules():
+        if self.frames is not None:
+            num_frames = multiple_length(num_frames, self.frames.factor)
+        for conv in self.w2v.encoder.pos_conv.modules():
             if isinstance(conv, nn.Conv1d):
                 # an even kernel gives one frame too many, which fairseq computes and cuts off
-                outputs = conv_length(num_frames, conv.kernel_size[0], 1, conv.padding[0])
+                outputs = conv_length(
+                    num_frames, conv.kernel_size[0], conv.stride[0], conv.padding[0]
+                )
                 macs = macs + outputs * _conv_weights(conv)
-        # fairseq computes attention on a length rounded up to a multiple, 2 by default
-        num_frames = multiple_length(num_frames, encoder.required_seq_len_multiple)
-        for position, layer in enumerate(encoder.layers):
-            was_run = 1 if num_layers_run is None else np.asarray(num_layers_run) > position
-            macs = macs + was_run * self._layer(layer, num_frames)
         return macs
+
+    def _layers(self, layer_frames):
+        # fairseq computes attention on a length rounded up to a multiple, 2 by default
+        multiple = self.w2v.encoder.required_seq_len_multiple
+        return sum(
+            self._layer(layer, multiple_length(layer_frames[..., position], multiple))
+            for position, layer in enumerate(self.w2v.encoder.layers)
+        )
 
     def _layer(self, layer, num_frames):
         macs = num_frames * (layer.fc1.weight.numel() + layer.fc2.weight.numel())

@@ -180,10 +180,10 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         if empty:
             named = ", ".join(audio.file_of(index) for index in empty[:MAX_NAMED])
             logger.warning("%s: %d utterances have no labels: %s", split, len(empty), named)
-        self._check_lengths(audio)
+        self._check_lengths(audio, any_speed=not decoding)
         if not decoding and self.lengths is not None:
             used = ~audio.left_out
-            frames = self.lengths.output_lengths(audio.sizes[used])
+            frames = self.lengths.ctc_lengths(audio.sizes[used])
             used_labels = [line for line, keep in zip(labels, used, strict=True) if keep]
             report_feasibility(
                 split,
@@ -202,10 +202,10 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         symbols = " ".join(self.target_dictionary.symbols[self.target_dictionary.nspecial :][:40])
         self._refuse(audio, bad, f"symbols of dict.{self.cfg.labels}.txt: {symbols}")
 
-    def _check_lengths(self, audio: CheckedAudioDataset) -> None:
+    def _check_lengths(self, audio: CheckedAudioDataset, any_speed: bool) -> None:
         if self.lengths is None:
             return
-        needed = self.lengths.needed_samples()
+        needed = self.lengths.needed_samples(any_speed)
         bad = {
             int(index): f"{audio.sizes[index]} samples are shorter than one output frame"
             for index in (audio.sizes < needed).nonzero()[0]

@@ -15,6 +15,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.registry import Registry
 from fairseq_speedup.transformer.layer_removal import parse_indices
+from fairseq_speedup.transformer.loop import Passage
 
 EXIT_CRITERIA = Registry("exit_criterion")
 
@@ -127,149 +128,48 @@ EXIT_CRITERIA["similarity"] = ExitCriterion(mean_similarity, operator.gt)
 EXIT_CRITERIA["layer"] = ExitCriterion(layer_number, operator.ge)
 
 
-class EveryoneLeft(Exception):
-    """Ends the encoder's loop when the last utterance of a batch has left."""
-
-
 class EarlyExit:
-    """Watches the layers of fairseq's encoder through hooks: no layer and no loop is rewritten.
+    """Lets utterances leave after the layers that have an exit.
 
     Args:
-        layers: the encoder's layers
-        indices: their indices in the unreduced model
+        indices: of the model's layers, in the model before layers were removed
         exits: indices of those with an exit
-        head: head(layer, hidden (T, B, C)) -> logits (T', B, V), T' = T times the logit upsampling
+        head: head(layer, hidden (T, A, C), utterances (A,)) -> logits (T', A, V) and their valid
+            frames (A,)
         cfg: criterion and threshold
     """
 
-    def __init__(self, layers, indices: list[int], exits: list[int], head, cfg: EarlyExitConfig):
+    def __init__(self, indices: list[int], exits: list[int], head, cfg: EarlyExitConfig):
         self.indices = indices
         self.exits = exits
         self.head = head
         self.criterion = EXIT_CRITERIA.lookup(cfg.exit_criterion)
         self.threshold = cfg.exit_threshold
         self.observed = False  # in evaluation, keep everyone and what is measured: calibration
-        self.batch = None
-        for index, layer in zip(indices, layers, strict=True):
-            layer.register_forward_pre_hook(self._before(index), with_kwargs=True)
-            layer.register_forward_hook(self._after(index))
 
     def position(self, index: int) -> int:
         """Where the layer ``index`` of the unreduced model stands in this one, from 0."""
         return self.indices.index(index)
 
-    def start(self, lengths: torch.Tensor, logit_upsample: int, stay: bool) -> None:
-        """Call before the encoder runs a batch; it raises EveryoneLeft when nobody is left.
-
-        Args:
-            lengths: (B,), valid frames
-            stay: nobody leaves; hidden states of every exit, and what is measured, are kept
-        """
-        self.batch = _Batch(lengths, logit_upsample)
-        self.stay = stay
-
-    def finish(self) -> "_Batch":
-        """Call after: what the batch went through. Forgets it."""
-        batch, self.batch = self.batch, None
-        return batch
-
-    def _before(self, index):
-        def hook(layer, args, kwargs):
-            batch = self.batch
-            if batch is None:
-                return None
-            batch.num_layers_run[batch.active] += 1
-            batch.before = args[0]
-            if not batch.has_left:
-                return None
-            padding = padding_mask_of(batch.lengths, args[0].size(0))
-            return args, {**kwargs, "self_attn_padding_mask": padding}
-
-        return hook
-
-    def _after(self, index):
-        def hook(layer, args, output):
-            batch = self.batch
-            if batch is None:
-                return None
-            hidden, extra = output
-            if index in self.exits and (self.stay or self.criterion is not None):
-                hidden = self._at_exit(index, hidden)
-            if index == self.indices[-1] and batch.has_left:
-                hidden = batch.restore(hidden)
-            return hidden, extra
-
-        return hook
-
-    def _at_exit(self, index, hidden):
-        batch = self.batch
-        if self.stay:
-            batch.exit_hidden[index] = batch.trim(hidden)
+    def after(self, index: int, hidden: torch.Tensor, passage: Passage) -> torch.Tensor:
+        """See TransformerLoop."""
+        if index not in self.exits or not (passage.stay or self.criterion):
+            return hidden
+        frames = passage.unmerge(hidden)
+        if passage.stay:
+            passage.exit_hidden[index] = frames
         if self.criterion is None:
             return hidden
-        logits = self.head(index, batch.trim(hidden))
+        logits, logit_lengths = self.head(index, frames, passage.active)
         measured = self.criterion.measure(
             layer=index,
             hidden=hidden,
-            before=batch.before,
-            lengths=batch.lengths,
+            before=passage.before,
+            lengths=passage.lengths,
             logits=logits,
-            logit_lengths=batch.lengths * batch.logit_upsample,
+            logit_lengths=logit_lengths,
         )
-        if self.stay:
-            batch.measured[index] = measured
+        if passage.stay:
+            passage.measured[index] = measured
             return hidden
-        return batch.let_go(self.criterion.leave(measured, self.threshold), hidden, logits)
-
-
-class _Batch:
-    """The utterances of one batch on their way through the layers."""
-
-    def __init__(self, lengths: torch.Tensor, logit_upsample: int):
-        self.all_lengths = self.lengths = lengths
-        self.logit_upsample = logit_upsample
-        self.active = torch.arange(len(lengths), device=lengths.device)
-        self.num_layers_run = torch.zeros_like(lengths)
-        self.exit_hidden: dict[int, torch.Tensor] = {}  # of every utterance, where they stay
-        self.measured: dict[int, torch.Tensor] = {}  # by the criterion, likewise
-        self.left: list[tuple[torch.Tensor, torch.Tensor]] = []  # utterances, logits
-        self.before = None  # what the layer that runs was given
-        self.size = None  # frames and channels before anyone left
-
-    @property
-    def has_left(self) -> bool:
-        return bool(self.left)
-
-    def trim(self, hidden):
-        """Cuts the frames that fairseq adds to reach a multiple."""
-        return hidden[: int(self.lengths.max())]
-
-    def let_go(self, leave, hidden, logits):
-        """Takes the utterances ``leave`` (B,) out; returns what goes on."""
-        if not leave.any():
-            return hidden
-        self.size = self.size or hidden.shape[::2]
-        self.left.append((self.active[leave], logits[:, leave]))
-        stay = ~leave
-        self.active, self.lengths = self.active[stay], self.lengths[stay]
-        if len(self.active) == 0:
-            raise EveryoneLeft
-        return hidden[: int(self.lengths.max()), stay]
-
-    def restore(self, hidden):
-        """(T', B', C) of those that stayed -> (T, B, C), zero for those that left."""
-        whole = hidden.new_zeros(self.size[0], len(self.all_lengths), self.size[1])
-        whole[: hidden.size(0), self.active] = hidden
-        return whole
-
-    def put_exit_logits(self, logits):
-        """Puts into ``logits`` (T, B, V), in place, those of the utterances that left; with None,
-        where everyone left, into new ones."""
-        if logits is None:
-            _, like = self.left[0]
-            num_frames = int(self.all_lengths.max()) * self.logit_upsample
-            logits = like.new_zeros(num_frames, len(self.all_lengths), like.size(-1))
-        for utterances, exit_logits in self.left:
-            logits[:, utterances] = 0
-            logits[: exit_logits.size(0), utterances] = exit_logits.to(logits.dtype)
-        return logits
+        return passage.let_go(self.criterion.leave(measured, self.threshold), hidden, logits)

@@ -1,5 +1,6 @@
 """Layer removal: keep some of the transformer's layers."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -70,11 +71,15 @@ class KeptLayers(nn.ModuleList):
 
     def __init__(self, layers: Sequence[nn.Module], kept: list[int]):
         super().__init__()
+        self.depth = len(kept)  # a loop over the layers ends after so many
         for index in kept:
             self.add_module(str(index), layers[index])
 
+    def __iter__(self):
+        return itertools.islice(super().__iter__(), self.depth)
+
     def __getitem__(self, position):
-        return list(self)[position]
+        return list(self._modules.values())[position]
 
 
 def drop_removed_layers(state_dict: dict, prefix: str, kept: list[int]) -> None:

@@ -15,6 +15,7 @@ from fairseq_speedup.waveform.base import NoReduction, WaveformReduction
 from fairseq_speedup.waveform.conv import ConvDownsampling
 from fairseq_speedup.waveform.registry import WAVEFORM_REDUCTIONS
 from fairseq_speedup.waveform.signal import SignalDownsampling
+from fairseq_speedup.waveform.switched import SwitchedReduction
 
 __all__ = [
     "WAVEFORM_REDUCTIONS",
@@ -22,6 +23,7 @@ __all__ = [
     "ConvDownsampling",
     "NoReduction",
     "SignalDownsampling",
+    "SwitchedReduction",
     "WaveformReduction",
     "WaveformReductionConfig",
     "build_waveform_reduction",
@@ -46,26 +48,28 @@ class WaveformReductionConfig(FairseqDataclass):
     )
 
 
-def build_waveform_reduction(cfg: WaveformReductionConfig) -> nn.Module:
-    """Builds the reduction that ``cfg.downsample`` names.
+def build_waveform_reduction(method: str, factors: list[float]) -> nn.Module:
+    """Builds the reduction that ``method`` names.
 
+    Args:
+        factors: one, or several of which :meth:`SwitchedReduction.switch` chooses
     Raises:
         ValueError: unknown method, factor below 1 or not finite, a method without a factor or a
             factor without a method, or a fraction where the method needs a whole number.
     """
-    reduction = WAVEFORM_REDUCTIONS.lookup(cfg.downsample)
-    factor = cfg.downsample_factor
-    if not 1 <= factor < float("inf"):
-        raise ValueError(f"downsample_factor={factor} is out of range; it must be 1 or more")
-    if reduction is NoReduction and factor != 1:
-        methods = ", ".join(sorted(set(WAVEFORM_REDUCTIONS) - {"none"}))
+    reduction = WAVEFORM_REDUCTIONS.lookup(method)
+    for factor in factors:
+        if not 1 <= factor < float("inf"):
+            raise ValueError(f"downsample_factor={factor} is out of range; it must be 1 or more")
+        if reduction is NoReduction and factor != 1:
+            methods = ", ".join(sorted(set(WAVEFORM_REDUCTIONS) - {"none"}))
+            raise ValueError(
+                f"downsample_factor={factor} needs a method: set downsample to one of {methods}, "
+                "or downsample_factor to 1"
+            )
+    if reduction is not NoReduction and max(factors) == 1:
         raise ValueError(
-            f"downsample_factor={factor} needs a method: set downsample to one of {methods}, "
-            "or downsample_factor to 1"
-        )
-    if reduction is not NoReduction and factor == 1:
-        raise ValueError(
-            f"downsample={cfg.downsample} with downsample_factor=1 changes nothing: set "
+            f"downsample={method} with downsample_factor=1 changes nothing: set "
             "downsample_factor above 1, or downsample to none"
         )
-    return reduction(factor)
+    return SwitchedReduction(reduction, factors) if len(factors) > 1 else reduction(factors[0])

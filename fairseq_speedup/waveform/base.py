@@ -27,6 +27,14 @@ class WaveformReduction(nn.Module):
         """The fewest samples that leave ``length``."""
         raise NotImplementedError
 
+    def fewest(self, lengths):
+        """Samples left at the largest of the factors that can be chosen."""
+        return self.output_lengths(lengths)
+
+    def most_needed(self, length: int) -> int:
+        """The fewest samples that leave ``length`` at each of the factors that can be chosen."""
+        return self.needed_samples(length)
+
     def macs(self, lengths):
         """Multiply-accumulates for ``lengths`` samples of input."""
         raise NotImplementedError

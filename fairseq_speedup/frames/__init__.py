@@ -1,0 +1,10 @@
+"""Frame reduction: fewer frames between the front-end and the transformer, all of them after it."""
+
+from fairseq_speedup.frames.pooling import (
+    FRAME_POOLS,
+    FramePoolConfig,
+    FrameReduction,
+    check_frame_pool,
+)
+
+__all__ = ["FRAME_POOLS", "FramePoolConfig", "FrameReduction", "check_frame_pool"]

@@ -1,0 +1,195 @@
+"""Frame pooling: windows of k frames become one for the transformer, and k again after it.
+
+As in SEW (arXiv 2109.06870): the frames are pooled, the positional convolution sees the unpooled
+ones with stride k, and the transformer's output is upsampled by a learned layer. That one begins as
+plain repetition and the pooling as the mean, so that a pretrained encoder can go on from there.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from fairseq.dataclass import FairseqDataclass
+from torch import nn
+
+from fairseq_speedup.lengths import (
+    multiple_length,
+    padding_mask_of,
+    pooled_length,
+)
+from fairseq_speedup.registry import Registry
+
+FRAME_POOLS = Registry("frame_pool_method")
+
+
+@dataclass
+class FramePoolConfig(FairseqDataclass):
+    frame_pool: int = field(
+        default=1,
+        metadata={
+            "help": "frames that become one before the transformer, and as many again after it; "
+            "1 is off"
+        },
+    )
+    frame_pool_method: str = field(
+        default="mean",
+        metadata={"help": "how frames become one: mean, or conv (learned, begins as the mean)"},
+    )
+
+
+def check_frame_pool(cfg: FramePoolConfig) -> None:
+    """Raises ValueError for options out of range."""
+    FRAME_POOLS.lookup(cfg.frame_pool_method)
+    if cfg.frame_pool < 1:
+        raise ValueError(
+            f"frame_pool={cfg.frame_pool} is out of range; it must be a whole number >= 1"
+        )
+
+
+class MeanPool(nn.Module):
+    """Mean of each window's valid frames."""
+
+    def __init__(self, dim: int, factor: int):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, frames, lengths):
+        """
+        Args:
+            frames: (B, T, C), T a multiple of the factor, zero at padding
+            lengths: (B,), valid frames
+        Returns:
+            (B, T / factor, C); an utterance's last window is the mean of what it has
+        """
+        windows = frames.unflatten(1, (-1, self.factor))
+        return windows.sum(dim=2) / self._num_valid(windows.size(1), lengths)
+
+    def _num_valid(self, num_windows: int, lengths):
+        """Valid frames (B, T / factor, 1) of each window, 1 where there is none."""
+        starts = torch.arange(num_windows, device=lengths.device) * self.factor
+        return (lengths[:, None] - starts).clamp(1, self.factor)[:, :, None]
+
+    def macs_per_window(self) -> int:
+        return 0  # additions only
+
+
+FRAME_POOLS["mean"] = MeanPool
+
+
+@FRAME_POOLS.register("conv")
+class ConvPool(MeanPool):
+    """A learned convolution over each window, which begins as the mean."""
+
+    def __init__(self, dim: int, factor: int):
+        super().__init__(dim, factor)
+        self.conv = nn.Conv1d(dim, dim, factor, stride=factor)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.eye(dim)[:, :, None].expand(-1, -1, factor) / factor)
+            self.conv.bias.zero_()
+
+    def forward(self, frames, lengths):
+        pooled = self.conv(frames.transpose(1, 2)).transpose(1, 2)
+        # a window that is not full is scaled up, as its mean would be
+        return pooled * (self.factor / self._num_valid(pooled.size(1), lengths)).to(pooled)
+
+    def macs_per_window(self) -> int:
+        return self.conv.weight.numel()
+
+
+class Upsampling(nn.Module):
+    """Each frame becomes ``factor`` frames: copies of it plus GELU(Linear), which begins at 0."""
+
+    def __init__(self, dim: int, factor: int):
+        super().__init__()
+        self.factor = factor
+        self.linear = nn.Linear(dim, factor * dim)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, frames):
+        """(B, T, C) -> (B, factor * T, C)"""
+        learned = F.gelu(self.linear(frames)).unflatten(2, (self.factor, -1))  # (B, T, k, C)
+        return (frames[:, :, None] + learned).flatten(1, 2)
+
+
+class FrameReduction(nn.Module):
+    """Pools what the transformer is given and upsamples what it returns, through hooks on it.
+
+    Args:
+        method: a name in FRAME_POOLS
+        factors: those that the model can pool by; 1 leaves the frames alone
+        encoder: fairseq's transformer
+    """
+
+    def __init__(self, method: str, factors: list[int], encoder):
+        super().__init__()
+        dim = encoder.embedding_dim
+        pool = FRAME_POOLS.lookup(method)
+        pooled_by = [factor for factor in factors if factor > 1]
+        self.pools = nn.ModuleDict({str(k): pool(dim, k) for k in pooled_by})
+        self.upsamplings = nn.ModuleDict({str(k): Upsampling(dim, k) for k in pooled_by})
+        self._unpooled = None
+        self._pos_conv = None
+        if pooled_by:
+            self._hook(encoder)
+        self.switch(factors[0])
+
+    def _hook(self, encoder) -> None:
+        convolutions = [m for m in encoder.pos_conv.modules() if isinstance(m, nn.Conv1d)]
+        self._pos_conv = (convolutions[-1],)  # in a tuple: it is the encoder's, not ours
+        encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True)
+        encoder.pos_conv.register_forward_pre_hook(self._before_pos_conv)
+
+    def switch(self, factor: int) -> None:
+        """Chooses one of the factors."""
+        self.factor = factor
+        if self._pos_conv is not None:
+            self._pos_conv[0].stride = (factor,)
+
+    def output_lengths(self, lengths):
+        """Frames of the transformer for ``lengths`` frames (int, numpy array or tensor)."""
+        return pooled_length(lengths, self.factor)
+
+    def fewest(self, lengths):
+        """Frames of the transformer at the largest of the factors."""
+        return pooled_length(lengths, max([1, *map(int, self.pools)]))
+
+    def macs(self, lengths):
+        """Multiply-accumulates of pooling and of upsampling ``lengths`` frames (two arrays)."""
+        if self.factor == 1:
+            return lengths * 0, lengths * 0
+        windows = pooled_length(lengths, self.factor)
+        upsampling = self.upsamplings[str(self.factor)].linear.weight.numel()
+        return windows * self.pools[str(self.factor)].macs_per_window(), windows * upsampling
+
+    def _before_encoder(self, encoder, args, kwargs):
+        if self.factor == 1:
+            return None
+        (frames,) = args  # (B, T, C)
+        padding_mask = kwargs["padding_mask"]
+        num_frames = frames.size(1)
+        if padding_mask is None:
+            lengths = torch.full((frames.size(0),), num_frames, device=frames.device)
+        else:
+            frames = frames.masked_fill(padding_mask[:, :, None], 0)
+            lengths = (~padding_mask).sum(dim=1)
+        missing = multiple_length(num_frames, self.factor) - num_frames
+        frames = F.pad(frames, (0, 0, 0, missing))
+        self._unpooled = frames
+        pooled = self.pools[str(self.factor)](frames, lengths)
+        if padding_mask is not None:
+            padding_mask = padding_mask_of(self.output_lengths(lengths), pooled.size(1))
+        return (pooled,), {**kwargs, "padding_mask": padding_mask}
+
+    def _before_pos_conv(self, pos_conv, args):
+        """The positional convolution has stride k and is given the unpooled frames (B, C, T)."""
+        if self.factor == 1:
+            return None
+        unpooled, self._unpooled = self._unpooled, None
+        return (unpooled.transpose(1, 2),)
+
+    def upsample(self, hidden, num_frames: int):
+        """What the transformer returned (B, T', C) -> (B, num_frames, C)"""
+        if self.factor == 1:
+            return hidden
+        return self.upsamplings[str(self.factor)](hidden)[:, :num_frames]

@@ -1,0 +1,66 @@
+"""The options of ``speedup_ctc``: one small config for each stage of the data path."""
+
+from dataclasses import MISSING, dataclass, fields
+
+from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig
+
+from fairseq_speedup.frames import FramePoolConfig, check_frame_pool
+from fairseq_speedup.frontend import FrontEndConfig, check_front_end
+from fairseq_speedup.heads import HeadConfig, check_head
+from fairseq_speedup.models.speeds import SpeedsConfig
+from fairseq_speedup.transformer.early_exit import EarlyExitConfig, check_exit
+from fairseq_speedup.transformer.layer_removal import LayerRemovalConfig
+from fairseq_speedup.transformer.token_merging import TokenMergingConfig, check_merging
+from fairseq_speedup.waveform import WaveformReductionConfig
+
+
+@dataclass
+class SpeedupCtcConfig(
+    SpeedsConfig,
+    HeadConfig,
+    EarlyExitConfig,
+    TokenMergingConfig,
+    LayerRemovalConfig,
+    FramePoolConfig,
+    FrontEndConfig,
+    WaveformReductionConfig,
+    Wav2Vec2CtcConfig,
+):
+    """Everything of ``wav2vec_ctc``, and one config for each stage that can be reduced."""
+
+
+def check_options(cfg: SpeedupCtcConfig) -> None:
+    """Raises ValueError for options that are wrong whatever the pretrained model."""
+    for check in (check_front_end, check_frame_pool, check_merging, check_head, check_exit):
+        check(cfg)
+    pools = [cfg.frame_pool, *cfg.frame_pools]
+    if cfg.frame_pool_method != FramePoolConfig.frame_pool_method and max(pools) == 1:
+        raise ValueError(
+            f"frame_pool_method={cfg.frame_pool_method} with frame_pool={cfg.frame_pool} changes "
+            "nothing: set frame_pool above 1"
+        )
+    if cfg.exit_heads_only and cfg.frontend_match_updates > 0:
+        raise ValueError(
+            f"frontend_match_updates={cfg.frontend_match_updates} trains the front-end, which "
+            "exit_heads_only=true freezes: set one of them to its default"
+        )
+
+
+# the options of this plugin, as opposed to those of fairseq's wav2vec_ctc, with their defaults
+_STOCK = {field.name for field in fields(Wav2Vec2CtcConfig)}
+DEFAULTS = {
+    field.name: field.default if field.default is not MISSING else field.default_factory()
+    for field in fields(SpeedupCtcConfig)
+    if field.name not in _STOCK
+}
+REDUCTION_OPTIONS = list(DEFAULTS)
+
+
+def reduction_options(cfg) -> dict:
+    """The options in ``cfg`` (of any CTC model) that are this plugin's own, with their values."""
+    return {name: cfg[name] for name in REDUCTION_OPTIONS if name in cfg}
+
+
+def switched_on(cfg) -> dict:
+    """The reduction options in ``cfg`` that are not at their default, off."""
+    return {k: v for k, v in reduction_options(cfg).items() if v != DEFAULTS[k]}

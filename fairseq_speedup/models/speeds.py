@@ -1,0 +1,97 @@
+"""One model, many speeds: what is drawn for each update while training."""
+
+import random
+from dataclasses import dataclass, field
+from typing import List  # noqa: UP035  fairseq reads the name in a field's type
+
+from fairseq.dataclass import FairseqDataclass
+
+
+@dataclass
+class SpeedsConfig(FairseqDataclass):
+    downsample_factors: List[float] = field(  # noqa: UP006
+        default_factory=list,
+        metadata={
+            "help": "draw downsample_factor from these for each update while training; evaluation "
+            "uses downsample_factor, which must be one of them"
+        },
+    )
+    frame_pools: List[int] = field(  # noqa: UP006
+        default_factory=list,
+        metadata={"help": "likewise for frame_pool"},
+    )
+    depths: List[int] = field(  # noqa: UP006
+        default_factory=list,
+        metadata={
+            "help": "likewise for the number of first layers that are run, of those that "
+            "keep_layers keeps"
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One choice of each."""
+
+    factor: float
+    frame_pool: int
+    depth: int
+
+
+class Speeds:
+    """The speeds of one model.
+
+    Args:
+        cfg: a ``SpeedupCtcConfig``
+    Raises:
+        ValueError: a value out of range or repeated, or a default that is not among the choices
+    """
+
+    def __init__(self, cfg):
+        self.factors = _choices(cfg, "downsample_factors", "downsample_factor", 1)
+        self.frame_pools = _choices(cfg, "frame_pools", "frame_pool", 1)
+        self.depths: list[int] = []
+        self.default = None
+
+    def set_depths(self, cfg, num_layers: int) -> None:
+        """
+        Args:
+            num_layers: that the model keeps
+        """
+        depths = list(cfg.depths)
+        if depths and (len(set(depths)) < len(depths) or min(depths) < 1):
+            raise ValueError(f"depths={depths}: each must be 1 or more and named once")
+        if depths and num_layers not in depths:
+            raise ValueError(
+                f"depths={depths} does not hold {num_layers}, the layers that the model keeps and "
+                "runs in evaluation: add it, or set keep_layers to one of them"
+            )
+        # of a trained model fewer layers may be kept: those depths are what is left of it
+        self.depths = [depth for depth in depths if depth <= num_layers] or [num_layers]
+        self.default = Speed(cfg.downsample_factor, cfg.frame_pool, num_layers)
+
+    @property
+    def many(self) -> bool:
+        return max(len(self.factors), len(self.frame_pools), len(self.depths)) > 1
+
+    def drawn(self, num_updates: int) -> Speed:
+        """The speed of an update: uniform, independent, and the same on every worker and in a
+        resumed run."""
+        dice = random.Random(f"speed of update {num_updates}")
+        return Speed(
+            dice.choice(self.factors), dice.choice(self.frame_pools), dice.choice(self.depths)
+        )
+
+
+def _choices(cfg, option: str, single: str, least) -> list:
+    choices, default = list(getattr(cfg, option)), getattr(cfg, single)
+    if not choices:
+        return [default]
+    if len(set(choices)) < len(choices) or min(choices) < least:
+        raise ValueError(f"{option}={choices}: each must be {least} or more and named once")
+    if default not in choices:
+        raise ValueError(
+            f"{single}={default} is not among {option}={choices}: evaluation uses one of those "
+            "that are trained"
+        )
+    return choices

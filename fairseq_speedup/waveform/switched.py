@@ -1,0 +1,56 @@
+"""One waveform reduction out of several, chosen from update to update or at decoding."""
+
+import functools
+
+import numpy as np
+from torch import nn
+
+from fairseq_speedup.waveform.base import NoReduction, WaveformReduction
+
+
+class SwitchedReduction(WaveformReduction):
+    """
+    Args:
+        reduction: the class
+        factors: one reduction is built for each; factor 1 is the waveform as it is
+    """
+
+    def __init__(self, reduction, factors: list[float]):
+        super().__init__()
+        self.reductions = nn.ModuleDict(
+            {_key(k): (reduction if k > 1 else NoReduction)(k) for k in factors}
+        )
+        self.switch(factors[0])
+
+    def switch(self, factor: float) -> None:
+        """Chooses one of the factors."""
+        self.factor = factor
+
+    @property
+    def chosen(self) -> WaveformReduction:
+        return self.reductions[_key(self.factor)]
+
+    def output_lengths(self, lengths):
+        return self.chosen.output_lengths(lengths)
+
+    def needed_samples(self, length):
+        return self.chosen.needed_samples(length)
+
+    def fewest(self, lengths):
+        return functools.reduce(
+            np.minimum, [each.output_lengths(lengths) for each in self.reductions.values()]
+        )
+
+    def most_needed(self, length):
+        return max(each.needed_samples(length) for each in self.reductions.values())
+
+    def macs(self, lengths):
+        return self.chosen.macs(lengths)
+
+    def forward(self, waveform, lengths):
+        return self.chosen(waveform, lengths)
+
+
+def _key(factor: float) -> str:
+    """``2.5`` as ``2_5``: a module's name has no point."""
+    return f"{factor:g}".replace(".", "_")
