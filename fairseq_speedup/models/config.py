@@ -3,6 +3,7 @@
 from dataclasses import MISSING, dataclass, fields
 
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig
+from omegaconf import ListConfig
 
 from fairseq_speedup.frames import FramePoolConfig, check_frame_pool
 from fairseq_speedup.frontend import FrontEndConfig, check_front_end
@@ -58,7 +59,8 @@ REDUCTION_OPTIONS = list(DEFAULTS)
 
 def reduction_options(cfg) -> dict:
     """The options in ``cfg`` (of any CTC model) that are this plugin's own, with their values."""
-    return {name: cfg[name] for name in REDUCTION_OPTIONS if name in cfg}
+    options = {name: cfg[name] for name in REDUCTION_OPTIONS if name in cfg}
+    return {k: list(v) if isinstance(v, ListConfig) else v for k, v in options.items()}
 
 
 def switched_on(cfg) -> dict:

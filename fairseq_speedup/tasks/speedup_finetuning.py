@@ -11,6 +11,7 @@ from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetunin
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion, reduce_frontend_loss
 from fairseq_speedup.data.audio import CheckedAudioDataset
 from fairseq_speedup.data.feasibility import check_feasibility, report_feasibility
 from fairseq_speedup.data.manifest import (
@@ -63,6 +64,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.sample_rate = cfg.sample_rate  # in Hz; a checkpoint's own when decoding
         self.lengths = None  # of the model being trained or decoded
         self.has_exits = False
+        self.matches_frontend = False  # while training, for the first match_updates updates
+        self.match_updates = 0
         self.profile = None
         self.zero_infinity = True
         self.decoding_run = None
@@ -113,6 +116,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             )
         self.lengths = model_lengths(model)
         self.has_exits = getattr(model.w2v_encoder, "exit", None) is not None
+        self.matches_frontend = getattr(model.w2v_encoder, "cnn_teacher", None) is not None
+        self.match_updates = model_cfg.get("frontend_match_updates", 0)
         self.profile = TrainingProfile(model, self.sample_rate)
         if from_checkpoint:
             self._watch_for_inference(model)
@@ -246,6 +251,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     # -- steps -----------------------------------------------------------------------------------
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        if self.matches_frontend and update_num < self.match_updates:
+            criterion = FrontEndMatchCriterion(self)
         loss, sample_size, logging_output = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad
         )
@@ -262,6 +269,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     def reduce_metrics(self, logging_outputs, criterion):
         super().reduce_metrics(logging_outputs, criterion)
         reduce_compute_metrics(logging_outputs)
+        reduce_frontend_loss(logging_outputs)
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **unused):
         """A CTC generator for ``fairseq-generate`` (and for anything that drives a generator)."""

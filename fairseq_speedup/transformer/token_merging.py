@@ -1,7 +1,7 @@
 """Token merging: adjacent frames that are alike become one (A-ToMe, arXiv 2306.16009).
 
-After each merging layer the most similar of the adjacent pairs become their mean, weighted by the
-frames that each stands for; frames are paired from the first at one layer and from the second at the
+After each merging layer the most similar adjacent pairs become their mean, weighted by the frames
+that each stands for; frames are paired from the first at one layer and from the second at the
 next. The frames are restored, as copies, before the CTC head. It needs no weights and no training.
 """
 
