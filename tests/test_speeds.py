@@ -1,4 +1,4 @@
-"""One model, many speeds: what is drawn, and that each speed is what a model of it alone would be."""
+"""One model, many speeds: what is drawn, and that each speed is what a model of it would be."""
 
 from collections import Counter
 
