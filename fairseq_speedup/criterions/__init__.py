@@ -1,3 +1,16 @@
+from fairseq_speedup.criterions.ctc_distillation import (
+    CtcDistillationConfig,
+    CtcDistillationCriterion,
+)
 from fairseq_speedup.criterions.ctc_exits import CtcExitsConfig, CtcExitsCriterion
+from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion
+from fairseq_speedup.criterions.layer_distillation import LayerDistillationCriterion
 
-__all__ = ["CtcExitsConfig", "CtcExitsCriterion"]
+__all__ = [
+    "CtcDistillationConfig",
+    "CtcDistillationCriterion",
+    "CtcExitsConfig",
+    "CtcExitsCriterion",
+    "FrontEndMatchCriterion",
+    "LayerDistillationCriterion",
+]

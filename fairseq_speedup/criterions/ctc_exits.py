@@ -35,7 +35,10 @@ class CtcExitsCriterion(CtcCriterion):
         self.exit_loss_weight = cfg.exit_loss_weight
 
     def forward(self, model, sample, reduce=True, **kwargs):
-        output = model(**sample["net_input"])
+        return self.losses(model, model(**sample["net_input"]), sample)
+
+    def losses(self, model, output: dict, sample):
+        """As fairseq's forward, of what the model already gave."""
         loss, sample_size, logging_output = super().forward(_Computed(model, output), sample)
         for layer, logits in output.get("exit_logits", {}).items():
             # fairseq writes into a padded batch's logits: each exit gets a dict of its own
@@ -61,13 +64,13 @@ class _Computed:
 
     def __init__(self, model, output):
         self.training = model.training
-        self.get_normalized_probs = _unwrapped(model).get_normalized_probs
+        self.get_normalized_probs = unwrapped(model).get_normalized_probs
         self.output = output
 
     def __call__(self, **net_input):
         return self.output
 
 
-def _unwrapped(model):
+def unwrapped(model):
     """The model inside a distributed wrapper."""
     return model if hasattr(model, "get_normalized_probs") else model.module

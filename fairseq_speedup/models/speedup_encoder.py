@@ -10,7 +10,7 @@ from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecEncoder
 from omegaconf import OmegaConf
 from torch import nn
 
-from fairseq_speedup.checkpoints import CheckpointError, read_pretrained
+from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.frames import FrameReduction
 from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd
 from fairseq_speedup.frontend.matching import normalised
@@ -18,6 +18,7 @@ from fairseq_speedup.heads import build_head, run_head, upsample_logits
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.models.config import SpeedupCtcConfig, check_options
 from fairseq_speedup.models.speeds import Speed, Speeds
+from fairseq_speedup.pretrained import read_pretrained
 from fairseq_speedup.transformer.early_exit import EarlyExit, parse_exit_layers
 from fairseq_speedup.transformer.layer_removal import KeptLayers, parse_keep_layers
 from fairseq_speedup.transformer.loop import EveryoneLeft, TransformerLoop
@@ -47,7 +48,7 @@ class SpeedupEncoder(Wav2VecEncoder):
             pretrained = read_pretrained(cfg)
             cfg.w2v_args = pretrained["cfg"]
         super().__init__(cfg, num_labels)
-        if not cfg.w2v_args.model.get("feature_layer_norm", True):
+        if not cfg.w2v_args.get("feature_layer_norm", True):
             self.w2v_model.layer_norm = nn.Identity()  # DistilHuBERT has none
         self.cnn_teacher = None
         if pretrained is not None and not cfg.no_pretrained_weights:

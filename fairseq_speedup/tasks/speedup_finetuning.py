@@ -35,6 +35,7 @@ from fairseq_speedup.profiling.training import (
 
 logger = logging.getLogger(__name__)
 
+EXIT_CRITERIONS = ["ctc_exits", "ctc_distillation"]
 MAX_NAMED = 5  # bad utterances named in one message
 
 
@@ -126,10 +127,10 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     def build_criterion(self, cfg: DictConfig, from_checkpoint=False):
         if cfg.get("post_process") is not None:
             check_post_process(self.cfg.labels, cfg.post_process, option="criterion.post_process=")
-        if self.has_exits and cfg._name != "ctc_exits":
+        if self.has_exits and cfg._name not in EXIT_CRITERIONS:
             raise ValueError(
                 f"criterion={cfg._name} does not train the heads of model.exit_layers: "
-                "set criterion._name=ctc_exits"
+                f"set criterion._name={' or '.join(EXIT_CRITERIONS)}"
             )
         self.zero_infinity = cfg.get("zero_infinity", True)
         return super().build_criterion(cfg, from_checkpoint)

@@ -1,0 +1,311 @@
+"""Distilled students and teachers of reduced models."""
+
+import itertools
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import (
+    REPO,
+    USER_DIR,
+    Labels,
+    batch_of,
+    build_model,
+    fairseq_command,
+    generate,
+    run_command,
+    train,
+    write_pretrained,
+)
+from omegaconf import OmegaConf
+
+from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.criterions.ctc_distillation import (
+    _Frames,
+    hidden_distance,
+    matching_frames,
+    posterior_distance,
+)
+from fairseq_speedup.criterions.layer_distillation import (
+    LayerDistillationConfig,
+    LayerDistillationCriterion,
+)
+from fairseq_speedup.models.distilled_student import DistilledStudent, DistilledStudentConfig
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return write_pretrained(tmp_path_factory.mktemp("teacher") / "six.pt", encoder_layers=6)
+
+
+def build_student(teacher, **options):
+    cfg = OmegaConf.structured(DistilledStudentConfig)
+    given = {"w2v_path": str(teacher), "normalize": True, "predict_layers": "3,6", "dropout": 0.0}
+    for name, value in (given | options).items():
+        cfg[name] = value
+    return DistilledStudent.build_model(cfg, task=None)
+
+
+@torch.no_grad()
+def test_a_student_begins_as_the_first_layers_of_its_teacher(teacher):
+    student = build_student(teacher).eval()
+    whole = build_model(teacher).w2v_encoder.w2v_model
+    net_input = batch_of([9000, 6000])
+    found = student(**net_input)
+    layers = whole.extract_features(**net_input)["layer_results"]
+    torch.testing.assert_close(
+        student.student.extract_features(**net_input)["x"], layers[1][0].transpose(0, 1)
+    )
+    for layer in (3, 6):
+        expected = layers[layer - 1][0].transpose(0, 1)
+        torch.testing.assert_close(found["target"][str(layer)], expected)
+        assert found["predicted"][str(layer)].shape == expected.shape
+
+
+def test_the_teacher_is_no_part_of_the_checkpoint_and_is_not_trained(teacher):
+    student = build_student(teacher).train()
+    assert {name.split(".")[0] for name in student.state_dict()} == {"student", "heads"}
+    assert not student.teacher[0].training
+    assert len(student.teacher[0].encoder.layers) == 6
+    assert len(build_student(teacher, predict_layers="2,4").teacher[0].encoder.layers) == 4
+    student.double()
+    assert next(student.teacher[0].parameters()).dtype == torch.double
+
+
+def test_the_loss_is_the_papers(teacher):
+    student = build_student(teacher).eval()
+    cfg = OmegaConf.structured(LayerDistillationConfig(cosine_weight=0.5))
+    criterion = LayerDistillationCriterion(cfg, Labels())
+    net_input = batch_of([9000, 6000])
+    loss, num_frames, log = criterion(student, {"net_input": net_input})
+    output = student(**net_input)
+    valid = ~output["padding_mask"]
+    assert num_frames == int(valid.sum())
+    expected = 0
+    for layer in ("3", "6"):
+        ours, theirs = output["predicted"][layer][valid], output["target"][layer][valid]
+        l1 = (ours - theirs).abs().mean(dim=1).sum()
+        similarity = F.cosine_similarity(ours, theirs)
+        expected += (l1 - 0.5 * torch.sigmoid(similarity).log().sum()) / 2
+        assert log[f"l1_layer_{layer}"] == pytest.approx(l1.item(), rel=1e-4)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"student_layers": 6}, "student_layers=6 is out of range: it must be 1 to 5"),
+        ({"student_layers": 0}, "student_layers=0 is out of range"),
+        ({"predict_layers": "0,3"}, "predict_layers=0,3 is out of range.*layers 1 to 6"),
+        ({"predict_layers": "7"}, "predict_layers=7 is out of range"),
+        ({"predict_layers": "last"}, "predict_layers=last is neither"),
+        ({"normalize": False}, "task.normalize=False disagrees"),
+    ],
+)
+def test_students_that_cannot_be_made_are_refused_in_words(teacher, options, words):
+    with pytest.raises(ValueError, match=words):
+        build_student(teacher, **options)
+
+
+def test_a_student_is_made_with_hydra_fine_tuned_and_decoded(tmp_path, corpus, teacher):
+    done = run_command(
+        fairseq_command("fairseq-hydra-train"),
+        "--config-dir",
+        REPO / "config/distillation",
+        "--config-name",
+        "base",
+        "common.cpu=true",
+        "common.fp16=false",
+        "common.log_interval=1",
+        f"common.user_dir={USER_DIR}",
+        f"task.data={corpus}",
+        "task.normalize=true",
+        "dataset.num_workers=0",
+        "dataset.batch_size=4",
+        "distributed_training.distributed_world_size=1",
+        "optimization.max_update=4",
+        "optimization.update_freq=[1]",
+        "lr_scheduler.total_num_update=4",
+        "lr_scheduler.warmup_updates=1",
+        f"model.w2v_path={teacher}",
+        'model.predict_layers="3,6"',
+        f"hydra.run.dir={tmp_path}/student",
+        f"checkpoint.save_dir={tmp_path}/student",
+    )
+    assert re.search(r'"train_l1_layer_6"', done.stdout + done.stderr)
+    student = tmp_path / "student/checkpoint_last.pt"
+    state = torch.load(student)
+    assert not [name for name in state["model"] if name.startswith("teacher")]
+    tuned = build_model(student)
+    assert len(tuned.w2v_encoder.w2v_model.encoder.layers) == 2
+    ours = tuned.w2v_encoder.w2v_model.encoder.layers[1].fc1.weight
+    assert torch.equal(ours, state["model"]["student.encoder.layers.1.fc1.weight"])
+    train(tmp_path / "tuned", corpus, student, "model.head=bilstm", "model.head_dim=8")
+    student.unlink()
+    results = generate(corpus, tmp_path / "tuned/checkpoints/checkpoint_last.pt")
+    assert "decoded 11 utterances" in results.stdout
+
+
+S3PRL_CONFIG = {
+    "extractor_mode": "default",
+    "extractor_conv_feature_layers": "[(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8, 2, 2)] * 2",
+    "extractor_dropout": 0.0,
+    "feature_grad_mult": 0.1,
+    "conv_pos": 8,
+    "conv_pos_groups": 2,
+    "encoder_layers": 2,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "activation_fn": "gelu",
+    "layer_norm_first": False,
+    "dropout": 0.1,
+    "final_dim": 16,
+    "out_layer_type": "expand-last",
+    "n_tasks": 3,
+    "task_emb_type": "expand-last",
+    "pred_layer_id": [4, 8, 12],
+}
+
+
+def write_s3prl(path, extra=None, **config):
+    """A DistilHuBERT in the form of s3prl's checkpoints, with the weights of a wav2vec 2.0."""
+    whole = write_pretrained(path.with_suffix(".w2v"), normalize=False, extractor_mode="default")
+    weights = {
+        name: weight
+        for name, weight in torch.load(whole)["model"].items()
+        if name.startswith(("feature_extractor.", "post_extract_proj.", "encoder."))
+    }
+    weights["output_layer.0.weight"] = torch.zeros(48, 16)
+    state = {
+        "Optimizer": {"state": {}, "param_groups": [{"lr": 2e-4}]},
+        "Step": 200000,
+        "Epoch": 17,
+        "Config": {"distiller": S3PRL_CONFIG | config, "teacher": {"model": "hubert_base"}},
+        "Distiller": weights | (extra or {}),
+    }
+    torch.save(state, path)
+    return path
+
+
+@torch.no_grad()
+def test_distilhubert_of_s3prl_is_read_and_gives_its_own_numbers(tmp_path):
+    path = write_s3prl(tmp_path / "states.ckpt")
+    model = build_model(path, normalize=False)
+    w2v = model.w2v_encoder.w2v_model
+    weights = torch.load(path)["Distiller"]
+    source = batch_of([8000])["source"]
+    # as s3prl does it: no norm between the CNN and the projection
+    features = w2v.feature_extractor(source).transpose(1, 2)
+    projected = F.linear(
+        features, weights["post_extract_proj.weight"], weights["post_extract_proj.bias"]
+    )
+    expected, _ = w2v.encoder(projected)
+    found = w2v.extract_features(source, None)["x"]
+    torch.testing.assert_close(found, expected)
+    for name in ("encoder.layers.1.fc2.weight", "feature_extractor.conv_layers.0.0.weight"):
+        assert torch.equal(w2v.state_dict()[name], weights[name])
+    again = build_model("lost.pt", normalize=False, w2v_args=model.cfg.w2v_args, seed=5)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.w2v_encoder.w2v_model.extract_features(source, None)["x"], found)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"extra": {"task_embedding.weight": torch.zeros(1)}}, "task_embedding.weight is no wei"),
+        ({"encoder_layers": 0}, "a student without transformer layers"),
+        ({"encoder_embed_dim": 32}, "its weights do not fit its config"),
+        ({"extractor_conv_feature_layers": "__import__('os')"}, "is no list of"),
+    ],
+)
+def test_a_bad_distilhubert_is_refused_in_words(tmp_path, content, words):
+    path = write_s3prl(tmp_path / "states.ckpt", **content)
+    with pytest.raises(CheckpointError, match=words):
+        build_model(path, normalize=False)
+
+
+def test_frames_match_by_the_time_they_cover():
+    # 7 frames of ours and 20 of the teacher's; 5 and 14 in the shorter utterance
+    windows, valid = matching_frames(torch.tensor([7, 5]), torch.tensor([20, 14]), 7)
+    covered = [
+        [windows[t, b][valid[t, b]].tolist() for t in range(n)] for b, n in enumerate((7, 5))
+    ]
+    for frames, total in zip(covered, (20, 14), strict=True):
+        assert list(itertools.chain(*frames)) == list(range(total))  # each once, in order
+        assert max(map(len, frames)) - min(map(len, frames)) <= 1
+
+
+def test_a_model_with_more_frames_than_its_teacher_shares_them():
+    windows, valid = matching_frames(torch.tensor([6]), torch.tensor([3]), 6)
+    assert valid.sum(dim=2).flatten().tolist() == [1] * 6
+    assert windows[:, 0, 0].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def frames_of(probabilities, hidden=None):
+    """Utterances of equal length, from (T, V) tables."""
+    logits = torch.tensor(probabilities).clamp(min=1e-9).log()[:, None, :]
+    hidden = torch.zeros(len(logits), 1, 2) if hidden is None else hidden
+    return _Frames({"encoder_out": logits, "padding_mask": None}, hidden, blank=0)
+
+
+def test_the_teachers_least_blank_frame_counts():
+    taught = frames_of([[0.9, 0.1], [0.2, 0.8], [1.0, 0.0], [0.9, 0.1]])
+    same = frames_of([[0.2, 0.8], [0.9, 0.1]])
+    assert posterior_distance(same, taught).item() == pytest.approx(0, abs=1e-6)
+    other = frames_of([[0.5, 0.5], [0.9, 0.1]])
+    expected = 0.2 * torch.tensor(0.2 / 0.5).log() + 0.8 * torch.tensor(0.8 / 0.5).log()
+    assert posterior_distance(other, taught).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_hidden_states_are_compared_with_the_mean_of_their_stretch():
+    taught = frames_of([[1.0]] * 4, torch.tensor([[0.0, 2], [2, 0], [1, 1], [3, 3]])[:, None])
+    same = frames_of([[1.0]] * 2, torch.tensor([[1.0, 1], [2, 2]])[:, None])
+    assert hidden_distance(same, taught).item() == pytest.approx(0, abs=1e-6)
+    other = frames_of([[1.0]] * 2, torch.tensor([[1.0, 1], [2, 4]])[:, None])
+    cosine = 12 / (8**0.5 * 20**0.5)
+    assert hidden_distance(other, taught).item() == pytest.approx(1 + 1 - cosine, abs=1e-5)
+
+
+@pytest.mark.parametrize("target", ["posteriors", "hidden"])
+def test_a_reduced_model_learns_from_a_full_one(tmp_path, corpus, pretrained, target):
+    train(tmp_path / "full", corpus, pretrained)
+    full = tmp_path / "full/checkpoints/checkpoint_last.pt"
+    options = [
+        "model.downsample=conv",
+        "model.downsample_factor=2",
+        "model.logit_upsample=2",
+        "criterion._name=ctc_distillation",
+        f"+criterion.teacher_path={full}",
+        f"+criterion.distillation_target={target}",
+    ]
+    done = train(tmp_path / "reduced", corpus, pretrained, *options)
+    losses = re.findall(r'"train_loss_teacher": "([\d.]+)"', done.stdout + done.stderr)
+    assert losses
+    assert float(losses[-1]) > 0
+    full.unlink()
+    results = generate(corpus, tmp_path / "reduced/checkpoints/checkpoint_last.pt")
+    assert "decoded 11 utterances" in results.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "criterion.teacher_path is empty"),
+        (["+criterion.teacher_path=lost.pt"], "criterion.teacher_path=lost.pt: no such file"),
+        (
+            ["+criterion.teacher_path={pretrained}"],
+            "tiny.pt holds a wav2vec2 model; it must be fine-tuned",
+        ),
+        (["+criterion.distillation_target=mood"], "distillation_target='mood'; valid values"),
+        (["+criterion.distillation_weight=0"], "distillation_weight=0.0 is out of range"),
+    ],
+)
+def test_a_bad_teacher_is_refused_in_words(tmp_path, corpus, pretrained, options, words):
+    options = [option.format(pretrained=pretrained) for option in options]
+    done = train(
+        tmp_path, corpus, pretrained, "criterion._name=ctc_distillation", *options, check=False
+    )
+    assert done.returncode
+    assert re.search(words, done.stdout + done.stderr)
