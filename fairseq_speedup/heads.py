@@ -48,6 +48,11 @@ def check_head(cfg: HeadConfig) -> None:
         )
     if cfg.head_dim < 0:
         raise ValueError(f"head_dim={cfg.head_dim} is out of range; it must be >= 0")
+    if cfg.head_dim > 0 and cfg.head == "linear":
+        raise ValueError(
+            f"head_dim={cfg.head_dim} with head=linear changes nothing: set head to mlp or bilstm, "
+            "or head_dim to 0"
+        )
 
 
 def build_head(cfg: HeadConfig, input_dim: int, num_labels: int) -> nn.Module:

@@ -95,3 +95,47 @@ def test_it_trains_is_saved_reloaded_and_decodes(four_layers, tmp_path, options)
     assert check["closed_form"] == check["fvcore"]
     if options.get("merge_threshold") is None:  # else the frames decide, not a formula
         assert MacCounter(again).count([8000]).sum() == fvcore_macs(again, 8000)
+
+
+ILLEGAL = [
+    ({"downsample": "none", "downsample_factor": 2.0}, ["downsample", "downsample_factor=2.0"]),
+    ({"downsample": "conv", "downsample_factor": 1.0}, ["downsample=conv", "downsample_factor"]),
+    (
+        {"downsample": "conv", "downsample_factor": 4.0, "downsample_factors": [1.0, 2.0]},
+        ["downsample_factor=4.0", "downsample_factors="],
+    ),
+    ({"frontend": "cnn", "frontend_frame_ms": 40}, ["frontend_frame_ms=40", "frontend=fbank"]),
+    ({"frontend": "cnn", "frontend_match_updates": 9}, ["frontend_match_updates=9", "frontend="]),
+    (
+        {
+            "frontend": "fbank",
+            "frontend_match_updates": 9,
+            "exit_layers": "1",
+            "exit_heads_only": True,
+        },
+        ["frontend_match_updates=9", "exit_heads_only=true"],
+    ),
+    ({"frame_pool": 1, "frame_pool_method": "conv"}, ["frame_pool=1", "frame_pool_method=conv"]),
+    ({"frame_pool": 3, "frame_pools": [1, 2]}, ["frame_pool=3", "frame_pools="]),
+    ({"keep_layers": "3", "depths": [2, 4]}, ["depths=", "keep_layers"]),
+    ({"keep_layers": "0,2", "exit_layers": "1"}, ["exit_layers=1", "keep_layers"]),
+    (
+        {"keep_layers": "0,2", "merge_ratio": 0.1, "merge_layers": "1"},
+        ["merge_layers=1", "keep_layers"],
+    ),
+    ({"keep_layers": "1", "merge_ratio": 0.1}, ["merge_ratio", "keep_layers"]),
+    ({"keep_layers": "1", "exit_layers": "upper"}, ["exit_layers=upper", "the model keeps 1"]),
+    ({"merge_ratio": 0.0, "merge_threshold": 0.9}, ["merge_threshold=0.9", "merge_ratio"]),
+    ({"merge_ratio": 0.0, "merge_layers": "1"}, ["merge_layers=1", "merge_ratio"]),
+    ({"exit_layers": "none", "exit_criterion": "entropy"}, ["exit_criterion=", "exit_layers"]),
+    ({"exit_layers": "none", "exit_heads_only": True}, ["exit_heads_only", "exit_layers"]),
+    ({"head": "linear", "head_dim": 12}, ["head_dim=12", "head=linear"]),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), ILLEGAL, ids=lambda value: str(value)[:60])
+def test_options_that_mean_nothing_together_are_refused_and_named(four_layers, options, words):
+    with pytest.raises(ValueError, match=r".*") as refused:
+        build_model(four_layers, **options)
+    for word in words:
+        assert word in str(refused.value)

@@ -1,0 +1,66 @@
+"""Reductions that change how a model is trained or decoded, through fairseq's own commands."""
+
+import re
+
+import pytest
+from conftest import generate, train, write_pretrained
+from test_end_to_end import check_results, last_checkpoint, log_of
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, corpus, pretrained):
+    folder = tmp_path_factory.mktemp("many")
+    options = ["model.downsample=conv", "model.downsample_factors=[1,2,3]", "model.depths=[1,2]"]
+    train(folder, corpus, pretrained, *options, "model.logit_upsample=2")
+    return last_checkpoint(folder)
+
+
+def test_one_checkpoint_is_decoded_at_every_speed(many, corpus, tmp_path):
+    macs = []
+    for name, chosen in enumerate(
+        [{}, {"downsample_factor": 2}, {"downsample_factor": 3}, {"keep_layers": "1"}]
+    ):
+        folder = tmp_path / str(name)
+        generate(corpus, many, folder, "--model-overrides", str(chosen))
+        compute = check_results(folder, corpus)
+        assert compute["options"]["downsample_factors"] == [1, 2, 3]
+        macs.append(compute["macs_per_second_by_stage"]["transformer"])
+    whole, half, third, shallow = macs
+    assert third < 0.7 * half < 0.7 * 0.6 * whole
+    assert shallow < 0.7 * whole
+
+
+def test_a_speed_that_was_not_trained_is_refused_in_words(many, corpus, tmp_path):
+    done = generate(
+        corpus, many, tmp_path, "--model-overrides", "{'downsample_factor': 4}", check=False
+    )
+    assert done.returncode
+    assert "downsample_factor=4.0 is not among downsample_factors=[1.0, 2.0, 3.0]" in done.stderr
+
+
+def test_frames_merge_in_a_model_that_was_not_trained_for_it(many, corpus, tmp_path):
+    generate(corpus, many, tmp_path / "whole")
+    override = ["--model-overrides", "{'merge_ratio': 0.3}"]
+    done = generate(corpus, many, tmp_path / "merged", *override)
+    whole, merged = (check_results(tmp_path / name, corpus) for name in ("whole", "merged"))
+    assert "share_of_frames_by_layer" not in whole
+    first, second = merged["share_of_frames_by_layer"]
+    assert first == 1
+    assert 0.69 < second < 0.73
+    assert (
+        merged["macs_per_second_by_stage"]["transformer"]
+        < (whole["macs_per_second_by_stage"]["transformer"])
+    )
+    assert "decoded 11 utterances" in done.stdout
+
+
+def test_a_front_end_is_matched_then_fine_tuned_and_decoded_without_the_cnn(tmp_path, corpus):
+    w2v_path = write_pretrained(tmp_path / "lost.pt")
+    options = ["model.frontend=fbank", "model.frontend_match_updates=3"]
+    train(tmp_path / "run", corpus, w2v_path, *options)
+    updates = re.findall(r"\[train_inner\]\[INFO\] - ({.*})", log_of(tmp_path / "run"))
+    assert ["frontend_loss" in row for row in updates[:3]] == [True] * 3
+    assert ["nll_loss" in row for row in updates] == [False] * 3 + [True]  # then CTC
+    w2v_path.unlink()
+    generate(corpus, last_checkpoint(tmp_path / "run"), tmp_path / "results")
+    check_results(tmp_path / "results", corpus)
