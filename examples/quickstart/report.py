@@ -1,9 +1,10 @@
 """Prints the quickstart's table and draws WER against MACs, from fairseq-generate's results.
 
-    python report.py FOLDER
+    python report.py FOLDER [--rows ROWS.tsv]
 
-FOLDER holds one folder a model and in it one folder a decoding run, each with the
-generate-test.txt and compute.json that fairseq-generate left there. Times are medians over runs.
+FOLDER holds one folder a row and in it one folder a decoding run, each with the generate-test.txt
+and compute.json that fairseq-generate left there. Times are medians over runs. ROWS.tsv names the
+rows in order, folder and label; costs are compared with the first.
 """
 
 import argparse
@@ -29,6 +30,7 @@ class Row:
     real_time_factor: float
     num_utterances: int
     num_runs: int
+    mean_layers_run: float | None  # of a model with exits
 
 
 def read_wer(results: Path) -> float:
@@ -54,12 +56,14 @@ def read_model(folder: Path, name: str) -> Row:
         median(report["real_time_factor"] for report in reports),
         reports[0]["num_utterances"],
         len(runs),
+        reports[0].get("mean_layers_run"),
     )
 
 
 def table(rows: list[Row]) -> str:
     """Markdown; each cost also as its ratio to the first row."""
     full = rows[0]
+    with_exits = any(row.mean_layers_run is not None for row in rows)
     lines = [
         "| model | WER % | GMACs/s of audio | ratio | RTF | ratio |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -71,11 +75,16 @@ def table(rows: list[Row]) -> str:
             f"| {row.real_time_factor:.5f} "
             f"| {row.real_time_factor / full.real_time_factor:.2f} |"
         )
+        if with_exits:
+            lines[-1] += f" {row.mean_layers_run:.2f} |" if row.mean_layers_run else " |"
+    if with_exits:
+        lines[0] += " exit layers |"
+        lines[1] += " ---: |"
     return "\n".join(lines)
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(5, 3.5))
+    figure, axes = plt.subplots(figsize=(5, 3.5) if len(rows) < 5 else (10, 7))
     for row in rows:
         axes.scatter(row.gmacs_per_second, row.wer_percent)
         axes.annotate(
@@ -94,8 +103,12 @@ def draw(rows: list[Row], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    rows = [read_model(folder / model, name) for model, name in MODELS.items()]
+    parser.add_argument("--rows", type=Path, help="TSV of folder and label")
+    args = parser.parse_args()
+    folder, models = args.folder, MODELS
+    if args.rows:
+        models = dict(line.split("\t") for line in args.rows.read_text().splitlines())
+    rows = [read_model(folder / model, name) for model, name in models.items()]
     text = table(rows)
     (folder / "table.md").write_text(text + "\n")
     draw(rows, folder / "wer_vs_macs.png")

@@ -1,0 +1,55 @@
+# The quickstart's stages, for run.sh and methods.sh, which source this file. Finished ones are skipped.
+#
+# Sets up the environment; OUT is the output folder, from the caller's first argument.
+source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
+
+HERE="$REPO/examples/quickstart"
+OUT="${1:-$HERE/out}"
+mkdir -p "$OUT"
+OUT="$(cd "$OUT" && pwd)"
+DATA="$OUT/corpus"
+PLUGIN="$REPO/fairseq_speedup"
+NO_OVERRIDES='{}'
+RUNS=3 # of each decoding, for the median time
+
+say() { printf '== [%3d s] %s\n' "$SECONDS" "$*"; }
+
+# stage LOG COMMAND...: runs a command with its output in LOG; a failure names the log.
+stage() {
+    local log="$1"
+    shift
+    mkdir -p "$(dirname "$log")"
+    if ! "$@" >"$log" 2>&1; then
+        echo "failed: $1; the last lines of $log:" >&2
+        tail -n 5 "$log" >&2
+        return 1
+    fi
+}
+
+train() { # CONFIG FOLDER OPTIONS...: skipped when FOLDER/done exists
+    local config="$1" folder="$2"
+    shift 2
+    [ -f "$folder/done" ] && return 0
+    OMP_NUM_THREADS="${THREADS:-1}" stage "$folder/log.txt" fairseq-hydra-train \
+        --config-dir "$HERE" --config-name "$config" \
+        "task.data='$DATA'" "checkpoint.save_dir='$folder'" "hydra.run.dir='$folder'" "$@" &&
+        touch "$folder/done"
+}
+
+finetune() { # NAME OPTIONS...
+    local name="$1"
+    shift
+    train finetuning "$OUT/$name" "common.user_dir='$PLUGIN'" \
+        "model.w2v_path='$OUT/pretrained/checkpoint_last.pt'" "$@"
+}
+
+decode() { # MODEL ROW RUN [OVERRIDES]: results of the row, with one option or several changed
+    local folder="$OUT/results/$2/run$3" overrides="${4:-}"
+    grep -q 'WER: ' "$folder/generate-test.txt" 2>/dev/null && return 0
+    OMP_NUM_THREADS=2 stage "$folder/log.txt" fairseq-generate "$DATA" --cpu \
+        --user-dir "$PLUGIN" --task speedup_finetuning --labels ltr \
+        --path "$OUT/$1/checkpoint_last.pt" --gen-subset test --batch-size 8 \
+        --scoring wer --post-process letter --results-path "$folder" \
+        --model-overrides "${overrides:-$NO_OVERRIDES}"
+}
+
