@@ -1,0 +1,85 @@
+"""Fits a checkpoint to a model whose reductions are others than it was trained with."""
+
+import logging
+
+from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.transformer.layer_removal import KeptLayers, drop_removed_layers
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "w2v_encoder."
+# weights -> the options that decide whether a model has them, and of what shape
+OPTIONS = {
+    "waveform_reduction.": "downsample, downsample_factor, downsample_factors",
+    "fbank.": "frontend, frontend_frame_ms",
+    "w2v_model.feature_extractor.": "frontend",
+    "frame_reduction.": "frame_pool_method",
+    "proj.": "head, head_dim, logit_upsample, or the dictionary",
+    "exit_heads.": "head, head_dim, logit_upsample, or the dictionary",
+}
+
+
+def fit_state(state_dict: dict, model) -> None:
+    """Leaves out what the model lacks, and begins what the checkpoint lacks where that has a
+    meaning without training; in place.
+
+    - layers that are removed are left out
+    - exit heads that are not wanted are left out; one that is missing begins as the last head
+    - frame pooling that is not wanted is left out; one that is missing begins as mean and
+      repetition
+
+    Raises:
+        CheckpointError: weights that are missing or of another shape otherwise, with the option
+            that decides
+    """
+    encoder = model.w2v_encoder
+    if isinstance(encoder.w2v_model.encoder.layers, KeptLayers):
+        prefix = f"{PREFIX}w2v_model.encoder.layers."
+        drop_removed_layers(state_dict, prefix, encoder.kept_layers)
+    _fit_exit_heads(state_dict, getattr(encoder, "exit_heads", {}))
+    ours = model.state_dict()
+    _fit_frame_reduction(state_dict, ours)
+    _check(state_dict, ours)
+
+
+def _fit_exit_heads(state_dict: dict, exit_heads) -> None:
+    prefix, last = f"{PREFIX}exit_heads.", f"{PREFIX}proj."
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        if key[len(prefix) :].split(".")[0] not in exit_heads:
+            del state_dict[key]
+    for index in exit_heads:
+        if not any(key.startswith(f"{prefix}{index}.") for key in state_dict):
+            logger.warning("the checkpoint has no head for exit %s: it starts as the last", index)
+            for key in [key for key in state_dict if key.startswith(last)]:
+                state_dict[f"{prefix}{index}.{key[len(last) :]}"] = state_dict[key].clone()
+
+
+def _fit_frame_reduction(state_dict: dict, ours: dict) -> None:
+    prefix = f"{PREFIX}frame_reduction."
+    for key in [key for key in state_dict if key.startswith(prefix) and key not in ours]:
+        del state_dict[key]
+    missing = [key for key in ours if key.startswith(prefix) and key not in state_dict]
+    if missing:
+        logger.warning(
+            "the checkpoint was not trained with this frame_pool: frames are averaged and repeated"
+        )
+    for key in missing:
+        state_dict[key] = ours[key].clone()
+
+
+def _check(state_dict: dict, ours: dict) -> None:
+    for prefix, options in OPTIONS.items():
+        keys = [key for key in {**ours, **state_dict} if key.startswith(f"{PREFIX}{prefix}")]
+        for key in keys:
+            if key not in state_dict or key not in ours:
+                has, lacks = ("model", "checkpoint") if key in ours else ("checkpoint", "model")
+                reason = f"the {has} has {key}, which the {lacks} lacks"
+            elif state_dict[key].shape != ours[key].shape:
+                theirs, shape = tuple(state_dict[key].shape), tuple(ours[key].shape)
+                reason = f"{key} is {theirs} in the checkpoint and {shape} in the model"
+            else:
+                continue
+            raise CheckpointError(
+                f"{reason}: the checkpoint was trained with another value of model options "
+                f"{options}; give those that it was trained with"
+            )
