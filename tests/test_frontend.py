@@ -147,6 +147,31 @@ def test_the_target_is_what_the_transformer_was_given_before(pretrained):
     torch.testing.assert_close(target, given[0])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"downsample": "conv", "downsample_factor": 2.0},
+        {"frame_pool": 2},
+        {"exit_layers": "0", "exit_criterion": "layer"},
+    ],
+)
+def test_base_models_do_not_depend_on_what_they_are_batched_with(tmp_path, options):
+    path = write_pretrained(tmp_path / "base.pt", extractor_mode="default")
+    model = build_model(path, **options)
+    stock = build_model(path, frontend_group_norm="stock", **options)
+    net_input = batch_of(COUNTS)
+    logits, over_padding = (each.get_logits(each(**net_input)) for each in (model, stock))
+    assert not torch.allclose(logits[:8, 1], over_padding[:8, 1], atol=1e-3)  # else shows nothing
+    for i, count in enumerate(COUNTS):
+        alone = {"source": net_input["source"][i : i + 1, :count], "padding_mask": None}
+        expected = model.get_logits(model(**alone))
+        frames = expected.size(0)
+        torch.testing.assert_close(logits[:frames, i], expected[:, 0], atol=1e-5, rtol=1e-4)
+        assert torch.equal(expected, stock.get_logits(stock(**alone)))
+
+
 @pytest.fixture
 def without_cnn(tmp_path):
     path = write_pretrained(tmp_path / "tiny.pt")
@@ -182,6 +207,7 @@ def test_an_encoder_without_its_cnn_is_refused_where_it_is_needed(without_cnn, o
         ({"frontend": "mfcc"}, "unknown frontend='mfcc'; valid values: cnn, fbank"),
         ({"frontend_frame_ms": 40}, "frontend_frame_ms=40 needs frontend=fbank"),
         ({"frontend_match_updates": 5}, "frontend_match_updates=5 needs frontend=fbank"),
+        ({"frontend_group_norm": "none"}, "frontend_group_norm='none'; valid values: masked, sto"),
         ({"frontend": "fbank", "frontend_frame_ms": 30}, "must be a multiple of 20"),
         ({"frontend": "fbank", "frontend_frame_ms": 0}, "must be a multiple of 20"),
         ({"frontend": "fbank", "frontend_match_updates": -1}, "it must be 0 or more"),

@@ -30,7 +30,11 @@ def test_frame_pooling_without_training_averages_and_repeats(pretrained, caplog)
         ({}, {"downsample": "conv", "downsample_factor": 2.0}, "downsample, downsample_factor"),
         ({"downsample": "conv", "downsample_factor": 2.0}, {}, "the checkpoint has .*conv.weight"),
         ({}, {"frontend": "fbank"}, "the model has w2v_encoder.fbank.*options frontend"),
-        ({"frontend": "fbank"}, {}, "the checkpoint has .*fbank.*, which the model lacks|the model has .*feature_extractor"),
+        (
+            {"frontend": "fbank"},
+            {},
+            "the checkpoint has .*fbank.*, which the model lacks|the model has .*feature_extractor",
+        ),
         ({}, {"head": "mlp"}, "options head, head_dim, logit_upsample"),
         ({}, {"logit_upsample": 2}, r"proj.weight is \(14, 16\) in the checkpoint and \(28, 16\)"),
         ({"frontend": "fbank"}, {"frontend": "fbank", "frontend_frame_ms": 40}, "frontend"),

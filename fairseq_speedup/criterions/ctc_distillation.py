@@ -25,7 +25,7 @@ class CtcDistillationConfig(CtcExitsConfig):
         default="", metadata={"help": "fine-tuned checkpoint with the same labels"}
     )
     distillation_weight: float = field(
-        default=1.0, metadata={"help": "weight of the teacher's loss; CTC's is 1"}
+        default=0.1, metadata={"help": "weight of the teacher's loss; CTC's is 1"}
     )
     distillation_target: str = field(
         default="posteriors",

@@ -4,6 +4,7 @@ import os
 
 from torch import nn
 
+from fairseq_speedup.frontend import MaskedGroupNorm
 from fairseq_speedup.models.config import reduction_options
 from fairseq_speedup.profiling.compute import clear_report, summary_line, write_report
 
@@ -101,10 +102,13 @@ class DecodingRun:
 
 
 def normalises_over_padding(model) -> bool:
-    """Whether the front-end has group norm, whose statistics run over the whole padded length."""
+    """Whether the front-end has fairseq's group norm, with statistics over the padded length."""
     w2v_model = getattr(model.w2v_encoder, "w2v_model", None)
     front_end = getattr(w2v_model, "feature_extractor", None)
-    return front_end is not None and any(isinstance(m, nn.GroupNorm) for m in front_end.modules())
+    return front_end is not None and any(
+        isinstance(module, nn.GroupNorm) and not isinstance(module, MaskedGroupNorm)
+        for module in front_end.modules()
+    )
 
 
 def _results_file(cfg) -> str:

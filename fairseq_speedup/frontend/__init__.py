@@ -1,8 +1,15 @@
 """The front-end: waveform in, frames for the transformer out."""
 
-from fairseq_speedup.frontend.cnn import CnnFrontEnd
+from fairseq_speedup.frontend.cnn import CnnFrontEnd, MaskedGroupNorm
 from fairseq_speedup.frontend.config import FrontEndConfig, check_front_end
 from fairseq_speedup.frontend.fbank import FbankFrontEnd
 from fairseq_speedup.frontend.matching import CnnTeacher
 
-__all__ = ["CnnFrontEnd", "CnnTeacher", "FbankFrontEnd", "FrontEndConfig", "check_front_end"]
+__all__ = [
+    "CnnFrontEnd",
+    "CnnTeacher",
+    "FbankFrontEnd",
+    "FrontEndConfig",
+    "MaskedGroupNorm",
+    "check_front_end",
+]

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq_speedup.frames.pooling import MeanPool
+from fairseq_speedup.frontend.cnn import CnnFrontEnd, MaskedGroupNorm
 from fairseq_speedup.lengths import multiple_length, padding_mask_of
 
 
@@ -20,6 +21,7 @@ class CnnTeacher:
 
     def __init__(self, feature_extractor, stride: int):
         self.feature_extractor = feature_extractor.eval().requires_grad_(False)
+        self.masked_norms = MaskedGroupNorm.into(feature_extractor)
         self.pool = MeanPool(0, stride)
 
     def apply(self, function) -> None:
@@ -27,16 +29,19 @@ class CnnTeacher:
         self.feature_extractor._apply(function)
 
     @torch.no_grad()
-    def __call__(self, waveform, layer_norm, lengths):
+    def __call__(self, waveform, num_samples, layer_norm):
         """
         Args:
             waveform: (B, S)
+            num_samples: (B,), valid ones
             layer_norm: the model's, over the front-end's channels
-            lengths: (B,), valid frames of the CNN
         Returns:
             frames (B, T, C), normalised, each the mean of ``stride`` frames of the CNN
         """
+        for norm in self.masked_norms:
+            norm.num_samples = num_samples
         frames = normalised(self.feature_extractor(waveform), layer_norm)
+        lengths = CnnFrontEnd(self.feature_extractor).output_lengths(num_samples)
         padding = padding_mask_of(lengths, frames.size(1))
         frames = frames.masked_fill(padding[:, :, None], 0)
         missing = multiple_length(frames.size(1), self.pool.factor) - frames.size(1)

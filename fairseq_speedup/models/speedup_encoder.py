@@ -12,7 +12,7 @@ from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.frames import FrameReduction
-from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd
+from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd, MaskedGroupNorm
 from fairseq_speedup.frontend.matching import normalised
 from fairseq_speedup.heads import build_head, run_head, upsample_logits
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
@@ -99,8 +99,11 @@ class SpeedupEncoder(Wav2VecEncoder):
         and fairseq is given its frames."""
         w2v_model = self.w2v_model
         self.fbank = None
+        self.masked_norms: tuple[MaskedGroupNorm, ...] = ()
         if cfg.frontend == "cnn":
             self.front_end = CnnFrontEnd(w2v_model.feature_extractor)
+            if cfg.frontend_group_norm == "masked":
+                self.masked_norms = MaskedGroupNorm.into(w2v_model.feature_extractor)
             self._let_gradient_through_cnn()
             return
         cnn, output_dim = w2v_model.feature_extractor, w2v_model.embed
@@ -234,6 +237,8 @@ class SpeedupEncoder(Wav2VecEncoder):
         if self.fbank is not None:
             waveform, _ = self.fbank(waveform, lengths)  # its frames, to fairseq the source
             padding_mask = padding_mask_of(self._frame_lengths, self._num_frames)
+        for norm in self.masked_norms:
+            norm.num_samples = lengths
         if self.loop is None:
             output = super().forward(source=waveform, padding_mask=padding_mask, **kwargs)
             logits = upsample_logits(output["encoder_out"], self.logit_upsample)
@@ -305,11 +310,10 @@ class SpeedupEncoder(Wav2VecEncoder):
     def _match_frontend(self, waveform, lengths):
         """``matched`` and ``target`` (B, T, C), and ``padding_mask`` (B, T)."""
         frames, frame_lengths = self.fbank(waveform, lengths)
-        cnn_lengths = CnnFrontEnd(self.cnn_teacher.feature_extractor).output_lengths(lengths)
         layer_norm = self.w2v_model.layer_norm
         return {
             "matched": normalised(frames, layer_norm),
-            "target": self.cnn_teacher(waveform, layer_norm, cnn_lengths),
+            "target": self.cnn_teacher(waveform, lengths, layer_norm),
             "padding_mask": padding_mask_of(frame_lengths, frames.size(2)),
         }
 
