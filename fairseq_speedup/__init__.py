@@ -2,12 +2,13 @@
 
 Give this package to fairseq as its user directory (``common.user_dir=fairseq_speedup`` for
 ``fairseq-hydra-train``, ``--user-dir fairseq_speedup`` for ``fairseq-generate``): importing it
-registers the model ``speedup_ctc``, the task ``speedup_finetuning`` and the criterion
-``ctc_exits``.
+registers the models ``speedup_ctc`` and ``distilled_student``, the task ``speedup_finetuning`` and
+the criterions ``ctc_exits``, ``ctc_distillation`` and ``layer_distillation``.
 
-The tree follows the data: ``waveform`` (waveform reduction) -> fairseq's front-end ->
-``transformer`` (layers kept, early exits) -> ``heads`` (CTC head and logit upsampling) ->
-``decoding``; ``models`` joins them, ``tasks`` feeds them.
+The tree follows the data: ``waveform`` (waveform reduction) -> ``frontend`` (CNN or filterbanks) ->
+``frames`` (frame pooling) -> ``transformer`` (layers kept, exits, merging) -> ``heads`` (CTC heads
+and logit upsampling) -> ``decoding``; ``models`` joins them, ``pretrained`` reads what they start
+from, ``tasks`` feeds them.
 """
 
 try:
@@ -20,8 +21,8 @@ except Exception as error:  # fairseq 0.12.2 raises ValueError on Python 3.11 an
     ) from error
 
 # importing criterions, models and tasks registers them with fairseq
-from fairseq_speedup import checkpoints, criterions, models, tasks  # noqa: F401
+from fairseq_speedup import checkpoints, criterions, models, pretrained, tasks  # noqa: F401
 
 __version__ = "0.1.0"
 
-checkpoints.install(models.fit_overrides)
+checkpoints.install(pretrained.upgrade_finetuned, models.fit_overrides)

@@ -160,7 +160,7 @@ def test_the_target_is_what_the_transformer_was_given_before(pretrained):
 def test_base_models_do_not_depend_on_what_they_are_batched_with(tmp_path, options):
     path = write_pretrained(tmp_path / "base.pt", extractor_mode="default")
     model = build_model(path, **options)
-    stock = build_model(path, frontend_group_norm="stock", **options)
+    stock = build_model(path, padding="stock", **options)
     net_input = batch_of(COUNTS)
     logits, over_padding = (each.get_logits(each(**net_input)) for each in (model, stock))
     assert not torch.allclose(logits[:8, 1], over_padding[:8, 1], atol=1e-3)  # else shows nothing
@@ -207,7 +207,7 @@ def test_an_encoder_without_its_cnn_is_refused_where_it_is_needed(without_cnn, o
         ({"frontend": "mfcc"}, "unknown frontend='mfcc'; valid values: cnn, fbank"),
         ({"frontend_frame_ms": 40}, "frontend_frame_ms=40 needs frontend=fbank"),
         ({"frontend_match_updates": 5}, "frontend_match_updates=5 needs frontend=fbank"),
-        ({"frontend_group_norm": "none"}, "frontend_group_norm='none'; valid values: masked, sto"),
+        ({"padding": "none"}, "unknown padding='none'; valid values: masked, stock"),
         ({"frontend": "fbank", "frontend_frame_ms": 30}, "must be a multiple of 20"),
         ({"frontend": "fbank", "frontend_frame_ms": 0}, "must be a multiple of 20"),
         ({"frontend": "fbank", "frontend_match_updates": -1}, "it must be 0 or more"),

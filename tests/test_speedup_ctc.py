@@ -22,7 +22,7 @@ reductions = st.one_of(
 @pytest.mark.parametrize("extractor_mode", ["layer_norm", "default"])
 def test_with_every_reduction_off_logits_equal_stock_wav2vec_ctc(tmp_path, extractor_mode):
     path = write_pretrained(tmp_path / "tiny.pt", extractor_mode=extractor_mode)
-    ours = build_model(path, frontend_group_norm="stock")
+    ours = build_model(path, padding="stock")
     stock = build_model(path, stock=True)
     assert type(stock) is Wav2VecCtc
     assert ours.state_dict().keys() == stock.state_dict().keys()

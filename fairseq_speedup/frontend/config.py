@@ -6,7 +6,6 @@ from fairseq.dataclass import FairseqDataclass
 
 CNN_FRAME_MS = 20
 FRONT_ENDS = ("cnn", "fbank")
-GROUP_NORMS = ("masked", "stock")
 
 
 @dataclass
@@ -29,13 +28,6 @@ class FrontEndConfig(FairseqDataclass):
             "before fine-tuning goes on"
         },
     )
-    frontend_group_norm: str = field(
-        default="masked",
-        metadata={
-            "help": "the group norm of base models' CNN: masked, over each utterance's own frames, "
-            "or stock, over padding too, as in fairseq"
-        },
-    )
 
 
 def check_front_end(cfg: FrontEndConfig) -> None:
@@ -43,11 +35,6 @@ def check_front_end(cfg: FrontEndConfig) -> None:
     if cfg.frontend not in FRONT_ENDS:
         raise ValueError(
             f"unknown frontend={cfg.frontend!r}; valid values: {', '.join(FRONT_ENDS)}"
-        )
-    if cfg.frontend_group_norm not in GROUP_NORMS:
-        raise ValueError(
-            f"unknown frontend_group_norm={cfg.frontend_group_norm!r}; valid values: "
-            f"{', '.join(GROUP_NORMS)}"
         )
     if cfg.frontend_frame_ms < CNN_FRAME_MS or cfg.frontend_frame_ms % CNN_FRAME_MS:
         raise ValueError(

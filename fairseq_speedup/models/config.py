@@ -1,7 +1,8 @@
 """The options of ``speedup_ctc``: one small config for each stage of the data path."""
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 
+from fairseq.dataclass import FairseqDataclass
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig
 from omegaconf import ListConfig
 
@@ -14,10 +15,31 @@ from fairseq_speedup.transformer.layer_removal import LayerRemovalConfig
 from fairseq_speedup.transformer.token_merging import TokenMergingConfig, check_merging
 from fairseq_speedup.waveform import WaveformReductionConfig
 
+PADDINGS = ("masked", "stock")
+
+
+@dataclass
+class PaddingConfig(FairseqDataclass):
+    padding: str = field(
+        default="masked",
+        metadata={
+            "help": "where fairseq lets padding reach an utterance, in the group norm of base "
+            "models' CNN and between data2vec's positional convolutions: masked, so that an "
+            "utterance gives the same in any batch, or stock, fairseq's own numbers"
+        },
+    )
+
+
+def check_padding(cfg: PaddingConfig) -> None:
+    """Raises ValueError for an unknown value."""
+    if cfg.padding not in PADDINGS:
+        raise ValueError(f"unknown padding={cfg.padding!r}; valid values: {', '.join(PADDINGS)}")
+
 
 @dataclass
 class SpeedupCtcConfig(
     SpeedsConfig,
+    PaddingConfig,
     HeadConfig,
     EarlyExitConfig,
     TokenMergingConfig,
@@ -32,7 +54,14 @@ class SpeedupCtcConfig(
 
 def check_options(cfg: SpeedupCtcConfig) -> None:
     """Raises ValueError for options that are wrong whatever the pretrained model."""
-    for check in (check_front_end, check_frame_pool, check_merging, check_head, check_exit):
+    for check in (
+        check_padding,
+        check_front_end,
+        check_frame_pool,
+        check_merging,
+        check_head,
+        check_exit,
+    ):
         check(cfg)
     pools = [cfg.frame_pool, *cfg.frame_pools]
     if cfg.frame_pool_method != FramePoolConfig.frame_pool_method and max(pools) == 1:

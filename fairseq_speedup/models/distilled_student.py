@@ -9,7 +9,7 @@ from fairseq.models import BaseFairseqModel, register_model
 from omegaconf import II, MISSING, OmegaConf
 from torch import nn
 
-from fairseq_speedup.pretrained import build_encoder, read_pretrained
+from fairseq_speedup.pretrained import build_encoder, load_weights, read_pretrained
 from fairseq_speedup.transformer.layer_removal import drop_removed_layers, parse_indices
 
 
@@ -64,7 +64,7 @@ class DistilledStudent(BaseFairseqModel):
     @classmethod
     def build_model(cls, cfg: DistilledStudentConfig, task):
         pretrained = read_pretrained(cfg)
-        pretraining, weights = pretrained["cfg"], pretrained["model"]
+        pretraining, weights = pretrained.cfg, pretrained.weights
         num_layers = pretraining.model.encoder_layers
         if not 1 <= cfg.student_layers < num_layers:
             raise ValueError(
@@ -112,9 +112,7 @@ def _encoder(pretraining, weights: dict, num_layers: int):
     """fairseq's model with the first ``num_layers`` and their weights."""
     cfg = OmegaConf.merge(pretraining, {"model": {"encoder_layers": num_layers}})
     model = build_encoder(cfg)
-    if not cfg.get("feature_layer_norm", True):
-        model.layer_norm = nn.Identity()
     kept = dict(weights)
     drop_removed_layers(kept, "encoder.layers.", list(range(num_layers)))
-    model.load_state_dict(kept, strict=True)
+    load_weights(model, kept, "the teacher")
     return model

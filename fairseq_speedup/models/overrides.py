@@ -10,27 +10,28 @@ from fairseq_speedup.models.config import REDUCTION_OPTIONS
 FINETUNED_MODELS = ["speedup_ctc", "wav2vec_ctc"]
 
 
-def fit_overrides(path: str, cfg: DictConfig, overrides: dict) -> None:
+def fit_overrides(path: str, state: dict, overrides: dict) -> None:
     """Puts reduction options that are newer than the checkpoint into its config, in place.
 
     Args:
         path: of the checkpoint, for messages
-        cfg: its config, with the other overrides already in it
+        state: the checkpoint; its config has the other overrides already in it
         overrides: as the user gave them
     Raises:
-        CheckpointError: an option that nothing knows, or one of ours on a stock model
+        CheckpointError: an option that nothing knows
     """
+    cfg = state.get("cfg")
+    if not overrides or cfg is None:
+        return
     model = cfg.get("model") or {}
     kind = model.get("_name")
     if kind not in FINETUNED_MODELS:
         return
     ours = {name: value for name, value in overrides.items() if name in REDUCTION_OPTIONS}
-    if ours and kind != "speedup_ctc":
-        raise CheckpointError(
-            f"{path} holds fairseq's {kind}, which has no {', '.join(ours)}: fine-tune a "
-            "speedup_ctc model to use reductions"
-        )
     with open_dict(model):
+        if ours and kind != "speedup_ctc":
+            model._name = "speedup_ctc"  # the same modules, able to be reduced
+            model.padding = "stock"
         for name, value in ours.items():
             model[name] = value
     known = _all_keys(cfg)

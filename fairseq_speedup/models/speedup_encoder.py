@@ -1,9 +1,5 @@
 """fairseq's wav2vec 2.0 encoder with reductions at every stage of the data path."""
 
-import contextlib
-import io
-import logging
-
 import numpy as np
 import torch
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecEncoder
@@ -18,14 +14,13 @@ from fairseq_speedup.heads import build_head, run_head, upsample_logits
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.models.config import SpeedupCtcConfig, check_options
 from fairseq_speedup.models.speeds import Speed, Speeds
-from fairseq_speedup.pretrained import read_pretrained
+from fairseq_speedup.pretrained import Pretrained, adapt, load_weights, read_pretrained
 from fairseq_speedup.transformer.early_exit import EarlyExit, parse_exit_layers
 from fairseq_speedup.transformer.layer_removal import KeptLayers, parse_keep_layers
 from fairseq_speedup.transformer.loop import EveryoneLeft, TransformerLoop
+from fairseq_speedup.transformer.positions import mask_between_positions
 from fairseq_speedup.transformer.token_merging import TokenMerging, parse_merge_layers
 from fairseq_speedup.waveform import build_waveform_reduction
-
-logger = logging.getLogger(__name__)
 
 CNN_PREFIX = "feature_extractor."
 
@@ -46,10 +41,11 @@ class SpeedupEncoder(Wav2VecEncoder):
         pretrained = None
         if cfg.w2v_args is None:
             pretrained = read_pretrained(cfg)
-            cfg.w2v_args = pretrained["cfg"]
+            cfg.w2v_args = pretrained.cfg
         super().__init__(cfg, num_labels)
-        if not cfg.w2v_args.get("feature_layer_norm", True):
-            self.w2v_model.layer_norm = nn.Identity()  # DistilHuBERT has none
+        adapt(self.w2v_model, cfg.w2v_args)
+        if cfg.padding == "masked":
+            mask_between_positions(self.w2v_model.encoder)
         self.cnn_teacher = None
         if pretrained is not None and not cfg.no_pretrained_weights:
             self._load_pretrained(pretrained, cfg)
@@ -69,20 +65,15 @@ class SpeedupEncoder(Wav2VecEncoder):
 
     # -- building --------------------------------------------------------------------------------
 
-    def _load_pretrained(self, pretrained: dict, cfg: SpeedupCtcConfig) -> None:
+    def _load_pretrained(self, pretrained: Pretrained, cfg: SpeedupCtcConfig) -> None:
         """Copies the weights of a pretrained checkpoint into the encoder."""
-        has_cnn = any(name.startswith(CNN_PREFIX) for name in pretrained["model"])
-        if not has_cnn:
+        if not any(name.startswith(CNN_PREFIX) for name in pretrained.weights):
             self._check_cnn_is_not_needed(cfg)
             self.w2v_model.feature_extractor = nn.Identity()
-        with contextlib.redirect_stdout(io.StringIO()):  # fairseq prints the whole module tree
-            try:
-                self.load_model_weights(pretrained, self.w2v_model, cfg)
-            except RuntimeError as error:
-                raise CheckpointError(
-                    f"model.w2v_path={cfg.w2v_path}: its weights do not fit its config: {error}"
-                ) from error
-        logger.info("loaded the pretrained encoder %s", cfg.w2v_path)
+        if cfg.ddp_backend == "fully_sharded":  # fairseq's own way, layer by layer
+            self.load_model_weights({"model": pretrained.weights}, self.w2v_model, cfg)
+        else:
+            load_weights(self.w2v_model, pretrained.weights, f"model.w2v_path={cfg.w2v_path}")
 
     def _check_cnn_is_not_needed(self, cfg) -> None:
         saved = f"model.w2v_path={cfg.w2v_path} was saved without its CNN"
@@ -102,7 +93,7 @@ class SpeedupEncoder(Wav2VecEncoder):
         self.masked_norms: tuple[MaskedGroupNorm, ...] = ()
         if cfg.frontend == "cnn":
             self.front_end = CnnFrontEnd(w2v_model.feature_extractor)
-            if cfg.frontend_group_norm == "masked":
+            if cfg.padding == "masked":
                 self.masked_norms = MaskedGroupNorm.into(w2v_model.feature_extractor)
             self._let_gradient_through_cnn()
             return

@@ -157,6 +157,8 @@ class MacCounter:
             width = layer.embedding_dim
             macs = macs + num_frames * 4 * width * width  # q, k, v, out
             macs = macs + 2 * num_frames * num_frames * width  # q.k and weights.v
+            gate = getattr(layer.self_attn, "macs_per_frame", None)  # of a relative position bias
+            macs = macs + (num_frames * gate() if gate is not None else 0)
         return macs
 
 

@@ -1,0 +1,104 @@
+"""Hugging Face's names for what fairseq calls otherwise, in both directions."""
+
+import re
+
+# one kind of weight each: (fairseq's wav2vec 2.0, Hugging Face)
+NAMES = [
+    ("mask_emb", "masked_spec_embed"),
+    ("feature_extractor.conv_layers.{}.0.", "feature_extractor.conv_layers.{}.conv."),
+    ("feature_extractor.conv_layers.{}.2.1.", "feature_extractor.conv_layers.{}.layer_norm."),
+    ("feature_extractor.conv_layers.0.2.", "feature_extractor.conv_layers.0.layer_norm."),
+    ("layer_norm.", "feature_projection.layer_norm."),
+    ("post_extract_proj.", "feature_projection.projection."),
+    ("encoder.pos_conv.{}.0.", "encoder.pos_conv_embed.layers.{}.conv."),
+    ("encoder.pos_conv.0.", "encoder.pos_conv_embed.conv."),
+    ("encoder.layer_norm.", "encoder.layer_norm."),
+    ("encoder.layers.{}.self_attn.grep_linear.", "encoder.layers.{}.attention.gru_rel_pos_linear."),
+    ("encoder.layers.{}.self_attn.grep_a", "encoder.layers.{}.attention.gru_rel_pos_const"),
+    ("encoder.relative_attention_bias.", "encoder.layers.0.attention.rel_attn_embed."),
+    ("encoder.layers.{}.self_attn_layer_norm.", "encoder.layers.{}.layer_norm."),
+    ("encoder.layers.{}.self_attn.", "encoder.layers.{}.attention."),
+    ("encoder.layers.{}.fc1.", "encoder.layers.{}.feed_forward.intermediate_dense."),
+    ("encoder.layers.{}.fc2.", "encoder.layers.{}.feed_forward.output_dense."),
+    ("encoder.layers.{}.final_layer_norm.", "encoder.layers.{}.final_layer_norm."),
+]
+# the ends of weights of a weight-normed convolution: old and new form there, fairseq's here
+WEIGHT_NORM = {
+    "parametrizations.weight.original0": "weight_g",
+    "parametrizations.weight.original1": "weight_v",
+}
+PREFIXES = ("wav2vec2.", "hubert.", "wavlm.", "data2vec_audio.")
+HEAD = "lm_head."
+
+
+def to_fairseq(name: str, group_norm: bool) -> str | None:
+    """fairseq's name of a weight of an encoder, None for one that it does not have.
+
+    Args:
+        group_norm: whether the CNN has a group norm, whose name depends on it
+    """
+    name = re.sub(rf"^({'|'.join(map(re.escape, PREFIXES))})", "", name)
+    for theirs, ours in WEIGHT_NORM.items():
+        if name.endswith(theirs):
+            name = name[: -len(theirs)] + ours
+    for ours, theirs in NAMES:
+        if group_norm and ours.startswith("feature_extractor.conv_layers.{}.2"):
+            continue
+        found = _replace(name, theirs, ours)
+        if found is not None:
+            return found
+    return None
+
+
+def from_fairseq(name: str, group_norm: bool) -> str | None:
+    """The other way round; the new form of weight norm."""
+    for theirs, ours in WEIGHT_NORM.items():
+        if name.endswith(ours):
+            name = name[: -len(ours)] + theirs
+    for ours, theirs in NAMES:
+        if ours.startswith("feature_extractor.conv_layers.0.2.") and not group_norm:
+            continue
+        found = _replace(name, ours, theirs)
+        if found is not None:
+            return found
+    return None
+
+
+def _replace(name: str, old: str, new: str) -> str | None:
+    pattern = re.escape(old).replace(r"\{\}", r"(\d+)")
+    match = re.match(pattern, name)
+    if match is None:
+        return None
+    filled = new.format(*match.groups()) if match.groups() else new
+    return filled + name[match.end() :]
+
+
+def wav2vec2_options(config: dict) -> dict:
+    """fairseq's options of an encoder, from ``config.json``."""
+    kernel, depth = config.get("num_conv_pos_embeddings", 128), 1
+    if config["model_type"] == "data2vec-audio":
+        depth, kernel = config["num_conv_pos_embeddings"], config["conv_pos_kernel_size"]
+        kernel = kernel * depth  # fairseq divides it among the convolutions
+    layers = zip(config["conv_dim"], config["conv_kernel"], config["conv_stride"], strict=True)
+    options = {
+        "extractor_mode": "layer_norm" if config["feat_extract_norm"] == "layer" else "default",
+        "conv_bias": config["conv_bias"],
+        "conv_feature_layers": str([tuple(layer) for layer in layers]),
+        "encoder_layers": config["num_hidden_layers"],
+        "encoder_embed_dim": config["hidden_size"],
+        "encoder_ffn_embed_dim": config["intermediate_size"],
+        "encoder_attention_heads": config["num_attention_heads"],
+        "layer_norm_first": config.get("do_stable_layer_norm", False),
+        "conv_pos": kernel,
+        "conv_pos_groups": config["num_conv_pos_embedding_groups"],
+        "pos_conv_depth": depth,
+        "activation_fn": config["hidden_act"],
+    }
+    if config["model_type"] == "wavlm":
+        options |= {
+            "relative_position_embedding": True,
+            "gru_rel_pos": True,
+            "num_buckets": config["num_buckets"],
+            "max_distance": config["max_bucket_distance"],
+        }
+    return options

@@ -1,0 +1,56 @@
+"""fairseq's wav2vec 2.0 model of a pretrained encoder, with what its family does otherwise."""
+
+from fairseq import tasks
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.transformer.relative_attention import use_relative_positions
+
+
+def build_encoder(pretraining: DictConfig):
+    """The model of a pretraining config, for its features alone, without weights."""
+    # its data are of no interest, and may not be here
+    cfg = OmegaConf.merge(pretraining, {"task": {"data": ""}})
+    task = tasks.setup_task(cfg.task, from_checkpoint=True)
+    model = task.build_model(cfg.model, from_checkpoint=True)
+    model.remove_pretraining_modules()
+    model.crop_seq_to_multiple = 1
+    adapt(model, pretraining)
+    return model
+
+
+def adapt(w2v_model, pretraining: DictConfig) -> None:
+    """Makes what the family does otherwise than wav2vec 2.0, in place."""
+    variant = pretraining.get("encoder_variant") or {}
+    if not variant.get("feature_layer_norm", True):
+        w2v_model.layer_norm = nn.Identity()
+    positions = variant.get("relative_positions")
+    if positions is not None:
+        use_relative_positions(w2v_model.encoder, **positions)
+
+
+def load_weights(w2v_model, weights: dict, source: str) -> None:
+    """Copies an encoder's weights into its model; ``source`` names them in messages.
+
+    Raises:
+        CheckpointError: weights that are missing, unknown or of another shape, by name
+    """
+    ours = w2v_model.state_dict()
+    missing = [name for name in ours if name not in weights]
+    unknown = [name for name in weights if name not in ours]
+    shapes = [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(ours[name].shape)}"
+        for name in ours
+        if name in weights and weights[name].shape != ours[name].shape
+    ]
+    found = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
+    reasons = [f"{kind}: {_first(names)}" for kind, names in found if names]
+    if reasons:
+        raise CheckpointError(f"{source}: its weights do not fit its config; {'; '.join(reasons)}")
+    w2v_model.load_state_dict(weights, strict=True)
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

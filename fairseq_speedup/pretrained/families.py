@@ -1,0 +1,169 @@
+"""One table a family: how it is told, which weights only its pretraining needs, what differs."""
+
+import re
+from dataclasses import dataclass, field, fields
+
+from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fairseq_speedup.architectures import pretraining_config
+from fairseq_speedup.checkpoints import CheckpointError
+
+ENCODER_WEIGHTS = (
+    "feature_extractor.",
+    "post_extract_proj.",
+    "layer_norm.",
+    "mask_emb",
+    "encoder.",
+)
+WAV2VEC2_FIELDS = {each.name for each in fields(Wav2Vec2Config)} - {"_name"}
+RELATIVE_BIAS = "encoder.layers.0.self_attn.relative_attention_bias.weight"
+
+
+@dataclass
+class Pretrained:
+    """An encoder as fairseq's wav2vec 2.0.
+
+    Attributes:
+        family: one of FAMILIES, or another reader's name
+        cfg: fairseq's config of its pretraining; ``cfg.encoder_variant`` holds what :func:`adapt`
+            needs
+        weights: of the encoder, under wav2vec 2.0's names
+        dropped: names of those that only pretraining needs
+        head: ``weight`` and ``bias`` of a CTC head, of a fine-tuned checkpoint
+        labels: symbols of its dictionary, where the file has them
+    """
+
+    family: str
+    cfg: DictConfig
+    weights: dict
+    dropped: list[str]
+    head: dict = field(default_factory=dict)
+    labels: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """
+    Attributes:
+        dropped: beginnings of the names of weights that only pretraining needs
+        renamed: (pattern, replacement) of weights that have another name in wav2vec 2.0
+    """
+
+    dropped: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+
+
+FAMILIES = {
+    "wav2vec2": Family(
+        dropped=(
+            "quantizer.",
+            "project_q.",
+            "final_proj.",
+            "target_glu.",
+            "input_quantizer.",
+            "project_inp.",
+        )
+    ),
+    "hubert": Family(dropped=("final_proj.", "label_embs_concat", "target_glu.")),
+    "data2vec_audio": Family(dropped=("_ema", "ema.", "final_proj.", "regression_head.")),
+    # the bias table belongs to the encoder: its first layer may be removed
+    "wavlm": Family(
+        renamed=((r"^encoder\.layers\.0\.self_attn\.(relative_attention_bias)", r"encoder.\1"),)
+    ),
+    # DistilHuBERT in the form of s3prl
+    "distilhubert": Family(dropped=("output_layer.",)),
+    "distilled_student": Family(dropped=("heads.",)),
+}
+
+
+def sort_weights(path: str, family: str, weights: dict) -> tuple[dict, list[str]]:
+    """Weights of the encoder under wav2vec 2.0's names, and the names of those left out.
+
+    Raises:
+        CheckpointError: a weight that the family does not have
+    """
+    table = FAMILIES[family]
+    kept, dropped = {}, []
+    for name, weight in weights.items():
+        if name.startswith(table.dropped):
+            dropped.append(name)
+        elif name.startswith(ENCODER_WEIGHTS):
+            for pattern, replacement in table.renamed:
+                name = re.sub(pattern, replacement, name)
+            kept[name] = weight
+        else:
+            raise CheckpointError(
+                f"{path}: {name} is no weight of a {family} model, which has "
+                f"{', '.join(ENCODER_WEIGHTS)}"
+                + (f" and, for pretraining, {', '.join(table.dropped)}" if table.dropped else "")
+            )
+    return kept, dropped
+
+
+def as_wav2vec2(path: str, family: str, given: dict, normalize: bool) -> DictConfig:
+    """The config of fairseq's wav2vec 2.0 with the options ``given`` that it has.
+
+    Raises:
+        CheckpointError: an option's value that wav2vec 2.0 does not allow
+    """
+    options = {
+        name: value
+        for name, value in given.items()
+        if name in WAV2VEC2_FIELDS and value is not None
+    }
+    check_conv_layers(path, options.get("conv_feature_layers"))
+    try:
+        cfg = pretraining_config(normalize=bool(normalize), **options)
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{path}: its {family} config is not valid: {reason}") from None
+    variant = {}
+    if family in ("wavlm",) and given.get("relative_position_embedding"):
+        variant["relative_positions"] = {
+            "num_buckets": given.get("num_buckets", 320),
+            "max_distance": given.get("max_distance", 1280),
+            "gated": bool(given.get("gru_rel_pos", False)),
+        }
+    if family == "distilhubert":
+        variant["feature_layer_norm"] = False  # none between CNN and projection
+    with open_dict(cfg):
+        cfg.encoder_variant = variant
+    return cfg
+
+
+def check_conv_layers(path: str, conv_feature_layers) -> None:
+    """fairseq evaluates this field as Python: nothing but numbers may be in it."""
+    text = str(conv_feature_layers)
+    if conv_feature_layers is not None and not re.fullmatch(r"[\d\s()\[\],+*]{,1000}", text):
+        raise CheckpointError(
+            f"{path}: conv_feature_layers={text[:100]!r} is no list of (dim, kernel, stride)"
+        )
+
+
+def family_of(path: str, model_cfg, task_cfg, weights: dict) -> Pretrained:
+    """The pretrained encoder of one of fairseq's configs.
+
+    Args:
+        model_cfg: mapping with ``_name``
+        task_cfg: mapping, or None
+    Raises:
+        CheckpointError: a family that is not known
+    """
+    family = model_cfg.get("_name")
+    if family not in ("wav2vec2", "hubert", "data2vec_audio"):
+        raise CheckpointError(
+            f"{path} holds a {family!r} model; pretrained models that can be fine-tuned here: "
+            f"{', '.join(FAMILIES)}"
+        )
+    given = plain(model_cfg)
+    normalize = plain(task_cfg or {}).get("normalize", given.get("normalize", False))
+    cfg = as_wav2vec2(path, family, given, normalize)
+    return Pretrained(family, cfg, *sort_weights(path, family, weights))
+
+
+def plain(mapping) -> dict:
+    """A dict of an OmegaConf config (mandatory values that are not set left out) or a dict."""
+    if isinstance(mapping, DictConfig):
+        mapping = OmegaConf.to_container(mapping, enum_to_str=True, throw_on_missing=False)
+    return {name: value for name, value in mapping.items() if value != "???"}

@@ -1,0 +1,173 @@
+"""Small random encoders of every public family: Hugging Face's model, and the same weights in the
+form in which the family's authors publish them."""
+
+import argparse
+
+import torch
+import transformers.utils
+import transformers.utils.import_utils
+from omegaconf import OmegaConf
+
+from fairseq_speedup.hugging_face import to_fairseq, wav2vec2_options
+
+# A CPU build of PyTorch may lie beside a torchaudio that cannot be imported; nothing here needs it.
+for module in (transformers.utils, transformers.utils.import_utils):
+    module.is_torchaudio_available = lambda: False
+
+CNN = {
+    "conv_dim": [8] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "layerdrop": 0.0,
+    "apply_spec_augment": False,
+    "do_stable_layer_norm": False,
+    "conv_bias": False,
+    "feat_extract_norm": "group",
+}
+LARGE = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
+DATA2VEC = {
+    "feat_extract_norm": "layer",
+    "num_conv_pos_embeddings": 3,
+    "conv_pos_kernel_size": 5,
+}
+WAVLM = {"num_buckets": 32, "max_bucket_distance": 80}
+
+# family and form -> (Hugging Face's class, options, whether waveforms are normalised)
+FORMS = {
+    "wav2vec2 base, Namespace": ("Wav2Vec2", {}, False),
+    "wav2vec2 large, cfg": ("Wav2Vec2", LARGE, True),
+    "wav2vec2 large, OmegaConf": ("Wav2Vec2", LARGE, True),
+    "hubert base, cfg": ("Hubert", {}, False),
+    "hubert large, cfg": ("Hubert", LARGE, True),
+    "data2vec_audio base, cfg": ("Data2VecAudio", DATA2VEC, True),
+    "distilhubert, s3prl": ("Hubert", {"feat_proj_layer_norm": False}, False),
+    "wavlm base, Microsoft": ("WavLM", WAVLM, False),
+    "wavlm large, Microsoft": ("WavLM", WAVLM | LARGE, True),
+}
+
+
+def reference(form: str, seed: int = 0):
+    """Hugging Face's model of a form, random, in eval mode."""
+    kind, options, _ = FORMS[form]
+    config = getattr(transformers, f"{kind}Config")(**(SIZES | CNN | options))
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    for parameter in model.parameters():  # biases and norms too: nothing at its default
+        with torch.no_grad():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def write_form(path, form: str, model) -> None:
+    """``model``'s weights as the authors of its family publish theirs."""
+    _, _, normalize = FORMS[form]
+    config = model.config.to_dict()
+    group_norm = config["feat_extract_norm"] == "group"
+    weights = {to_fairseq(name, group_norm): weight for name, weight in model.state_dict().items()}
+    weights = {name: weight for name, weight in weights.items() if name is not None}
+    options = wav2vec2_options(config)
+    torch.save(WRITERS[form.split(",")[1].strip()](form, weights, options, normalize), path)
+
+
+def _fairseq(weights, **state):
+    return {
+        "args": None,
+        "model": weights,
+        "optimizer_history": [
+            {
+                "criterion_name": "x",
+                "optimizer_name": "FairseqAdam",
+                "lr_scheduler_state": {"best": None},
+                "num_updates": 1,
+            }
+        ],
+        "extra_state": {"train_iterator": {"epoch": 1}, "previous_training_time": 1.0},
+        "last_optimizer_state": None,
+        **state,
+    }
+
+
+PRETRAINING_WEIGHTS = {
+    "wav2vec2": ["quantizer.vars", "project_q.weight", "final_proj.weight"],
+    "hubert": ["final_proj.weight", "label_embs_concat"],
+    "data2vec_audio": ["final_proj.weight", "_ema"],
+}
+
+
+def _with_pretraining_weights(family, weights):
+    extra = {name: torch.zeros(2, 2) for name in PRETRAINING_WEIGHTS[family]}
+    if "_ema" in extra:
+        extra["_ema"] = {"mask_emb": torch.zeros(2)}
+    return weights | extra
+
+
+def _cfg_dict(form, weights, options, normalize):
+    family = form.split()[0]
+    cfg = {
+        "common": {"seed": 1, "fp16": True},
+        "task": {
+            "_name": "hubert_pretraining" if family == "hubert" else "audio_pretraining",
+            "data": "/lost/manifests",
+            "normalize": normalize,
+            "eval_wer": False,  # fields come and go between versions
+            "label_rate": 50,
+        },
+        "model": {"_name": family, **options, "an_option_of_its_time": 1, "dropout": 0.1},
+        "criterion": {"_name": "wav2vec"},
+    }
+    return _fairseq(_with_pretraining_weights(family, weights), cfg=cfg)
+
+
+def _omegaconf(form, weights, options, normalize):
+    state = _cfg_dict(form, weights, options, normalize)
+    state["cfg"] = OmegaConf.create(state["cfg"])
+    return state
+
+
+def _namespace(form, weights, options, normalize):
+    args = argparse.Namespace(
+        arch="wav2vec2",
+        task="audio_pretraining",
+        data="/lost/manifests",
+        normalize=normalize,
+        criterion="wav2vec",
+        no_progress_bar=False,
+        **options,
+    )
+    return _fairseq(_with_pretraining_weights("wav2vec2", weights), args=args, cfg=None)
+
+
+def _microsoft(form, weights, options, normalize):
+    table = "encoder.relative_attention_bias.weight"
+    weights = dict(weights)
+    weights["encoder.layers.0.self_attn.relative_attention_bias.weight"] = weights.pop(table)
+    return {"cfg": {**options, "normalize": normalize, "mask_prob": 0.8}, "model": weights}
+
+
+def _s3prl(form, weights, options, normalize):
+    weights = {name: weight for name, weight in weights.items() if name != "mask_emb"}
+    weights["output_layer.0.weight"] = torch.zeros(2, 2)
+    options = dict(options)
+    options["extractor_conv_feature_layers"] = options.pop("conv_feature_layers")
+    config = {"distiller": options | {"n_tasks": 3}, "teacher": {"model": "hubert_base"}}
+    return {"Config": config, "Distiller": weights, "Step": 200000}
+
+
+WRITERS = {
+    "Namespace": _namespace,
+    "cfg": _cfg_dict,
+    "OmegaConf": _omegaconf,
+    "Microsoft": _microsoft,
+    "s3prl": _s3prl,
+}

@@ -1,0 +1,94 @@
+"""Every public family, in its public form, against Hugging Face's implementation."""
+
+import pytest
+import torch
+from conftest import batch_of, build_model
+
+transformers = pytest.importorskip("transformers")
+from public_checkpoints import FORMS, reference, write_form  # noqa: E402
+
+from fairseq_speedup.profiling.fvcore_count import check_macs  # noqa: E402
+
+COUNTS = [9000, 4000, 7000]
+
+
+@pytest.fixture(scope="module", params=list(FORMS))
+def family(request, tmp_path_factory):
+    """(path, Hugging Face's model, whether waveforms are normalised)"""
+    path = tmp_path_factory.mktemp("family") / "public.pt"
+    model = reference(request.param)
+    write_form(path, request.param, model)
+    return path, model, FORMS[request.param][2]
+
+
+def hidden_states(model, source):
+    """Ours, layer by layer, each (B, T, C)."""
+    w2v = model.w2v_encoder.w2v_model
+    result = w2v.extract_features(source, None)
+    layers = [x.transpose(0, 1) for x, _, _ in result["layer_results"]]  # T x B x C -> B x T x C
+    return layers, result["x"]
+
+
+@torch.no_grad()
+def test_hidden_states_agree_layer_by_layer(family):
+    path, theirs, normalize = family
+    ours = build_model(path, normalize=normalize)
+    source = batch_of([9000])["source"]
+    expected = theirs(source, output_hidden_states=True)
+    layers, last = hidden_states(ours, source)
+    pre_norm = ours.w2v_encoder.w2v_model.encoder.layer_norm_first
+    # Hugging Face gives the first layer's input too, and a pre-norm model's last state normalised
+    for index, layer in enumerate(layers[:-1] if pre_norm else layers):
+        torch.testing.assert_close(layer, expected.hidden_states[index + 1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(last, expected.last_hidden_state, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_an_utterance_in_a_padded_batch_agrees_with_hugging_face_alone(family):
+    path, theirs, normalize = family
+    ours = build_model(path, normalize=normalize)
+    w2v, net_input = ours.w2v_encoder.w2v_model, batch_of(COUNTS)
+    for norm in ours.w2v_encoder.masked_norms:
+        norm.num_samples = torch.tensor(COUNTS)
+    found = w2v.extract_features(**net_input)["x"]
+    for i, count in enumerate(COUNTS):
+        expected = theirs(net_input["source"][i : i + 1, :count]).last_hidden_state[0]
+        torch.testing.assert_close(found[i, : len(expected)], expected, atol=1e-4, rtol=1e-4)
+
+
+OPTIONS = {
+    "none": {},
+    "conv2": {"downsample": "conv", "downsample_factor": 2.0},
+    "layers": {"keep_layers": "1,3"},
+    "exits": {"exit_layers": "1", "exit_criterion": "layer", "exit_threshold": 1},
+    "pool": {"frame_pool": 2},
+    "merge": {"merge_ratio": 0.2},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_every_family_is_reduced_trained_and_safe_in_a_batch(family, options):
+    path, _, normalize = family
+    model = build_model(path, normalize=normalize, **options).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    net_input = batch_of(COUNTS)
+    for _ in range(2):
+        optimizer.zero_grad()
+        output = model(**net_input)
+        exits = output.get("exit_logits", {}).values()
+        sum(logits.square().mean() for logits in [output["encoder_out"], *exits]).backward()
+        optimizer.step()
+    again = build_model("lost.pt", normalize=normalize, w2v_args=model.cfg.w2v_args, **options)
+    again.load_state_dict(model.state_dict())
+    model.eval()
+    with torch.no_grad():
+        logits = again.get_logits(again(**net_input))
+        assert torch.equal(logits, model.get_logits(model(**net_input)))
+        for i, count in enumerate(COUNTS):
+            alone = {"source": net_input["source"][i : i + 1, :count], "padding_mask": None}
+            expected = again.get_logits(again(**alone))
+            torch.testing.assert_close(
+                logits[: expected.size(0), i], expected[:, 0], atol=2e-5, rtol=1e-4
+            )
+    check = check_macs([again], 8000)
+    assert check["closed_form"] == check["fvcore"]
