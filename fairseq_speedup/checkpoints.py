@@ -18,6 +18,7 @@ import omegaconf
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
+from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import nodes
 
 TRUST = "FAIRSEQ_SPEEDUP_TRUST_CHECKPOINTS"
@@ -81,6 +82,8 @@ def install(*upgrades) -> None:
     load = checkpoint_utils.load_checkpoint_to_cpu
     if not hasattr(load, "__wrapped__"):
         checkpoint_utils.load_checkpoint_to_cpu = _safe(load, upgrades)
+        upgrade = checkpoint_utils._upgrade_state_dict
+        checkpoint_utils._upgrade_state_dict = _of_whole_config(upgrade)
 
 
 def _safe(load, upgrades):
@@ -93,6 +96,32 @@ def _safe(load, upgrades):
         return state
 
     return load_checkpoint_to_cpu
+
+
+def _of_whole_config(upgrade):
+    """fairseq's upgrade of old checkpoints asks for options that not every version has saved:
+    those missing get their default."""
+
+    @functools.wraps(upgrade)
+    def upgrade_state_dict(state):
+        cfg = state.get("cfg")
+        if isinstance(cfg, omegaconf.DictConfig):
+            whole = omegaconf.OmegaConf.to_container(
+                omegaconf.OmegaConf.structured(FairseqConfig), enum_to_str=True
+            )
+            with omegaconf.open_dict(cfg):
+                for section, defaults in whole.items():
+                    if section not in cfg:
+                        cfg[section] = defaults
+                    elif isinstance(defaults, dict) and section != "model":
+                        for name, value in defaults.items():
+                            cfg[section].setdefault(name, value)
+                wer = cfg.get("task") and cfg.task.get("eval_wer_config")
+                if wer:
+                    wer.setdefault("print_alignment", None)
+        return upgrade(state)
+
+    return upgrade_state_dict
 
 
 @contextlib.contextmanager

@@ -72,13 +72,15 @@ def write_pretrained(path: Path, normalize: bool = True, seed: int = 0, **option
 class Labels:
     """Stands for the task when a model is built without one."""
 
-    def __init__(self, num_labels: int = 14):
+    def __init__(self, num_labels: int = 14, symbols=()):
         self.target_dictionary = Dictionary()
+        for symbol in symbols:
+            self.target_dictionary.add_symbol(symbol)
         while len(self.target_dictionary) < num_labels:
             self.target_dictionary.add_symbol(f"label{len(self.target_dictionary)}")
 
 
-def build_model(w2v_path: Path, stock: bool = False, seed: int = 1, **options):
+def build_model(w2v_path: Path, stock: bool = False, seed: int = 1, labels=(), **options):
     """A fine-tuning model in eval mode; ``stock`` is fairseq's own."""
     config, model = (Wav2Vec2CtcConfig, Wav2VecCtc) if stock else (SpeedupCtcConfig, SpeedupCtc)
     cfg = OmegaConf.structured(config)
@@ -86,7 +88,7 @@ def build_model(w2v_path: Path, stock: bool = False, seed: int = 1, **options):
     for name, value in (given | options).items():
         cfg[name] = value
     torch.manual_seed(seed)
-    return model.build_model(cfg, Labels()).eval()
+    return model.build_model(cfg, Labels(symbols=labels)).eval()
 
 
 def batch_of(counts: list[int], seed: int = 0) -> dict:

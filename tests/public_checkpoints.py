@@ -45,7 +45,7 @@ WAVLM = {"num_buckets": 32, "max_bucket_distance": 80}
 
 # family and form -> (Hugging Face's class, options, whether waveforms are normalised)
 FORMS = {
-    "wav2vec2 base, Namespace": ("Wav2Vec2", {}, False),
+    "wav2vec2 base, Namespace": ("Wav2Vec2", {"hidden_size": 128}, False),  # 64 a head
     "wav2vec2 large, cfg": ("Wav2Vec2", LARGE, True),
     "wav2vec2 large, OmegaConf": ("Wav2Vec2", LARGE, True),
     "hubert base, cfg": ("Hubert", {}, False),
@@ -171,3 +171,61 @@ WRITERS = {
     "Microsoft": _microsoft,
     "s3prl": _s3prl,
 }
+
+
+# Fine-tuned checkpoints: form -> (form of the encoder, where the config of pretraining is)
+FINETUNED = {
+    "wav2vec_small_100h: Namespace, pretrained file lost": ("wav2vec2 base, Namespace", "lost"),
+    "wav2vec_vox_960h_pl: cfg, Namespace inside": ("wav2vec2 large, cfg", "Namespace"),
+    "wav2vec2 in today's form": ("wav2vec2 large, cfg", "cfg"),
+    "hubert_large_ll60k_finetune_ls960: cfg": ("hubert large, cfg", "cfg"),
+    "data2vec_audio fine-tuned: cfg": ("data2vec_audio base, cfg", "cfg"),
+}
+
+
+def write_finetuned(path, name: str, model, num_labels: int, dictionary=None) -> torch.Tensor:
+    """A CTC checkpoint with ``model`` as its encoder; returns the head's weight."""
+    form, inside = FINETUNED[name]
+    kind, _, normalize = FORMS[form]
+    pretrained_path = path.with_suffix(".pretrained")
+    write_form(pretrained_path, form, model)
+    pretrained = torch.load(pretrained_path, weights_only=False)
+    pretrained_path.unlink()
+    dropped = tuple(PRETRAINING_WEIGHTS[form.split()[0]])
+    head = torch.randn(num_labels, model.config.hidden_size)
+    weights = {
+        f"w2v_encoder.w2v_model.{key}": weight
+        for key, weight in pretrained["model"].items()
+        if not key.startswith(dropped)
+    }
+    weights |= {
+        "w2v_encoder.proj.weight": head,
+        "w2v_encoder.proj.bias": torch.zeros(num_labels),
+    }
+    options = {"w2v_path": "/lost/pretrained.pt", "apply_mask": True, "mask_prob": 0.5}
+    task = {"data": "/lost", "labels": "ltr", "normalize": normalize, "sample_rate": 16000}
+    extra = {"task_state": {"target_dictionary": dictionary}} if dictionary else {}
+    if inside == "lost":
+        args = argparse.Namespace(
+            arch="wav2vec_ctc", task="audio_pretraining", w2v_args=None, **options, **task
+        )
+        state = _fairseq(weights, args=args, cfg=None, **extra)
+    else:
+        w2v_args = pretrained["cfg"]
+        if inside == "Namespace":
+            flat = {k: v for k, v in w2v_args["model"].items() if k != "_name"}
+            w2v_args = argparse.Namespace(arch="wav2vec2", normalize=normalize, **flat)
+        cfg = {
+            "common": {"seed": 1},
+            "task": {"_name": "audio_pretraining", "eval_wer_config": {"a": 1}, **task},
+            "model": {
+                "_name": "hubert_ctc" if kind == "Hubert" else "wav2vec_ctc",
+                "w2v_args": w2v_args,
+                "normalize": normalize,
+                "data": "/lost",
+                **options,
+            },
+        }
+        state = _fairseq(weights, cfg=cfg, **extra)
+    torch.save(state, path)
+    return head

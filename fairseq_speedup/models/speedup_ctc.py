@@ -17,7 +17,7 @@ class SpeedupCtc(Wav2VecCtc):
 
     @classmethod
     def build_model(cls, cfg: SpeedupCtcConfig, task):
-        return cls(cfg, SpeedupEncoder(cfg, len(task.target_dictionary)))
+        return cls(cfg, SpeedupEncoder(cfg, task.target_dictionary.symbols))
 
     def upgrade_state_dict_named(self, state_dict, name):
         """Fits a checkpoint to this model's reductions, see :func:`fit_state`."""

@@ -1,5 +1,7 @@
 """fairseq's wav2vec 2.0 encoder with reductions at every stage of the data path."""
 
+import logging
+
 import numpy as np
 import torch
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecEncoder
@@ -22,6 +24,8 @@ from fairseq_speedup.transformer.positions import mask_between_positions
 from fairseq_speedup.transformer.token_merging import TokenMerging, parse_merge_layers
 from fairseq_speedup.waveform import build_waveform_reduction
 
+logger = logging.getLogger(__name__)
+
 CNN_PREFIX = "feature_extractor."
 
 
@@ -34,7 +38,12 @@ class SpeedupEncoder(Wav2VecEncoder):
     CTC.
     """
 
-    def __init__(self, cfg: SpeedupCtcConfig, num_labels: int):
+    def __init__(self, cfg: SpeedupCtcConfig, labels: list[str]):
+        """
+        Args:
+            labels: symbols of the dictionary
+        """
+        num_labels = len(labels)
         check_options(cfg)
         speeds = Speeds(cfg)
         waveform_reduction = build_waveform_reduction(cfg.downsample, speeds.factors)
@@ -57,6 +66,8 @@ class SpeedupEncoder(Wav2VecEncoder):
         self._build_transformer(cfg)
         if cfg.head != "linear" or cfg.logit_upsample > 1:
             self.proj = build_head(cfg, self.proj.in_features, num_labels)
+        elif pretrained is not None and not cfg.no_pretrained_weights:
+            self._keep_head(pretrained, labels)
         if getattr(self.proj, "needs_lengths", False):
             self.proj.register_forward_pre_hook(lambda _, args: (args[0], self._frame_lengths))
         self.logit_upsample = cfg.logit_upsample
@@ -84,6 +95,17 @@ class SpeedupEncoder(Wav2VecEncoder):
                 f"{saved}, which frontend_match_updates={cfg.frontend_match_updates} would have "
                 "the front-end reproduce: set frontend_match_updates=0"
             )
+
+    def _keep_head(self, pretrained: Pretrained, labels: list[str]) -> None:
+        """The head of a fine-tuned checkpoint, where it is for the same labels."""
+        if not pretrained.head:
+            return
+        same_shape = pretrained.head["weight"].shape == self.proj.weight.shape
+        if same_shape and pretrained.labels in (None, labels):
+            self.proj.load_state_dict(pretrained.head)
+            logger.info("the head of the fine-tuned checkpoint is kept")
+        else:
+            logger.warning("the fine-tuned checkpoint has other labels: its head is not kept")
 
     def _build_front_end(self, cfg) -> None:
         """``front_end`` knows lengths and MACs. fairseq runs its CNN; our front-end is run before,

@@ -48,6 +48,8 @@ def upgrade_finetuned(path: str, state: dict, overrides: dict) -> None:
     with open_dict(cfg):
         cfg.model._name = "wav2vec_ctc"
         cfg.model.w2v_args = pretraining.cfg
+        if cfg.task.get("_name") == "audio_pretraining":  # which fine-tuned too, in 2020
+            cfg.task._name = "audio_finetuning"
     state["cfg"], state["args"] = cfg, None
     if dropped:
         logger.info("%s: %d weights that only pretraining needs", path, len(dropped))

@@ -96,7 +96,7 @@ def read_file(path: str) -> Pretrained:
         if state.get("args") is None:
             raise CheckpointError(f"{path} holds neither a cfg nor args")
         cfg = _of_namespace(path, state["args"])
-    cfg = OmegaConf.create(cfg)
+    cfg = OmegaConf.create(cfg, flags={"allow_objects": True})  # a Namespace may be inside
     model_cfg, task_cfg = cfg.get("model"), cfg.get("task")
     kind = model_cfg.get("_name") if model_cfg else None
     if kind == "distilled_student":
