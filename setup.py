@@ -27,6 +27,6 @@ setup(
     extras_require={
         "fairseq": ["ve-fairseq>=0.12.3"],
         "quickstart": ["espeakng-loader", "matplotlib", "scipy"],
-        "test": ["pytest", "hypothesis", "ruff", "tensorboardX"],
+        "test": ["pytest", "hypothesis", "ruff", "tensorboardX", "transformers"],
     },
 )

@@ -289,6 +289,14 @@ def test_a_reduced_model_learns_from_a_full_one(tmp_path, corpus, pretrained, ta
     assert "decoded 11 utterances" in results.stdout
 
 
+def test_a_teacher_with_exits_goes_to_its_last_layer(tmp_path, corpus, pretrained):
+    exits = ["model.exit_layers='0'", "model.exit_criterion=layer", "criterion._name=ctc_exits"]
+    train(tmp_path / "full", corpus, pretrained, *exits)
+    full = tmp_path / "full/checkpoints/checkpoint_last.pt"
+    options = ["criterion._name=ctc_distillation", f"+criterion.teacher_path={full}"]
+    train(tmp_path / "taught", corpus, pretrained, *options)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -188,6 +188,23 @@ def test_training_keeps_every_exits_logits_and_loss(six_layers):
     assert all(p.grad is not None for p in model.w2v_encoder.exit_heads.parameters())
 
 
+def test_every_exit_is_logged_also_where_its_layer_was_dropped(six_layers):
+    model = build_exits(six_layers[False], exit_layers="upper", layerdrop=1.0).train()
+    task = Labels()
+    task.blank_symbol = "<s>"
+    criterion = CtcExitsCriterion(OmegaConf.structured(CtcExitsConfig(sentence_avg=True)), task)
+    sample = {
+        "id": torch.arange(1),
+        "net_input": batch_of([9000]),
+        "target": torch.tensor([[5, 6, 7]]),
+        "target_lengths": torch.tensor([3]),
+        "ntokens": 3,
+    }
+    _, _, log = criterion(model, sample)
+    for layer in (2, 3, 4):  # workers sum their logs: each has the same keys
+        assert (log[f"loss_exit_{layer}"], log[f"size_exit_{layer}"]) == (0, 0)
+
+
 def test_heads_are_trained_while_the_encoder_is_frozen(six_layers):
     model = build_exits(six_layers[False], freeze_finetune_updates=10).train()
     output = model(**batch_of([6000]))

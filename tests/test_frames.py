@@ -81,7 +81,7 @@ def test_the_transformer_costs_less_and_the_front_end_the_same(pretrained):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"frame_pool": 0}, "frame_pool=0 is out of range; it must be a whole number >= 1"),
+        ({"frame_pool": 0}, "frame_pool=0 is out of range; it must be a whole number, 1 to 64"),
         (
             {"frame_pool": 2, "frame_pool_method": "max"},
             "unknown frame_pool_method='max'; valid values: conv, mean",

@@ -56,8 +56,7 @@ def test_statistics_are_those_of_the_valid_frames_and_then_stay():
     log_mel = front_end.log_mel
     batches = [batch_of(COUNTS, seed=seed)["source"] for seed in (0, 1)]
     frames = []
-    for update, source in enumerate(batches):
-        front_end.set_num_updates(update)
+    for source in batches:
         front_end(source, torch.tensor(COUNTS))
         for i, count in enumerate(COUNTS):
             frames.append(log_mel.energies(source[i : i + 1, :count])[0])
@@ -68,9 +67,9 @@ def test_statistics_are_those_of_the_valid_frames_and_then_stay():
     torch.testing.assert_close(normalised.mean(0), torch.zeros(80), atol=1e-4, rtol=0)
     torch.testing.assert_close(normalised.std(0, correction=0), torch.ones(80), atol=1e-3, rtol=0)
     before = log_mel.mean.clone()
-    front_end.set_num_updates(200)
+    front_end.statistics_updates = 2
     front_end(3 * batches[0], torch.tensor(COUNTS))
-    front_end.eval().set_num_updates(0)
+    front_end.eval().statistics_updates = 200
     front_end(3 * batches[0], torch.tensor(COUNTS))
     assert torch.equal(log_mel.mean, before)
 
@@ -134,6 +133,27 @@ def test_matching_trains_the_front_end_alone_towards_the_cnn(tmp_path, frame_ms,
     assert errors[-1] < 0.8 * errors[0]
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {n for n in before if n.startswith("w2v_encoder.fbank.")}
+    model.set_num_updates(100)
+    assert model.w2v_encoder.cnn_teacher is None
+
+
+def test_matching_does_not_train_a_learned_reduction_before_it(pretrained):
+    options = {"frontend": "fbank", "frontend_match_updates": 9}
+    model = build_model(pretrained, downsample="conv", downsample_factor=2.0, **options).train()
+    output = model(**batch_of(COUNTS), match_frontend=True)
+    output["matched"].sum().backward()
+    assert model.w2v_encoder.waveform_reduction.conv.weight.grad is None
+
+
+def test_heads_alone_leave_the_statistics_alone(pretrained):
+    model = build_model(pretrained, frontend="fbank", exit_layers="0", exit_heads_only=True)
+    model.train()(**batch_of(COUNTS))
+    assert model.w2v_encoder.fbank.log_mel.num_frames.item() == 0
+
+
+def test_each_weight_is_saved_once(pretrained):
+    names = build_model(pretrained, frontend="fbank").state_dict()
+    assert not [name for name in names if "front_end" in name]
 
 
 def test_the_target_is_what_the_transformer_was_given_before(pretrained):

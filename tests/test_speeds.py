@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import batch_of, build_model, write_pretrained
 
+from fairseq_speedup.models.speeds import Speed
+
 COUNTS = [9000, 5000]
 MANY = {
     "downsample": "conv",
@@ -119,8 +121,20 @@ def test_checks_before_training_are_made_for_the_fastest_speed(four_layers):
         ({"frame_pools": [2, 3]}, r"frame_pool=1 is not among frame_pools=\[2, 3\]"),
         ({"depths": [2, 3]}, r"depths=\[2, 3\] does not hold 4, the layers that the model keeps"),
         ({"depths": [0, 4]}, r"depths=\[0, 4\]: each must be 1 or more"),
+        ({"depths": [4, 12]}, "the model has 4 layers"),
     ],
 )
 def test_speeds_that_mean_nothing_are_refused_in_words(four_layers, options, words):
     with pytest.raises(ValueError, match=words):
         build_model(four_layers, **options)
+
+
+@torch.no_grad()
+def test_a_depth_merges_and_exits_in_training_as_it_does_when_it_is_kept(four_layers):
+    options = {"depths": [2, 4], "merge_ratio": 0.3, "merge_layers": "1,2", "exit_layers": "0,2"}
+    many = build_model(four_layers, **options)
+    kept = build_model(four_layers, seed=9, **(options | {"keep_layers": "2"}))
+    kept.load_state_dict(many.state_dict())
+    many.w2v_encoder.speeds.default = Speed(1.0, 1, 2)
+    net_input = batch_of(COUNTS)
+    assert torch.equal(many(**net_input)["encoder_out"], kept(**net_input)["encoder_out"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import batch_of, build_model
+from conftest import batch_of, build_model, write_pretrained
 
 from fairseq_speedup.checkpoints import CheckpointError
 
@@ -28,7 +28,11 @@ def test_frame_pooling_without_training_averages_and_repeats(pretrained, caplog)
     ("trained", "asked", "words"),
     [
         ({}, {"downsample": "conv", "downsample_factor": 2.0}, "downsample, downsample_factor"),
-        ({"downsample": "conv", "downsample_factor": 2.0}, {}, "the checkpoint has .*conv.weight"),
+        (
+            {"downsample": "conv", "downsample_factor": 2.0},
+            {},
+            "the checkpoint has .*waveform_reduction",
+        ),
         ({}, {"frontend": "fbank"}, "the model has w2v_encoder.fbank.*options frontend"),
         (
             {"frontend": "fbank"},
@@ -44,3 +48,31 @@ def test_weights_that_do_not_fit_name_the_option(pretrained, trained, asked, wor
     state = build_model(pretrained, **trained).state_dict()
     with pytest.raises(CheckpointError, match=words):
         build_model(pretrained, **asked).load_state_dict(state)
+
+
+def test_a_learned_convolution_is_not_run_at_another_factor(pretrained):
+    state = build_model(pretrained, downsample="conv", downsample_factor=2.0).state_dict()
+    third = build_model(pretrained, downsample="conv", downsample_factor=3.0)
+    with pytest.raises(CheckpointError, match=r"factor is 2 in the checkpoint and 3 in the model"):
+        third.load_state_dict(state)
+    del state["w2v_encoder.waveform_reduction.factor"]  # of a checkpoint before it was recorded
+    build_model(pretrained, downsample="conv", downsample_factor=2.0).load_state_dict(state)
+
+
+def test_pooling_that_is_lost_is_said(pretrained, caplog):
+    state = build_model(pretrained, frame_pool=2).state_dict()
+    build_model(pretrained).load_state_dict(state)
+    assert "trained with another frame_pool" in caplog.text
+
+
+def test_where_layers_are_cut_after_an_exit_its_head_decides(four_layers):
+    whole = build_model(four_layers, exit_layers="1,2")
+    cut = build_model(four_layers, seed=9, keep_layers="2")
+    cut.load_state_dict(whole.state_dict())
+    head = whole.w2v_encoder.exit_heads["1"]
+    assert torch.equal(cut.w2v_encoder.proj.weight, head.weight)
+
+
+@pytest.fixture(scope="module")
+def four_layers(tmp_path_factory):
+    return write_pretrained(tmp_path_factory.mktemp("four") / "four.pt", encoder_layers=4)

@@ -51,7 +51,7 @@ def test_the_most_similar_pairs_merge_and_are_restored_as_copies():
     angle = torch.tensor([0.0, 90, 100, 130, 131, 200, 290, 10]).deg2rad()
     hidden = torch.stack([angle.cos(), angle.sin()], dim=1)[:, None, :]  # (T, 1, C)
     merging = TokenMerging([0, 1], TokenMergingConfig(merge_ratio=0.25))
-    passage = Passage(torch.tensor([8]), 8, 2, stay=False)
+    passage = Passage(torch.tensor([8]), 8, 3, last=2, stay=False)
     # pairs from frame 0: (0, 1) 90 degrees, (2, 3) 30, (4, 5) 69, (6, 7) 80: the best two merge
     once = merging.after(0, hidden, passage)
     assert passage.lengths.tolist() == [6]
@@ -72,7 +72,7 @@ def test_a_threshold_keeps_frames_that_differ():
     angle = torch.tensor([0.0, 10, 40, 80]).deg2rad()
     hidden = torch.stack([angle.cos(), angle.sin()], dim=1)[:, None, :]
     cfg = TokenMergingConfig(merge_ratio=0.5, merge_threshold=math.cos(math.radians(20)))
-    passage = Passage(torch.tensor([4]), 4, 1, stay=False)
+    passage = Passage(torch.tensor([4]), 4, 2, last=1, stay=False)
     TokenMerging([0], cfg).after(0, hidden, passage)
     assert passage.positions.tolist() == [[0, 0, 1, 2]]
 
@@ -171,3 +171,14 @@ def test_layers_that_are_named(merge_layers, kept, layers):
 def test_merging_that_means_nothing_is_refused_in_words(six_layers, options, words):
     with pytest.raises(ValueError, match=words):
         build_model(six_layers, **options)
+
+
+def test_many_large_frames_are_averaged_without_overflow():
+    hidden = torch.full((2, 1, 1), 300.0, dtype=torch.half)
+    merged, _ = merge_frames(hidden, torch.tensor([[200.0], [100.0]]), torch.tensor([[0], [0]]))
+    assert merged[0].item() == 300
+
+
+def test_merging_by_similarity_alone_is_not_foretold_to_starve_ctc(six_layers):
+    model = build_model(six_layers, merge_ratio=0.5, merge_threshold=0.9)
+    assert model.w2v_encoder.ctc_lengths(8000) == model.w2v_encoder.output_lengths(8000)

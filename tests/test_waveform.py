@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from fairseq_speedup.waveform import (
     WAVEFORM_REDUCTIONS,
-    WaveformReductionConfig,
     build_waveform_reduction,
 )
 from fairseq_speedup.waveform.conv import KERNEL_SIZE
@@ -17,9 +16,7 @@ SAMPLE_RATE = 16000
 
 
 def build(method, factor):
-    return build_waveform_reduction(
-        WaveformReductionConfig(downsample=method, downsample_factor=factor)
-    )
+    return build_waveform_reduction(method, [factor])
 
 
 reductions = st.one_of(

@@ -12,6 +12,7 @@ from fairseq.logging import metrics
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.criterions.ctc_exits import CtcExitsConfig, CtcExitsCriterion, unwrapped
+from fairseq_speedup.data.dictionary import difference
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
 from fairseq_speedup.registry import Registry
@@ -186,7 +187,7 @@ def _load_teacher(path: str, task):
             "criterion.teacher_path is empty: ctc_distillation needs a fine-tuned checkpoint"
         )
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"criterion.teacher_path={path}: no such file")
+        raise FileNotFoundError(f"criterion.teacher_path={path}: no such file, or no file")
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
     kind = state["cfg"].model._name if state.get("cfg") is not None else None
     if kind not in FINETUNED_MODELS:
@@ -200,12 +201,15 @@ def _load_teacher(path: str, task):
     ours, theirs = task.target_dictionary.symbols, teacher_task.target_dictionary.symbols
     if ours != theirs:
         raise CheckpointError(
-            f"criterion.teacher_path={path} was fine-tuned with other labels: {len(theirs)} "
-            f"symbols, the data have {len(ours)}"
+            f"criterion.teacher_path={path} was fine-tuned with other labels than the data's: "
+            f"{difference(ours, theirs)}"
         )
     if bool(cfg.task.normalize) != bool(task.cfg.normalize):
         raise CheckpointError(
             f"task.normalize={task.cfg.normalize} disagrees with criterion.teacher_path={path}; "
             f"set task.normalize={bool(cfg.task.normalize)}"
         )
+    exits = getattr(teacher.w2v_encoder, "exit", None)
+    if exits is not None:
+        exits.criterion = None  # the teacher goes to its last layer
     return teacher.eval().requires_grad_(False)

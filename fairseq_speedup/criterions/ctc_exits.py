@@ -9,6 +9,7 @@ from fairseq.criterions.ctc import CtcCriterion, CtcCriterionConfig
 from fairseq.logging import metrics
 
 PREFIX = "loss_exit_"
+SIZE_PREFIX = "size_exit_"  # sample size of the batches in which that exit was reached
 
 
 @dataclass
@@ -40,23 +41,31 @@ class CtcExitsCriterion(CtcCriterion):
     def losses(self, model, output: dict, sample):
         """As fairseq's forward, of what the model already gave."""
         loss, sample_size, logging_output = super().forward(_Computed(model, output), sample)
+        if model.training and getattr(unwrapped(model).w2v_encoder, "exit", None) is not None:
+            # every exit on every worker, also one whose layer was dropped: logs are summed
+            for layer in unwrapped(model).w2v_encoder.exit.exits:
+                logging_output[f"{PREFIX}{layer}"] = 0.0
+                logging_output[f"{SIZE_PREFIX}{layer}"] = 0
         for layer, logits in output.get("exit_logits", {}).items():
             # fairseq writes into a padded batch's logits: each exit gets a dict of its own
             exit_output = {"encoder_out": logits, "padding_mask": output["padding_mask"]}
             exit_loss, _, _ = super().forward(_Computed(model, exit_output), sample)
             loss = loss + self.exit_loss_weight * exit_loss
             logging_output[f"{PREFIX}{layer}"] = utils.item(exit_loss.data)
+            logging_output[f"{SIZE_PREFIX}{layer}"] = sample_size
         logging_output["loss"] = utils.item(loss.data)
         return loss, sample_size, logging_output
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
         CtcCriterion.reduce_metrics(logging_outputs)
-        sample_size = utils.item(sum(log.get("sample_size", 0) for log in logging_outputs))
-        names = sorted({name for log in logging_outputs for name in log if name.startswith(PREFIX)})
-        for name in names:
+        names = {name for log in logging_outputs for name in log if name.startswith(PREFIX)}
+        for name in sorted(names):
+            layer = name[len(PREFIX) :]
             loss = utils.item(sum(log.get(name, 0) for log in logging_outputs))
-            metrics.log_scalar(name, loss / sample_size / math.log(2), sample_size, round=3)
+            size = utils.item(sum(log.get(f"{SIZE_PREFIX}{layer}", 0) for log in logging_outputs))
+            if size > 0:
+                metrics.log_scalar(name, loss / size / math.log(2), size, round=3)
 
 
 class _Computed:

@@ -20,6 +20,7 @@ from fairseq_speedup.lengths import (
 from fairseq_speedup.registry import Registry
 
 FRAME_POOLS = Registry("frame_pool_method")
+MOST_FRAMES = 64  # 1.3 seconds
 
 
 @dataclass
@@ -40,9 +41,10 @@ class FramePoolConfig(FairseqDataclass):
 def check_frame_pool(cfg: FramePoolConfig) -> None:
     """Raises ValueError for options out of range."""
     FRAME_POOLS.lookup(cfg.frame_pool_method)
-    if cfg.frame_pool < 1:
+    if not 1 <= cfg.frame_pool <= MOST_FRAMES:
         raise ValueError(
-            f"frame_pool={cfg.frame_pool} is out of range; it must be a whole number >= 1"
+            f"frame_pool={cfg.frame_pool} is out of range; it must be a whole number, 1 to "
+            f"{MOST_FRAMES}"
         )
 
 

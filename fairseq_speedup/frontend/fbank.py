@@ -57,6 +57,7 @@ class LogMel(nn.Module):
         self.register_buffer("mean", torch.zeros(NUM_MELS))
         self.register_buffer("square", torch.ones(NUM_MELS))  # mean square
         self.register_buffer("num_frames", torch.zeros(1))
+        self.register_buffer("num_gathered", torch.zeros(1))  # batches
 
     def _apply(self, function, recurse=True):
         kept = dict(self._buffers)
@@ -93,6 +94,7 @@ class LogMel(nn.Module):
         self.mean += ((mean - count * self.mean) / total).float()
         self.square += ((square - count * self.square) / total).float()
         self.num_frames.copy_(total)
+        self.num_gathered += 1
 
 
 class FbankFrontEnd(nn.Module):
@@ -100,7 +102,7 @@ class FbankFrontEnd(nn.Module):
     ``frontend_frame_ms / 20`` -> linear.
 
     The convolutions pad so that frames fall where the CNN's do: at 20 ms there are exactly as many.
-    The normalisation's statistics are gathered over the first ``frontend_match_updates`` updates,
+    The normalisation's statistics are gathered over the first ``frontend_match_updates`` batches,
     200 at least, over valid frames only, and then stay; they are part of the checkpoint.
 
     Args:
@@ -122,11 +124,6 @@ class FbankFrontEnd(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(output_dim) for _ in self.convolutions])
         self.linear = nn.Linear(output_dim, output_dim)
         self.statistics_updates = max(cfg.frontend_match_updates, STATISTICS_UPDATES)
-        self.num_updates = 0
-
-    def set_num_updates(self, num_updates: int) -> None:
-        """Called by fairseq's trainer."""
-        self.num_updates = num_updates
 
     def output_lengths(self, lengths):
         """Frames of ``lengths`` samples (int, numpy array or tensor)."""
@@ -164,7 +161,7 @@ class FbankFrontEnd(nn.Module):
         with torch.autocast(waveform.device.type, enabled=False):
             energies = self.log_mel.energies(waveform)
             lengths = conv_length(lengths, WINDOW_SAMPLES, HOP_SAMPLES)
-            if self.training and self.num_updates < self.statistics_updates:
+            if self.training and self.log_mel.num_gathered < self.statistics_updates:
                 self.log_mel.gather(energies, lengths)
             frames = self.log_mel.normalise(energies)
         frames = frames.to(self.linear.weight.dtype).transpose(1, 2)  # (B, mels, T)

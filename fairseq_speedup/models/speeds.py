@@ -53,14 +53,19 @@ class Speeds:
         self.depths: list[int] = []
         self.default = None
 
-    def set_depths(self, cfg, num_layers: int) -> None:
+    def set_depths(self, cfg, num_layers: int, num_all: int) -> None:
         """
         Args:
             num_layers: that the model keeps
+            num_all: that the pretrained model has
         """
         depths = list(cfg.depths)
         if depths and (len(set(depths)) < len(depths) or min(depths) < 1):
             raise ValueError(f"depths={depths}: each must be 1 or more and named once")
+        if depths and max(depths) > num_all:
+            raise ValueError(
+                f"depths={depths}: the model has {num_all} layers, and depths count them"
+            )
         if depths and num_layers not in depths:
             raise ValueError(
                 f"depths={depths} does not hold {num_layers}, the layers that the model keeps and "

@@ -1,6 +1,7 @@
 """fairseq's wav2vec 2.0 encoder with reductions at every stage of the data path."""
 
 import logging
+import math
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from fairseq_speedup.waveform import build_waveform_reduction
 
 logger = logging.getLogger(__name__)
 
+CNN_STRIDE = 320  # samples, 20 ms
 CNN_PREFIX = "feature_extractor."
 
 
@@ -56,18 +58,19 @@ class SpeedupEncoder(Wav2VecEncoder):
         if cfg.padding == "masked":
             mask_between_positions(self.w2v_model.encoder)
         self.cnn_teacher = None
+        self.match_updates = cfg.frontend_match_updates
         if pretrained is not None and not cfg.no_pretrained_weights:
             self._load_pretrained(pretrained, cfg)
         # Cropping to a multiple serves pretraining on TPUs and would cut frames from utterances.
         self.w2v_model.crop_seq_to_multiple = 1
         self.speeds = speeds
         self.waveform_reduction = waveform_reduction
-        self._build_front_end(cfg)
+        self._build_front_end(cfg, teach=pretrained is not None)
         self._build_transformer(cfg)
         if cfg.head != "linear" or cfg.logit_upsample > 1:
             self.proj = build_head(cfg, self.proj.in_features, num_labels)
         elif pretrained is not None and not cfg.no_pretrained_weights:
-            self._keep_head(pretrained, labels)
+            self._keep_head(pretrained, labels, cfg.exit_heads_only)
         if getattr(self.proj, "needs_lengths", False):
             self.proj.register_forward_pre_hook(lambda _, args: (args[0], self._frame_lengths))
         self.logit_upsample = cfg.logit_upsample
@@ -96,9 +99,14 @@ class SpeedupEncoder(Wav2VecEncoder):
                 "the front-end reproduce: set frontend_match_updates=0"
             )
 
-    def _keep_head(self, pretrained: Pretrained, labels: list[str]) -> None:
+    def _keep_head(self, pretrained: Pretrained, labels: list[str], frozen: bool) -> None:
         """The head of a fine-tuned checkpoint, where it is for the same labels."""
         if not pretrained.head:
+            if frozen:
+                logger.warning(
+                    "exit_heads_only=true over a last head that is not trained: give a fine-tuned "
+                    "checkpoint as checkpoint.finetune_from_model or model.w2v_path"
+                )
             return
         same_shape = pretrained.head["weight"].shape == self.proj.weight.shape
         if same_shape and pretrained.labels in (None, labels):
@@ -107,20 +115,24 @@ class SpeedupEncoder(Wav2VecEncoder):
         else:
             logger.warning("the fine-tuned checkpoint has other labels: its head is not kept")
 
-    def _build_front_end(self, cfg) -> None:
-        """``front_end`` knows lengths and MACs. fairseq runs its CNN; our front-end is run before,
-        and fairseq is given its frames."""
+    def _build_front_end(self, cfg, teach: bool) -> None:
+        """fairseq runs its CNN; our front-end is run before, and fairseq is given its frames."""
         w2v_model = self.w2v_model
-        self.fbank = None
+        self.fbank = self.cnn = None
         self.masked_norms: tuple[MaskedGroupNorm, ...] = ()
         if cfg.frontend == "cnn":
-            self.front_end = CnnFrontEnd(w2v_model.feature_extractor)
+            self.cnn = CnnFrontEnd(w2v_model.feature_extractor)
             if cfg.padding == "masked":
                 self.masked_norms = MaskedGroupNorm.into(w2v_model.feature_extractor)
             self._let_gradient_through_cnn()
             return
         cnn, output_dim = w2v_model.feature_extractor, w2v_model.embed
-        if cfg.frontend_match_updates > 0 and cfg.w2v_path and not isinstance(cnn, nn.Identity):
+        if cfg.frontend_match_updates > 0 and teach:
+            if math.prod(stride for _, _, stride in CnnFrontEnd(cnn).conv_layers) != CNN_STRIDE:
+                raise ValueError(
+                    f"frontend_match_updates={cfg.frontend_match_updates}: the pretrained CNN does "
+                    "not give a frame every 20 ms; set frontend_match_updates=0"
+                )
             if cfg.no_pretrained_weights:
                 raise ValueError(
                     f"frontend_match_updates={cfg.frontend_match_updates} needs the pretrained "
@@ -128,7 +140,6 @@ class SpeedupEncoder(Wav2VecEncoder):
                 )
             self.cnn_teacher = CnnTeacher(cnn, cfg.frontend_frame_ms // 20)
         self.fbank = FbankFrontEnd(cfg, output_dim)
-        self.front_end = self.fbank
         w2v_model.feature_extractor = nn.Identity()
         w2v_model.feature_grad_mult = 1.0
         # frames in, frames out: fairseq then keeps the lengths that it is given
@@ -146,7 +157,7 @@ class SpeedupEncoder(Wav2VecEncoder):
     def _build_transformer(self, cfg) -> None:
         encoder = self.w2v_model.encoder
         self.kept_layers = parse_keep_layers(cfg.keep_layers, len(encoder.layers))
-        self.speeds.set_depths(cfg, len(self.kept_layers))
+        self.speeds.set_depths(cfg, len(self.kept_layers), len(encoder.layers))
         if len(self.kept_layers) < len(encoder.layers) or len(self.speeds.depths) > 1:
             encoder.layers = KeptLayers(encoder.layers, self.kept_layers)
         self.frame_reduction = FrameReduction(
@@ -156,22 +167,30 @@ class SpeedupEncoder(Wav2VecEncoder):
     def _build_loop(self, cfg, num_labels: int) -> None:
         encoder = self.w2v_model.encoder
         self.loop = self.exit = self.merging = None
-        exits = parse_exit_layers(cfg.exit_layers, self.kept_layers)
+        exits = parse_exit_layers(cfg.exit_layers, self.kept_layers, cut=bool(cfg.depths))
         if cfg.exit_heads_only:
             self.requires_grad_(False)
+            if self.fbank is not None:
+                self.fbank.statistics_updates = 0
         if exits:
             self.exit_heads = nn.ModuleDict(
                 {str(index): build_head(cfg, encoder.embedding_dim, num_labels) for index in exits}
             )
             self.exit = EarlyExit(self.kept_layers, exits, self._exit_logits, cfg)
         if cfg.merge_ratio > 0:
-            layers = parse_merge_layers(cfg.merge_layers, self.kept_layers)
+            layers = parse_merge_layers(cfg.merge_layers, self.kept_layers, bool(cfg.depths))
             self.merging = TokenMerging(layers, cfg)
         stages = [stage for stage in (self.exit, self.merging) if stage is not None]
         if stages:
             self.loop = TransformerLoop(encoder, self.kept_layers, stages)
         if stages or max(self.speeds.frame_pools) > 1:
             encoder.register_forward_hook(self._after_transformer)
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Called by fairseq's trainer."""
+        super().set_num_updates(num_updates)
+        if num_updates >= self.match_updates:
+            self.cnn_teacher = None  # no longer needed
 
     def _apply(self, function, recurse=True):
         super()._apply(function, recurse)
@@ -180,6 +199,11 @@ class SpeedupEncoder(Wav2VecEncoder):
         return self
 
     # -- lengths ---------------------------------------------------------------------------------
+
+    @property
+    def front_end(self):
+        """Knows lengths and MACs."""
+        return self.cnn if self.fbank is None else self.fbank
 
     def switch(self, speed: Speed) -> None:
         """Chooses one of ``speeds``."""
@@ -201,9 +225,10 @@ class SpeedupEncoder(Wav2VecEncoder):
 
     def ctc_lengths(self, num_samples):
         """Logit frames that CTC can give labels of their own, at the fastest speed that is trained:
-        frames that have merged are copies of each other."""
+        frames that have merged are copies of each other. Merging by similarity depends on what the
+        frames hold, and is left out."""
         frames = self.front_end.output_lengths(self.waveform_reduction.fewest(num_samples))
-        if self.merging is not None:
+        if self.merging is not None and self.merging.known_lengths:
             pooled = self.frame_reduction.fewest(frames)
             for index in self.kept_layers:
                 pooled = self.merging.lengths_after(index, pooled)
@@ -242,7 +267,7 @@ class SpeedupEncoder(Wav2VecEncoder):
         self._check_long_enough(num_samples)
         waveform, lengths = self.waveform_reduction(source, num_samples)
         if match_frontend:
-            return self._match_frontend(waveform, lengths)
+            return self._match_frontend(waveform.detach(), lengths)  # the front-end alone learns
         if waveform is not source:
             padding_mask = padding_mask_of(lengths, waveform.size(1))
         self._frame_lengths = self.front_end.output_lengths(lengths)

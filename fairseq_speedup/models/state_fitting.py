@@ -10,6 +10,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "w2v_encoder."
 # weights -> the options that decide whether a model has them, and of what shape
 OPTIONS = {
+    "w2v_model.encoder.layers.": "keep_layers",
     "waveform_reduction.": "downsample, downsample_factor, downsample_factors",
     "fbank.": "frontend, frontend_frame_ms",
     "w2v_model.feature_extractor.": "frontend",
@@ -23,7 +24,8 @@ def fit_state(state_dict: dict, model) -> None:
     """Leaves out what the model lacks, and begins what the checkpoint lacks where that has a
     meaning without training; in place.
 
-    - layers that are removed are left out
+    - layers that are removed are left out; if the last that is kept has an exit in the
+      checkpoint, the head of that exit becomes the model's
     - exit heads that are not wanted are left out; one that is missing begins as the last head
     - frame pooling that is not wanted is left out; one that is missing begins as mean and
       repetition
@@ -33,13 +35,25 @@ def fit_state(state_dict: dict, model) -> None:
             that decides
     """
     encoder = model.w2v_encoder
+    _take_head_of_last_layer(state_dict, encoder)
     if isinstance(encoder.w2v_model.encoder.layers, KeptLayers):
         prefix = f"{PREFIX}w2v_model.encoder.layers."
         drop_removed_layers(state_dict, prefix, encoder.kept_layers)
     _fit_exit_heads(state_dict, getattr(encoder, "exit_heads", {}))
     ours = model.state_dict()
+    _fit_waveform_reduction(state_dict, ours)
     _fit_frame_reduction(state_dict, ours)
     _check(state_dict, ours)
+
+
+def _take_head_of_last_layer(state_dict: dict, encoder) -> None:
+    """Where layers are cut after one with an exit, the head of that exit becomes the last."""
+    prefix, last = f"{PREFIX}exit_heads.{encoder.kept_layers[-1]}.", f"{PREFIX}proj."
+    head = [key for key in state_dict if key.startswith(prefix)]
+    if head and len(encoder.speeds.depths) == 1:
+        logger.warning("layers are cut after exit %s: its head decides", encoder.kept_layers[-1])
+        for key in head:
+            state_dict[last + key[len(prefix) :]] = state_dict[key]
 
 
 def _fit_exit_heads(state_dict: dict, exit_heads) -> None:
@@ -54,9 +68,25 @@ def _fit_exit_heads(state_dict: dict, exit_heads) -> None:
                 state_dict[f"{prefix}{index}.{key[len(last) :]}"] = state_dict[key].clone()
 
 
+def _fit_waveform_reduction(state_dict: dict, ours: dict) -> None:
+    """A checkpoint older than the record of its factor is taken to have the model's."""
+    factors = [key for key in ours if key.startswith(f"{PREFIX}waveform_reduction.")]
+    for key in factors:
+        kernel = key.replace(".factor", ".conv.weight")
+        if key.endswith(".factor") and kernel in state_dict:
+            state_dict.setdefault(key, ours[key].clone())
+
+
 def _fit_frame_reduction(state_dict: dict, ours: dict) -> None:
     prefix = f"{PREFIX}frame_reduction."
-    for key in [key for key in state_dict if key.startswith(prefix) and key not in ours]:
+    unwanted = [key for key in state_dict if key.startswith(prefix) and key not in ours]
+    if unwanted:
+        logger.warning(
+            "the checkpoint was trained with another frame_pool, frame_pools or "
+            "frame_pool_method: %d weights of its frame pooling are left out",
+            len(unwanted),
+        )
+    for key in unwanted:
         del state_dict[key]
     missing = [key for key in ours if key.startswith(prefix) and key not in state_dict]
     if missing:
@@ -74,6 +104,9 @@ def _check(state_dict: dict, ours: dict) -> None:
             if key not in state_dict or key not in ours:
                 has, lacks = ("model", "checkpoint") if key in ours else ("checkpoint", "model")
                 reason = f"the {has} has {key}, which the {lacks} lacks"
+            elif key.endswith(".factor") and state_dict[key] != ours[key]:
+                theirs, factor = int(state_dict[key]), int(ours[key])
+                reason = f"{key} is {theirs} in the checkpoint and {factor} in the model"
             elif state_dict[key].shape != ours[key].shape:
                 theirs, shape = tuple(state_dict[key].shape), tuple(ours[key].shape)
                 reason = f"{key} is {theirs} in the checkpoint and {shape} in the model"

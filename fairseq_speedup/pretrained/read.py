@@ -47,7 +47,7 @@ def read_pretrained(cfg) -> Pretrained:
     source = f"model.w2v_path={path}"
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"{source}: no such file; it must be a pretrained fairseq checkpoint (.pt)"
+            f"{source}: no such file, or no file; it must be a pretrained fairseq checkpoint (.pt)"
         )
     try:
         pretrained = read_file(path)

@@ -19,6 +19,7 @@ import yaml
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_speedup.architectures import ARCHITECTURES, architecture_config
 from fairseq_speedup.data.manifest import ManifestError, read_lines
@@ -163,7 +164,12 @@ def load_model(args):
             f"{', '.join(REDUCTION_OPTIONS)} (any option of wav2vec_ctc is valid too)"
         )
     w2v_args = architecture_config(arch)
-    cfg = OmegaConf.merge(cfg, options)
+    for name, value in options.items():
+        try:
+            cfg[name] = value
+        except OmegaConfBaseException as error:
+            reason = str(error).split("\n")[0]
+            raise ValueError(f"{name}={value}: {reason}") from None
     cfg.w2v_path, cfg.data, cfg.ddp_backend = "", "", "legacy_ddp"
     cfg.normalize = w2v_args.task.normalize
     cfg.w2v_args = w2v_args
@@ -218,6 +224,9 @@ def profile(model, batches: list[np.ndarray], count: str) -> dict:
     }
     return {
         "count": count,
+        "merging_by_similarity": bool(
+            counter.merging is not None and not counter.merging.known_lengths
+        ),
         "num_utterances": len(padded),
         "num_batches": len(batches),
         "audio_seconds": audio_seconds,
@@ -284,6 +293,11 @@ def table(figures: dict) -> str:
             f"{stage:<20}{row['parameters']:>14,}{row['macs_per_second'] / 1e9:>16.3f}"
             f"{row['macs_per_batch'] / 1e9:>14.3f}"
             f"{row['macs_per_second'] / figures['macs_per_second']:>8.1%}"
+        )
+    if figures["merging_by_similarity"]:
+        lines.append(
+            "merge_threshold: what merges depends on the frames; counted without merging, and the "
+            "check with what merged in noise"
         )
     if figures["count"] == "modules":
         lines.append("counted: nn.Module layers only, no attention products or projections")

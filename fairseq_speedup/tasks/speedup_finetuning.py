@@ -4,7 +4,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 
-from fairseq.data import Dictionary, FileAudioDataset
+from fairseq.data import FileAudioDataset
 from fairseq.dataclass.utils import merge_with_parent
 from fairseq.tasks import register_task
 from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetuningTask
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion, reduce_frontend_loss
 from fairseq_speedup.data.audio import CheckedAudioDataset
+from fairseq_speedup.data.dictionary import difference
 from fairseq_speedup.data.feasibility import check_feasibility, report_feasibility
 from fairseq_speedup.data.manifest import (
     ManifestError,
@@ -99,9 +100,10 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         ours = self.state.state_dict.get("target_dictionary")
         theirs = state_dict.get("target_dictionary")
         if ours is not None and theirs is not None and ours.symbols != theirs.symbols:
+            found = difference(ours.symbols, theirs.symbols)
             raise ManifestError(
                 f"the dictionary in {self.cfg.data} has {len(ours)} symbols and is not the "
-                f"checkpoint's, which has {len(theirs)}: {_difference(ours, theirs)}; "
+                f"checkpoint's, which has {len(theirs)}: {found}; "
                 "use the dict file that the model was fine-tuned with"
             )
         super().load_state_dict(state_dict)
@@ -257,8 +259,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         loss, sample_size, logging_output = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad
         )
-        if not ignore_grad:
-            logging_output.update(self.profile.cost(sample))
+        # for a dummy batch too: workers sum their logs, which must have the same keys
+        logging_output.update(self.profile.cost(sample))
         return loss, sample_size, logging_output
 
     def valid_step(self, sample, model, criterion):
@@ -286,11 +288,3 @@ def _complete(task_cfg) -> DictConfig:
     """A checkpoint's task config with the fields that its fairseq did not have yet."""
     cfg = OmegaConf.create(OmegaConf.to_container(task_cfg, enum_to_str=True))
     return merge_with_parent(SpeedupFinetuningConfig(), cfg, remove_missing=True)
-
-
-def _difference(ours: Dictionary, theirs: Dictionary) -> str:
-    only_ours = sorted(set(ours.symbols) - set(theirs.symbols))[:5]
-    only_theirs = sorted(set(theirs.symbols) - set(ours.symbols))[:5]
-    if not only_ours and not only_theirs:
-        return "the same symbols in another order"
-    return f"only in the data: {only_ours}, only in the checkpoint: {only_theirs}"

@@ -47,11 +47,12 @@ class EarlyExitConfig(FairseqDataclass):
     )
 
 
-def parse_exit_layers(exit_layers: str, kept: list[int]) -> list[int]:
+def parse_exit_layers(exit_layers: str, kept: list[int], cut: bool = False) -> list[int]:
     """Indices of the layers with an exit, the last layer not among them.
 
     Args:
         kept: indices of the model's layers
+        cut: of a model of many depths, layers beyond those kept are left out
     Raises:
         ValueError: not of the form above, or a layer that is removed or the last
     """
@@ -65,6 +66,10 @@ def parse_exit_layers(exit_layers: str, kept: list[int]) -> list[int]:
             )
         return exits
     exits = parse_indices("exit_layers", exit_layers, "'none', 'upper'")
+    if cut:
+        exits = [index for index in exits if index < kept[-1]]
+        if not exits:
+            return []
     removed = [index for index in exits if index not in kept]
     if removed:
         raise ValueError(

@@ -24,15 +24,19 @@ class Passage:
         sizes: (T', A), frames at the beginning that each frame stands for, or None
         layer_frames: (B, layers), frames that each layer was given, 0 where it was not run
         before: (T', A, C), what the layer that runs was given
+        last: index of the last layer
         stay: nobody leaves; hidden states of every exit, and what is measured, are kept
     """
 
-    def __init__(self, lengths: torch.Tensor, num_frames: int, num_layers: int, stay: bool):
+    def __init__(
+        self, lengths: torch.Tensor, num_frames: int, num_layers: int, last: int, stay: bool
+    ):
         self.all_lengths = self.lengths = lengths
         self.num_frames = num_frames
         self.active = torch.arange(len(lengths), device=lengths.device)
         self.positions = self.sizes = self.before = None
         self.layer_frames = lengths.new_zeros(len(lengths), num_layers)
+        self.last = last
         self.stay = stay
         self.exit_hidden: dict[int, torch.Tensor] = {}  # of every utterance, where they stay
         self.measured: dict[int, torch.Tensor] = {}  # by the exit criterion, likewise
@@ -104,7 +108,8 @@ class TransformerLoop:
 
     def __init__(self, encoder, indices: list[int], stages: list):
         self.stages = stages
-        self.num_layers = len(indices)
+        self.encoder = (encoder,)  # in a tuple: it is the model's, not ours
+        self.indices = indices
         self.passage = None
         # a frame that fairseq adds to reach a multiple would be in the way of those that merge
         encoder.required_seq_len_multiple = 1
@@ -125,7 +130,11 @@ class TransformerLoop:
             num_frames: frames of the batch
             stay: see Passage
         """
-        self.passage = Passage(lengths, num_frames, self.num_layers, stay)
+        (encoder,) = self.encoder
+        num_run = sum(1 for _ in encoder.layers)  # of many depths, the one that is chosen
+        self.passage = Passage(
+            lengths, num_frames, len(self.indices), self.indices[num_run - 1], stay
+        )
 
     def finish(self) -> Passage:
         """Call after: what the batch went through. Forgets it."""

@@ -62,11 +62,12 @@ def check_merging(cfg: TokenMergingConfig) -> None:
             )
 
 
-def parse_merge_layers(merge_layers: str, kept: list[int]) -> list[int]:
+def parse_merge_layers(merge_layers: str, kept: list[int], cut: bool = False) -> list[int]:
     """Indices of the layers after which frames merge.
 
     Args:
         kept: indices of the model's layers
+        cut: of a model of many depths, layers beyond those kept are left out
     Raises:
         ValueError: no list of layers, or a layer that is removed or the last
     """
@@ -78,6 +79,8 @@ def parse_merge_layers(merge_layers: str, kept: list[int]) -> list[int]:
             )
         return kept[:-1]
     layers = parse_indices("merge_layers", merge_layers, "'all'")
+    if cut:
+        layers = [index for index in layers if index < kept[-1]]
     wrong = [index for index in layers if index not in kept[:-1]]
     if wrong:
         raise ValueError(
@@ -118,7 +121,7 @@ class TokenMerging:
 
     def after(self, index: int, hidden: torch.Tensor, passage: Passage) -> torch.Tensor:
         """See TransformerLoop."""
-        if index not in self.layers or hidden.size(0) < 2:
+        if index not in self.layers or index == passage.last or hidden.size(0) < 2:
             return hidden
         num_merges = passage.lengths - self.lengths_after(index, passage.lengths)
         merges = self._second_of_pairs(hidden, passage.lengths, num_merges, self._start(index))
@@ -127,7 +130,7 @@ class TokenMerging:
         if passage.positions is None:
             frames = torch.arange(passage.num_frames, device=hidden.device)
             passage.positions = frames.expand(hidden.size(1), -1)
-            passage.sizes = hidden.new_ones(hidden.shape[:2])
+            passage.sizes = torch.ones(hidden.shape[:2], device=hidden.device)
         passage.lengths = passage.lengths - merges.sum(dim=0)
         longest = int(passage.lengths.max())
         index_after = (~merges).cumsum(dim=0) - 1  # (T', A): where each frame goes
@@ -166,5 +169,6 @@ def merge_frames(hidden, sizes, index_after):
     """
     new_sizes = torch.zeros_like(sizes).scatter_add(0, index_after, sizes)
     index = index_after[:, :, None].expand_as(hidden)
-    total = torch.zeros_like(hidden).scatter_add(0, index, hidden * sizes[:, :, None])
-    return total / new_sizes.clamp(min=1)[:, :, None], new_sizes
+    weighted = hidden.float() * sizes[:, :, None]  # a sum of many frames overflows in half
+    total = torch.zeros_like(weighted).scatter_add(0, index, weighted)
+    return (total / new_sizes.clamp(min=1)[:, :, None]).to(hidden.dtype), new_sizes

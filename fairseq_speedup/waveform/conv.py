@@ -25,6 +25,8 @@ class ConvDownsampling(WaveformReduction):
         self.conv = nn.Conv1d(1, 1, KERNEL_SIZE, stride=self.stride)
         margin = KERNEL_SIZE // 2
         kernel = lowpass(torch.arange(KERNEL_SIZE) - margin, 0.5 / self.stride, margin + 1)
+        # tells a checkpoint's factor: the kernel is learned for it and fits no other
+        self.register_buffer("factor", torch.tensor(self.stride))
         with torch.no_grad():
             self.conv.weight.copy_((kernel / kernel.sum()).float())
             self.conv.bias.zero_()

@@ -53,4 +53,4 @@ class SwitchedReduction(WaveformReduction):
 
 def _key(factor: float) -> str:
     """``2.5`` as ``2_5``: a module's name has no point."""
-    return f"{factor:g}".replace(".", "_")
+    return f"{factor:.12g}".replace(".", "_")
