@@ -27,6 +27,6 @@ setup(
     extras_require={
         "fairseq": ["ve-fairseq>=0.12.3"],
         "quickstart": ["espeakng-loader", "matplotlib", "scipy"],
-        "test": ["pytest", "hypothesis", "ruff", "tensorboardX", "transformers"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "tensorboardX", "transformers"],
     },
 )

@@ -7,4 +7,5 @@ echo "== ruff"
 ruff check .
 ruff format --check .
 echo "== pytest"
-exec python -m pytest "$@"
+# a file of tests stays with one worker, which makes what they share once
+OMP_NUM_THREADS=1 exec python -m pytest -n auto --dist loadfile "$@"

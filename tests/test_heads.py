@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fairseq_speedup.heads import HEADS, HeadConfig, build_head, upsample_logits
+from fairseq_speedup.heads import HEADS, HeadConfig, build_head, run_head, upsample_logits
 
 
 def test_upsampling_turns_each_frame_into_neighbouring_frames():
@@ -30,7 +30,18 @@ def test_upsampling_by_one_changes_nothing():
 @pytest.mark.parametrize("factor", [1, 2])
 def test_every_head_emits_its_labels_for_every_logit_frame(name, factor):
     head = build_head(HeadConfig(head=name, logit_upsample=factor), 16, 10)
-    assert head(torch.randn(7, 2, 16)).shape == (7, 2, 10 * factor)
+    logits = run_head(head, torch.randn(7, 2, 16), torch.tensor([7, 5]))
+    assert logits.shape == (7, 2, 10 * factor)
+
+
+def test_the_bilstm_head_reads_an_utterance_to_its_end_and_no_further():
+    head = build_head(HeadConfig(head="bilstm", head_dim=8), 16, 10)
+    frames = torch.randn(7, 2, 16)
+    together = run_head(head, frames, torch.tensor([7, 5]))
+    alone = run_head(head, frames[:5, 1:], torch.tensor([5]))
+    torch.testing.assert_close(together[:5, 1:], alone)
+    frames[5:, 1] = 100.0
+    assert torch.equal(run_head(head, frames, torch.tensor([7, 5]))[:5], together[:5])
 
 
 def test_the_mlp_head_is_the_studys():
@@ -43,7 +54,7 @@ def test_the_mlp_head_is_the_studys():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"head": "tree"}, "unknown head='tree'; valid values: linear, mlp"),
+        ({"head": "tree"}, "unknown head='tree'; valid values: bilstm, linear, mlp"),
         ({"logit_upsample": 0}, "logit_upsample=0 is out of range.*>= 1"),
         ({"head_dim": -1}, "head_dim=-1 is out of range"),
     ],
