@@ -22,7 +22,9 @@ except Exception as error:  # fairseq 0.12.2 raises ValueError on Python 3.11 an
 
 # importing criterions, models and tasks registers them with fairseq
 from fairseq_speedup import checkpoints, criterions, models, pretrained, tasks  # noqa: F401
+from fairseq_speedup.transformer import conformer
 
 __version__ = "0.1.0"
 
 checkpoints.install(pretrained.upgrade_finetuned, models.fit_overrides)
+conformer.install()

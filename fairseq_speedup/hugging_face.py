@@ -22,12 +22,23 @@ NAMES = [
     ("encoder.layers.{}.fc2.", "encoder.layers.{}.feed_forward.output_dense."),
     ("encoder.layers.{}.final_layer_norm.", "encoder.layers.{}.final_layer_norm."),
 ]
+# of Conformer layers; those that are not here are as above
+CONFORMER_NAMES = [
+    ("encoder.embed_positions.", "encoder.embed_positions."),
+    ("encoder.layers.{}.self_attn_layer_norm.", "encoder.layers.{}.self_attn_layer_norm."),
+    ("encoder.layers.{}.self_attn.", "encoder.layers.{}.self_attn."),
+    ("encoder.layers.{}.conv_module.", "encoder.layers.{}.conv_module."),
+    ("encoder.layers.{}.ffn{}.layer_norm.", "encoder.layers.{}.ffn{}_layer_norm."),
+    ("encoder.layers.{}.ffn{}.w_1.", "encoder.layers.{}.ffn{}.intermediate_dense."),
+    ("encoder.layers.{}.ffn{}.w_2.", "encoder.layers.{}.ffn{}.output_dense."),
+]
+POSITIONS = {"relative": "rel_pos", "rotary": "rope"}
 # the ends of weights of a weight-normed convolution: old and new form there, fairseq's here
 WEIGHT_NORM = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
-PREFIXES = ("wav2vec2.", "hubert.", "wavlm.", "data2vec_audio.")
+PREFIXES = ("wav2vec2.", "wav2vec2_conformer.", "hubert.", "wavlm.", "data2vec_audio.")
 HEAD = "lm_head."
 
 
@@ -41,7 +52,7 @@ def to_fairseq(name: str, group_norm: bool) -> str | None:
     for theirs, ours in WEIGHT_NORM.items():
         if name.endswith(theirs):
             name = name[: -len(theirs)] + ours
-    for ours, theirs in NAMES:
+    for ours, theirs in CONFORMER_NAMES + NAMES:
         if group_norm and ours.startswith("feature_extractor.conv_layers.{}.2"):
             continue
         found = _replace(name, theirs, ours)
@@ -50,12 +61,16 @@ def to_fairseq(name: str, group_norm: bool) -> str | None:
     return None
 
 
-def from_fairseq(name: str, group_norm: bool) -> str | None:
-    """The other way round; the new form of weight norm."""
+def from_fairseq(name: str, group_norm: bool, conformer: bool = False) -> str | None:
+    """The other way round; the new form of weight norm.
+
+    Args:
+        conformer: whether the layers are Conformers, which Hugging Face names otherwise
+    """
     for theirs, ours in WEIGHT_NORM.items():
         if name.endswith(ours):
             name = name[: -len(ours)] + theirs
-    for ours, theirs in NAMES:
+    for ours, theirs in CONFORMER_NAMES * conformer + NAMES:
         if ours.startswith("feature_extractor.conv_layers.0.2.") and not group_norm:
             continue
         found = _replace(name, ours, theirs)
@@ -101,4 +116,29 @@ def wav2vec2_options(config: dict) -> dict:
             "num_buckets": config["num_buckets"],
             "max_distance": config["max_bucket_distance"],
         }
+    if config["model_type"] == "wav2vec2-conformer":
+        options |= _conformer_options(config)
     return options
+
+
+def _conformer_options(config: dict) -> dict:
+    """
+    Raises:
+        ValueError: what fairseq's Conformer cannot be
+    """
+    positions = config["position_embeddings_type"]
+    if positions not in POSITIONS:
+        raise ValueError(
+            f"position_embeddings_type={positions!r}: fairseq's Conformer has "
+            f"{' or '.join(POSITIONS)} positions"
+        )
+    if config["hidden_act"] not in ("swish", "silu"):
+        raise ValueError(f"hidden_act={config['hidden_act']!r}: fairseq's Conformer has swish")
+    return {
+        "layer_type": "conformer",
+        "attn_type": "espnet",
+        "pos_enc_type": POSITIONS[positions],
+        "depthwise_conv_kernel_size": config["conv_depthwise_kernel_size"],
+        "layer_norm_first": True,  # Hugging Face's norm after the last layer
+        "activation_fn": "gelu",  # fairseq's Conformer does not read it
+    }

@@ -41,6 +41,13 @@ DATA2VEC = {
     "num_conv_pos_embeddings": 3,
     "conv_pos_kernel_size": 5,
 }
+CONFORMER = {
+    "feat_extract_norm": "layer",
+    "conv_bias": True,
+    "hidden_act": "swish",
+    "conv_depthwise_kernel_size": 7,
+}
+ROTARY = CONFORMER | {"position_embeddings_type": "rotary"}
 WAVLM = {"num_buckets": 32, "max_bucket_distance": 80}
 
 # family and form -> (Hugging Face's class, options, whether waveforms are normalised)
@@ -48,6 +55,8 @@ FORMS = {
     "wav2vec2 base, Namespace": ("Wav2Vec2", {"hidden_size": 128}, False),  # 64 a head
     "wav2vec2 large, cfg": ("Wav2Vec2", LARGE, True),
     "wav2vec2 large, OmegaConf": ("Wav2Vec2", LARGE, True),
+    "wav2vec2 conformer rel_pos, cfg": ("Wav2Vec2Conformer", CONFORMER, True),
+    "wav2vec2 conformer rope, OmegaConf": ("Wav2Vec2Conformer", ROTARY, True),
     "hubert base, cfg": ("Hubert", {}, False),
     "hubert large, cfg": ("Hubert", LARGE, True),
     "data2vec_audio base, cfg": ("Data2VecAudio", DATA2VEC, True),
@@ -66,6 +75,11 @@ def reference(form: str, seed: int = 0):
     for parameter in model.parameters():  # biases and norms too: nothing at its default
         with torch.no_grad():
             parameter.add_(0.1 * torch.randn_like(parameter))
+    for name, buffer in model.named_buffers():  # statistics of batch norms
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.1)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
     return model
 
 
@@ -76,6 +90,10 @@ def write_form(path, form: str, model) -> None:
     group_norm = config["feat_extract_norm"] == "group"
     weights = {to_fairseq(name, group_norm): weight for name, weight in model.state_dict().items()}
     weights = {name: weight for name, weight in weights.items() if name is not None}
+    frequencies = weights.pop("encoder.embed_positions.inv_freq", None)
+    if frequencies is not None:  # of a Conformer: in each layer
+        for layer in range(config["num_hidden_layers"]):
+            weights[f"encoder.layers.{layer}.self_attn.rotary_emb.inv_freq"] = frequencies
     options = wav2vec2_options(config)
     torch.save(WRITERS[form.split(",")[1].strip()](form, weights, options, normalize), path)
 
@@ -178,6 +196,8 @@ FINETUNED = {
     "wav2vec_small_100h: Namespace, pretrained file lost": ("wav2vec2 base, Namespace", "lost"),
     "wav2vec_vox_960h_pl: cfg, Namespace inside": ("wav2vec2 large, cfg", "Namespace"),
     "wav2vec2 in today's form": ("wav2vec2 large, cfg", "cfg"),
+    "wav2vec2_conformer_large_rope_100h: cfg": ("wav2vec2 conformer rope, OmegaConf", "cfg"),
+    "wav2vec2_conformer_large_rel_pos_100h: cfg": ("wav2vec2 conformer rel_pos, cfg", "cfg"),
     "hubert_large_ll60k_finetune_ls960: cfg": ("hubert large, cfg", "cfg"),
     "data2vec_audio fine-tuned: cfg": ("data2vec_audio base, cfg", "cfg"),
 }

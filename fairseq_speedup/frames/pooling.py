@@ -3,6 +3,7 @@
 As in SEW (arXiv 2109.06870): the frames are pooled, the positional convolution sees the unpooled
 ones with stride k, and the transformer's output is upsampled by a learned layer. That one begins as
 plain repetition and the pooling as the mean, so that a pretrained encoder can go on from there.
+Where the positions are attention's own, as in WavLM and Conformers, they are those of the windows.
 """
 
 from dataclasses import dataclass, field
@@ -137,9 +138,11 @@ class FrameReduction(nn.Module):
         self.switch(factors[0])
 
     def _hook(self, encoder) -> None:
+        encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True)
+        if encoder.pos_conv is None:
+            return
         convolutions = [m for m in encoder.pos_conv.modules() if isinstance(m, nn.Conv1d)]
         self._pos_conv = (convolutions[-1],)  # in a tuple: it is the encoder's, not ours
-        encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True)
         encoder.pos_conv.register_forward_pre_hook(self._before_pos_conv)
 
     def switch(self, factor: int) -> None:
@@ -177,7 +180,8 @@ class FrameReduction(nn.Module):
             lengths = (~padding_mask).sum(dim=1)
         missing = multiple_length(num_frames, self.factor) - num_frames
         frames = F.pad(frames, (0, 0, 0, missing))
-        self._unpooled = frames
+        if self._pos_conv is not None:
+            self._unpooled = frames
         pooled = self.pools[str(self.factor)](frames, lengths)
         if padding_mask is not None:
             padding_mask = padding_mask_of(self.output_lengths(lengths), pooled.size(1))

@@ -24,8 +24,9 @@ class PaddingConfig(FairseqDataclass):
         default="masked",
         metadata={
             "help": "where fairseq lets padding reach an utterance, in the group norm of base "
-            "models' CNN and between data2vec's positional convolutions: masked, so that an "
-            "utterance gives the same in any batch, or stock, fairseq's own numbers"
+            "models' CNN, between data2vec's positional convolutions and in a Conformer's "
+            "convolutions: masked, so that an utterance gives the same in any batch, or stock, "
+            "fairseq's own numbers"
         },
     )
 

@@ -17,7 +17,14 @@ from fairseq_speedup.heads import build_head, run_head, upsample_logits
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.models.config import SpeedupCtcConfig, check_options
 from fairseq_speedup.models.speeds import Speed, Speeds
-from fairseq_speedup.pretrained import Pretrained, adapt, load_weights, read_pretrained
+from fairseq_speedup.pretrained import (
+    Pretrained,
+    adapt,
+    keep_layer_type,
+    load_weights,
+    read_pretrained,
+)
+from fairseq_speedup.transformer.conformer import mask_convolutions
 from fairseq_speedup.transformer.early_exit import EarlyExit, parse_exit_layers
 from fairseq_speedup.transformer.layer_removal import KeptLayers, parse_keep_layers
 from fairseq_speedup.transformer.loop import EveryoneLeft, TransformerLoop
@@ -53,10 +60,12 @@ class SpeedupEncoder(Wav2VecEncoder):
         if cfg.w2v_args is None:
             pretrained = read_pretrained(cfg)
             cfg.w2v_args = pretrained.cfg
+        keep_layer_type(cfg)
         super().__init__(cfg, num_labels)
         adapt(self.w2v_model, cfg.w2v_args)
         if cfg.padding == "masked":
             mask_between_positions(self.w2v_model.encoder)
+            mask_convolutions(self.w2v_model.encoder)
         self.cnn_teacher = None
         self.match_updates = cfg.frontend_match_updates
         if pretrained is not None and not cfg.no_pretrained_weights:

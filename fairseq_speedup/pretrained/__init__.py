@@ -5,7 +5,7 @@ other names, and for some a difference that :func:`adapt` makes. So each is read
 config and weights under its names.
 """
 
-from fairseq_speedup.pretrained.encoder import adapt, build_encoder, load_weights
+from fairseq_speedup.pretrained.encoder import adapt, build_encoder, keep_layer_type, load_weights
 from fairseq_speedup.pretrained.families import Pretrained
 from fairseq_speedup.pretrained.finetuned import upgrade_finetuned
 from fairseq_speedup.pretrained.read import read_file, read_pretrained
@@ -14,6 +14,7 @@ __all__ = [
     "Pretrained",
     "adapt",
     "build_encoder",
+    "keep_layer_type",
     "load_weights",
     "read_file",
     "read_pretrained",

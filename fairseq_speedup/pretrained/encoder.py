@@ -30,6 +30,23 @@ def adapt(w2v_model, pretraining: DictConfig) -> None:
         use_relative_positions(w2v_model.encoder, **positions)
 
 
+def keep_layer_type(cfg) -> None:
+    """Gives a fine-tuning config the ``layer_type`` of a pretrained Conformer, in place: fairseq
+    builds the encoder with fine-tuning's, which is ``transformer`` unless it is set.
+
+    Raises:
+        ValueError: a ``layer_type`` that the pretrained model cannot have
+    """
+    pretrained = cfg.w2v_args.model.get("layer_type", "transformer")
+    if "conformer" not in (pretrained, cfg.layer_type):
+        return  # trf_adp puts new adapters into a transformer
+    if cfg.layer_type not in (pretrained, "transformer"):
+        raise ValueError(
+            f"layer_type={cfg.layer_type} with a pretrained {pretrained}: leave layer_type out"
+        )
+    cfg.layer_type = pretrained
+
+
 def load_weights(w2v_model, weights: dict, source: str) -> None:
     """Copies an encoder's weights into its model; ``source`` names them in messages.
 

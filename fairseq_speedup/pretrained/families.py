@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fairseq_speedup.architectures import pretraining_config
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.transformer.conformer import ATTENTIONS
 
 ENCODER_WEIGHTS = (
     "feature_extractor.",
@@ -54,16 +55,21 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
 
 
+WAV2VEC2_DROPPED = (
+    "quantizer.",
+    "project_q.",
+    "final_proj.",
+    "target_glu.",
+    "input_quantizer.",
+    "project_inp.",
+)
 FAMILIES = {
-    "wav2vec2": Family(
-        dropped=(
-            "quantizer.",
-            "project_q.",
-            "final_proj.",
-            "target_glu.",
-            "input_quantizer.",
-            "project_inp.",
-        )
+    "wav2vec2": Family(dropped=WAV2VEC2_DROPPED),
+    # with rotary or relative positions: the positional convolution is saved and never run, and each
+    # layer has the same frequencies of rotation
+    "wav2vec2_conformer": Family(
+        dropped=(*WAV2VEC2_DROPPED, "encoder.pos_conv."),
+        renamed=((r"^encoder\.layers\.\d+\.self_attn\.rotary_emb", "encoder.embed_positions"),),
     ),
     "hubert": Family(dropped=("final_proj.", "label_embs_concat", "target_glu.")),
     "data2vec_audio": Family(dropped=("_ema", "ema.", "final_proj.", "regression_head.")),
@@ -113,6 +119,7 @@ def as_wav2vec2(path: str, family: str, given: dict, normalize: bool) -> DictCon
         if name in WAV2VEC2_FIELDS and value is not None
     }
     check_conv_layers(path, options.get("conv_feature_layers"))
+    check_conformer(path, options)
     try:
         cfg = pretraining_config(normalize=bool(normalize), **options)
     except Exception as error:
@@ -141,6 +148,32 @@ def check_conv_layers(path: str, conv_feature_layers) -> None:
         )
 
 
+def check_conformer(path: str, options: dict) -> None:
+    """Raises CheckpointError for a Conformer that cannot be built as its config says."""
+    if options.get("layer_type") != "conformer":
+        return
+    positions = options.get("pos_enc_type", "abs")  # fairseq's defaults
+    kernel_size = options.get("depthwise_conv_kernel_size", 31)
+    if positions not in ATTENTIONS:
+        reason = f"pos_enc_type={positions!r} is none of {', '.join(ATTENTIONS)}"
+    elif positions != "abs" and options.get("attn_type") != "espnet":
+        reason = f"pos_enc_type={positions} is a part of attn_type=espnet, which it has not"
+    elif not isinstance(kernel_size, int) or kernel_size % 2 == 0:
+        reason = f"depthwise_conv_kernel_size={kernel_size} is no odd number"
+    else:
+        return
+    raise CheckpointError(f"{path}: its Conformer cannot be built: {reason}")
+
+
+def family_name(model_cfg) -> str | None:
+    """The family of one of fairseq's models, by its config."""
+    name = model_cfg.get("_name")
+    if name == "wav2vec2" and model_cfg.get("layer_type") == "conformer":
+        # absolute positions are wav2vec 2.0's convolution
+        return name if model_cfg.get("pos_enc_type", "abs") == "abs" else "wav2vec2_conformer"
+    return name
+
+
 def family_of(path: str, model_cfg, task_cfg, weights: dict) -> Pretrained:
     """The pretrained encoder of one of fairseq's configs.
 
@@ -150,13 +183,13 @@ def family_of(path: str, model_cfg, task_cfg, weights: dict) -> Pretrained:
     Raises:
         CheckpointError: a family that is not known
     """
-    family = model_cfg.get("_name")
-    if family not in ("wav2vec2", "hubert", "data2vec_audio"):
+    given = plain(model_cfg)
+    family = family_name(given)
+    if family not in ("wav2vec2", "wav2vec2_conformer", "hubert", "data2vec_audio"):
         raise CheckpointError(
             f"{path} holds a {family!r} model; pretrained models that can be fine-tuned here: "
             f"{', '.join(FAMILIES)}"
         )
-    given = plain(model_cfg)
     normalize = plain(task_cfg or {}).get("normalize", given.get("normalize", False))
     cfg = as_wav2vec2(path, family, given, normalize)
     return Pretrained(family, cfg, *sort_weights(path, family, weights))

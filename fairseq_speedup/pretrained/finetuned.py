@@ -12,6 +12,7 @@ from fairseq_speedup.pretrained.families import (
     RELATIVE_BIAS,
     Pretrained,
     as_wav2vec2,
+    family_name,
     family_of,
     plain,
     sort_weights,
@@ -23,6 +24,7 @@ STOCK_KINDS = ("wav2vec_ctc", "hubert_ctc")
 FINETUNED_KINDS = ("speedup_ctc", *STOCK_KINDS)
 ENCODER = "w2v_encoder.w2v_model."
 HEAD = "w2v_encoder.proj."
+FINETUNED = ", fine-tuned"  # at the end of a family
 HEAD_DIM = 64  # of every public checkpoint's attention
 
 
@@ -48,6 +50,8 @@ def upgrade_finetuned(path: str, state: dict, overrides: dict) -> None:
     with open_dict(cfg):
         cfg.model._name = "wav2vec_ctc"
         cfg.model.w2v_args = pretraining.cfg
+        if pretraining.cfg.model.layer_type == "conformer":
+            cfg.model.layer_type = "conformer"  # fairseq's default takes the pretraining's place
         if cfg.task.get("_name") == "audio_pretraining":  # which fine-tuned too, in 2020
             cfg.task._name = "audio_finetuning"
     state["cfg"], state["args"] = cfg, None
@@ -76,7 +80,7 @@ def from_finetuned(path: str, cfg: DictConfig, state: dict) -> Pretrained:
     dictionary = (state.get("task_state") or {}).get("target_dictionary")
     found.head = head if set(head) == {"weight", "bias"} else {}
     found.labels = dictionary.symbols if dictionary is not None else None
-    found.family = f"{found.family}, fine-tuned"
+    found.family += FINETUNED
     return found
 
 
@@ -90,9 +94,8 @@ def _pretraining(path: str, cfg: DictConfig, weights: dict) -> Pretrained:
             from fairseq_speedup.pretrained.read import read_file
 
             pretraining = read_file(w2v_path)
-            return Pretrained(
-                pretraining.family, pretraining.cfg, *sort_weights(path, "wav2vec2", weights)
-            )
+            family = pretraining.family.removesuffix(FINETUNED)
+            return Pretrained(family, pretraining.cfg, *sort_weights(path, family, weights))
         normalize = plain(cfg.get("task") or {}).get("normalize", False)
         logger.warning(
             "%s has no config of its pretraining, and %s is not here: sizes are taken from the "
@@ -110,7 +113,7 @@ def _pretraining(path: str, cfg: DictConfig, weights: dict) -> Pretrained:
         normalize = given.get("normalize", False)
         return family_of(path, {**given, "_name": kind}, {"normalize": normalize}, weights)
     if w2v_args.get("encoder_variant") is not None:  # written here: already a wav2vec 2.0
-        family = "wavlm" if RELATIVE_BIAS in weights else "wav2vec2"
+        family = "wavlm" if RELATIVE_BIAS in weights else family_name(w2v_args["model"])
         kept, dropped = sort_weights(path, family, weights)
         return Pretrained(family, OmegaConf.create(w2v_args), kept, dropped)
     return family_of(path, w2v_args["model"], w2v_args.get("task"), weights)

@@ -15,6 +15,7 @@ from torch import nn
 from fairseq_speedup.frontend import CnnFrontEnd
 from fairseq_speedup.heads import head_macs_per_frame
 from fairseq_speedup.lengths import conv_length, multiple_length
+from fairseq_speedup.transformer.conformer import ConformerAttention, ConformerLayer
 from fairseq_speedup.waveform import NoReduction
 
 COUNTS = ("full", "modules")
@@ -52,7 +53,8 @@ class MacCounter:
         model: the model
         count: ``full``, or ``modules`` to leave out what a counter of nn.Module layers does not
             see: the attention products and the projections around them, which fairseq and torch
-            call as functions. That is how arXiv 2303.06740 counted.
+            call as functions (of a Conformer, the products alone). That is how arXiv 2303.06740
+            counted.
     Raises:
         UncountableError: the model has layers without a closed form here
     """
@@ -74,7 +76,7 @@ class MacCounter:
         self.head_macs_per_frame = head_macs_per_frame(encoder.proj)
         self.with_attention = count == "full"
         for layer in self.w2v.encoder.layers:
-            if type(layer) is not TransformerSentenceEncoderLayer:
+            if type(layer) not in (TransformerSentenceEncoderLayer, ConformerLayer):
                 raise UncountableError(f"MACs of {type(layer).__name__} are not known")
 
     def count(self, num_samples, layer_frames=None) -> Macs:
@@ -130,8 +132,10 @@ class MacCounter:
         return was_run[:, positions].sum(axis=1) + was_run[:, -1]
 
     def _positions(self, num_frames):
-        """The positional convolutions."""
-        macs = 0
+        """The positional convolutions; a Conformer may have none."""
+        macs = num_frames * 0
+        if self.w2v.encoder.pos_conv is None:
+            return macs
         if self.frames is not None:
             num_frames = multiple_length(num_frames, self.frames.factor)
         for conv in self.w2v.encoder.pos_conv.modules():
@@ -152,14 +156,23 @@ class MacCounter:
         )
 
     def _layer(self, layer, num_frames):
-        macs = num_frames * (layer.fc1.weight.numel() + layer.fc2.weight.numel())
-        if self.with_attention:
-            width = layer.embedding_dim
-            macs = macs + num_frames * 4 * width * width  # q, k, v, out
-            macs = macs + 2 * num_frames * num_frames * width  # q.k and weights.v
-            gate = getattr(layer.self_attn, "macs_per_frame", None)  # of a relative position bias
-            macs = macs + (num_frames * gate() if gate is not None else 0)
-        return macs
+        if isinstance(layer, ConformerLayer):
+            macs = layer.macs(num_frames)
+        else:
+            macs = num_frames * (layer.fc1.weight.numel() + layer.fc2.weight.numel())
+        return macs + self._attention(layer.self_attn, num_frames)
+
+    def _attention(self, attention, num_frames):
+        if isinstance(attention, ConformerAttention):
+            macs = attention.linear_macs(num_frames)
+            return macs + attention.product_macs(num_frames) if self.with_attention else macs
+        if not self.with_attention:
+            return 0
+        width = attention.num_heads * attention.head_dim
+        macs = num_frames * 4 * width * width  # q, k, v, out
+        macs = macs + 2 * num_frames * num_frames * width  # q.k and weights.v
+        gate = getattr(attention, "macs_per_frame", None)  # of a relative position bias
+        return macs + (num_frames * gate() if gate is not None else 0)
 
 
 def _conv_weights(conv: nn.Conv1d) -> int:

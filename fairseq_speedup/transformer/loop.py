@@ -5,6 +5,7 @@ import torch
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 
 from fairseq_speedup.lengths import padding_mask_of
+from fairseq_speedup.transformer.conformer import ConformerLayer
 
 
 class EveryoneLeft(Exception):
@@ -103,7 +104,7 @@ class TransformerLoop:
         stages: each called as ``stage.after(index, hidden, passage)`` when a layer has run, with
             hidden (T', A, C); returns what the next layer is given
     Raises:
-        ValueError: layers that are not transformer layers
+        ValueError: layers of another kind than transformer or Conformer
     """
 
     def __init__(self, encoder, indices: list[int], stages: list):
@@ -114,10 +115,10 @@ class TransformerLoop:
         # a frame that fairseq adds to reach a multiple would be in the way of those that merge
         encoder.required_seq_len_multiple = 1
         for position, (index, layer) in enumerate(zip(indices, encoder.layers, strict=True)):
-            if not isinstance(layer, TransformerSentenceEncoderLayer):
+            if not isinstance(layer, TransformerSentenceEncoderLayer | ConformerLayer):
                 raise ValueError(
-                    f"exit_layers and merge_ratio work with transformer layers; this model has "
-                    f"{type(layer).__name__}: set exit_layers=none and merge_ratio=0"
+                    "exit_layers and merge_ratio work with transformer and Conformer layers; this "
+                    f"model has {type(layer).__name__}: set exit_layers=none and merge_ratio=0"
                 )
             layer.register_forward_pre_hook(self._before(position), with_kwargs=True)
             layer.register_forward_hook(self._after(index))

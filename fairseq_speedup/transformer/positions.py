@@ -8,7 +8,7 @@ def mask_between_positions(encoder) -> None:
     """Keeps padding zero between the positional convolutions of fairseq's transformer, through
     hooks. Each ends with a layer norm, so that in fairseq what lies past an utterance is no longer
     zero for the next one, and reaches the utterance's last frames."""
-    blocks = [block for block in encoder.pos_conv if isinstance(block, nn.Sequential)]
+    blocks = [block for block in encoder.pos_conv or () if isinstance(block, nn.Sequential)]
     if len(blocks) < 2:
         return
     state = {}

@@ -7,8 +7,9 @@ it for every frame by a gate, a function of what the frame holds.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from fairseq_speedup.transformer.attention import attend
 
 
 def bucket_of(distance: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
@@ -93,12 +94,9 @@ class RelativeAttention(nn.Module):
         )
         bias = self.positions.bias(query.size(0))
         bias = self._gate(self._heads(batch_first)) * bias if self.gated else bias[None]
-        if key_padding_mask is not None:
-            bias = bias.masked_fill(key_padding_mask[:, None, None, :], -torch.inf)
-        dropout = self.dropout_module.p if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout)
-        joined = attended.transpose(1, 2).flatten(2)  # B x H x T x D -> B x T x C
-        return self.out_proj(joined).transpose(0, 1), None
+        dropout_prob = self.dropout_module.p if self.training else 0.0
+        attended = attend(q, k, v, bias, key_padding_mask, dropout_prob)
+        return self.out_proj(attended).transpose(0, 1), None
 
     def _heads(self, frames):
         """(B, T, C) -> (B, heads, T, C / heads)"""
