@@ -23,6 +23,13 @@ ARCHITECTURES["large"] = {
     "quantize_targets": True,
     "final_dim": 768,
 }
+# wav2vec 2.0 Conformer, with relative or rotary positions
+for _name, _positions in [("conformer_rel_pos", "rel_pos"), ("conformer_rope", "rope")]:
+    ARCHITECTURES[_name] = ARCHITECTURES["large"] | {
+        "layer_type": "conformer",
+        "attn_type": "espnet",
+        "pos_enc_type": _positions,
+    }
 
 
 def pretraining_config(normalize: bool, **model_options) -> DictConfig:
@@ -45,5 +52,5 @@ def pretraining_config(normalize: bool, **model_options) -> DictConfig:
 
 
 def architecture_config(arch: str) -> DictConfig:
-    """The pretraining config of a public size: ``base`` or ``large``."""
-    return pretraining_config(normalize=arch == "large", **ARCHITECTURES.lookup(arch))
+    """The pretraining config of a public size."""
+    return pretraining_config(normalize=arch != "base", **ARCHITECTURES.lookup(arch))

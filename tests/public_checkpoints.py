@@ -47,7 +47,7 @@ CONFORMER = {
     "hidden_act": "swish",
     "conv_depthwise_kernel_size": 7,
 }
-ROTARY = CONFORMER | {"position_embeddings_type": "rotary"}
+ROTARY = CONFORMER | {"position_embeddings_type": "rotary", "hidden_size": 128}  # 64 a head
 WAVLM = {"num_buckets": 32, "max_bucket_distance": 80}
 
 # family and form -> (Hugging Face's class, options, whether waveforms are normalised)
@@ -196,8 +196,8 @@ FINETUNED = {
     "wav2vec_small_100h: Namespace, pretrained file lost": ("wav2vec2 base, Namespace", "lost"),
     "wav2vec_vox_960h_pl: cfg, Namespace inside": ("wav2vec2 large, cfg", "Namespace"),
     "wav2vec2 in today's form": ("wav2vec2 large, cfg", "cfg"),
-    "wav2vec2_conformer_large_rope_100h: cfg": ("wav2vec2 conformer rope, OmegaConf", "cfg"),
     "wav2vec2_conformer_large_rel_pos_100h: cfg": ("wav2vec2 conformer rel_pos, cfg", "cfg"),
+    "wav2vec2 conformer: pretrained file lost": ("wav2vec2 conformer rope, OmegaConf", "lost"),
     "hubert_large_ll60k_finetune_ls960: cfg": ("hubert large, cfg", "cfg"),
     "data2vec_audio fine-tuned: cfg": ("data2vec_audio base, cfg", "cfg"),
 }

@@ -7,6 +7,7 @@ from conftest import batch_of, build_model
 transformers = pytest.importorskip("transformers")
 from public_checkpoints import FORMS, reference, write_form  # noqa: E402
 
+from fairseq_speedup.hugging_face import from_fairseq, to_fairseq  # noqa: E402
 from fairseq_speedup.profiling.fvcore_count import check_macs  # noqa: E402
 
 COUNTS = [9000, 4000, 7000]
@@ -54,6 +55,15 @@ def test_an_utterance_in_a_padded_batch_agrees_with_hugging_face_alone(family):
     for i, count in enumerate(COUNTS):
         expected = theirs(net_input["source"][i : i + 1, :count]).last_hidden_state[0]
         torch.testing.assert_close(found[i, : len(expected)], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_names_are_those_of_hugging_face_there_and_back(family):
+    _, theirs, _ = family
+    group_norm = theirs.config.feat_extract_norm == "group"
+    conformer = theirs.config.model_type == "wav2vec2-conformer"
+    for name in theirs.state_dict():
+        ours = to_fairseq(name, group_norm)
+        assert from_fairseq(ours, group_norm, conformer) == name
 
 
 OPTIONS = {

@@ -51,8 +51,11 @@ def test_it_is_a_starting_point_and_keeps_its_head_where_the_labels_agree(finetu
     options = {"downsample": "conv", "downsample_factor": 2.0}
     model = build_model(path, normalize=normalize, labels=LETTERS, **options)
     assert torch.equal(model.w2v_encoder.proj.weight, head)
-    layer = model.w2v_encoder.w2v_model.encoder.layers[2].fc1.weight
-    assert torch.equal(layer, theirs.encoder.layers[2].feed_forward.intermediate_dense.weight)
+    layer, their_layer = (
+        encoder.layers[2].final_layer_norm.weight
+        for encoder in (model.w2v_encoder.w2v_model.encoder, theirs.encoder)
+    )
+    assert torch.equal(layer, their_layer)
     other = build_model(path, normalize=normalize, labels=[*LETTERS[:-1], "Q"], **options)
     assert other.w2v_encoder.proj.weight.shape == head.shape
     assert not torch.equal(other.w2v_encoder.proj.weight, head)

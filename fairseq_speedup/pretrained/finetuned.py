@@ -104,7 +104,8 @@ def _pretraining(path: str, cfg: DictConfig, weights: dict) -> Pretrained:
             w2v_path,
         )
         given = config_of_weights(path, weights)
-        family = "hubert" if cfg.model.get("_name") == "hubert_ctc" else "wav2vec2"
+        kind = "hubert" if cfg.model.get("_name") == "hubert_ctc" else "wav2vec2"
+        family = family_name({**given, "_name": kind})
         kept = as_wav2vec2(path, family, given, normalize)
         return Pretrained(family, kept, *sort_weights(path, family, weights))
     if not isinstance(w2v_args, DictConfig | dict):  # a Namespace
@@ -159,7 +160,7 @@ _OBJECTS = {"allow_objects": True}
 
 
 def config_of_weights(path: str, weights: dict) -> dict:
-    """The sizes of a public wav2vec 2.0 or HuBERT encoder, from its weights.
+    """The sizes of a public wav2vec 2.0, Conformer or HuBERT encoder, from its weights.
 
     Raises:
         CheckpointError: weights without a CNN or transformer
@@ -179,6 +180,9 @@ def config_of_weights(path: str, weights: dict) -> dict:
     layer_norm = "feature_extractor.conv_layers.1.2.1.weight" in weights
     dim = weights["encoder.layer_norm.weight"].numel()
     groups_dim, kernel = weights["encoder.pos_conv.0.weight_v"].shape[1:]
+    last = f"encoder.layers.{max(layers)}."
+    conformer = _conformer_of_weights(weights, last)
+    ffn = weights[f"{last}ffn1.w_1.weight" if conformer else f"{last}fc1.weight"]
     return {
         "extractor_mode": "layer_norm" if layer_norm else "default",
         "layer_norm_first": layer_norm,  # as in every public model
@@ -186,8 +190,22 @@ def config_of_weights(path: str, weights: dict) -> dict:
         "conv_feature_layers": str(conv_feature_layers),
         "encoder_layers": max(layers) + 1,
         "encoder_embed_dim": dim,
-        "encoder_ffn_embed_dim": weights[f"encoder.layers.{max(layers)}.fc1.weight"].size(0),
+        "encoder_ffn_embed_dim": ffn.size(0),
         "encoder_attention_heads": max(1, dim // HEAD_DIM),
         "conv_pos": kernel,
         "conv_pos_groups": dim // groups_dim,
+        **conformer,
+    }
+
+
+def _conformer_of_weights(weights: dict, layer: str) -> dict:
+    """What the weights of the layer named ``layer`` tell of a public Conformer; {} of another."""
+    kernel = weights.get(f"{layer}conv_module.depthwise_conv.weight")
+    if kernel is None:
+        return {}
+    return {
+        "layer_type": "conformer",
+        "attn_type": "espnet",
+        "pos_enc_type": "rel_pos" if f"{layer}self_attn.linear_pos.weight" in weights else "rope",
+        "depthwise_conv_kernel_size": kernel.size(2),
     }
