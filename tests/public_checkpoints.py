@@ -85,7 +85,7 @@ def reference(form: str, seed: int = 0):
 
 def write_form(path, form: str, model) -> None:
     """``model``'s weights as the authors of its family publish theirs."""
-    _, _, normalize = FORMS[form]
+    kind, _, normalize = FORMS[form]
     config = model.config.to_dict()
     group_norm = config["feat_extract_norm"] == "group"
     weights = {to_fairseq(name, group_norm): weight for name, weight in model.state_dict().items()}
@@ -95,6 +95,8 @@ def write_form(path, form: str, model) -> None:
         for layer in range(config["num_hidden_layers"]):
             weights[f"encoder.layers.{layer}.self_attn.rotary_emb.inv_freq"] = frequencies
     options = wav2vec2_options(config)
+    if "Conformer" in kind:
+        options["fp16"] = True  # as pretrained: an option of the model in that era
     torch.save(WRITERS[form.split(",")[1].strip()](form, weights, options, normalize), path)
 
 

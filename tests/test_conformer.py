@@ -10,6 +10,7 @@ from fairseq.modules.conformer_layer import ConformerWav2Vec2EncoderLayer
 from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.decoding.run import padding_gets_in
 from fairseq_speedup.lengths import multiple_length, padding_mask_of
 from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.profiling.macs import MacCounter
@@ -64,6 +65,7 @@ def test_padding_reaches_an_utterance_with_stock_padding_alone(conformer):
         expected = model.get_logits(model(**alone))
         distance = (together[: expected.size(0), 1] - expected[:, 0]).abs().max()
         assert (distance < 1e-5) == safe
+        assert padding_gets_in(model) != safe
 
 
 def test_batch_norm_learns_from_valid_frames_alone():

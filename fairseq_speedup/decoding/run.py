@@ -7,6 +7,7 @@ from torch import nn
 from fairseq_speedup.frontend import MaskedGroupNorm
 from fairseq_speedup.models.config import reduction_options
 from fairseq_speedup.profiling.compute import clear_report, summary_line, write_report
+from fairseq_speedup.transformer.conformer import ConformerLayer
 
 FAIRSEQ_DEFAULT_MAX_TOKENS = 12000  # what fairseq-generate sets when no batch size is given
 DEFAULT_MAX_SAMPLES = 1_600_000  # 100 s at 16 kHz
@@ -78,10 +79,10 @@ class DecodingRun:
         # fairseq configures logging when it is imported, so that fairseq-generate's own
         # configuration comes too late and its log is lost: print
         print(summary_line(report), flush=True)
-        if normalises_over_padding(model) and self.cfg.dataset.batch_size != 1:
+        if padding_gets_in(model) and self.cfg.dataset.batch_size != 1:
             print(
-                "note: this model's front-end normalises over time, padding included, as fairseq's "
-                "base models do: transcripts can differ with the batch; --batch-size 1 avoids it"
+                "note: this model normalises or convolves over padding, as fairseq's base models "
+                "and Conformers do: transcripts can differ with the batch; --batch-size 1 avoids it"
             )
         folder = self.cfg.common_eval.results_path
         if folder is not None:
@@ -101,13 +102,15 @@ class DecodingRun:
             )
 
 
-def normalises_over_padding(model) -> bool:
-    """Whether the front-end has fairseq's group norm, with statistics over the padded length."""
+def padding_gets_in(model) -> bool:
+    """Whether an utterance's numbers depend on its padding, as in fairseq: by statistics of a group
+    norm over the padded length, or by a Conformer's convolutions."""
     w2v_model = getattr(model.w2v_encoder, "w2v_model", None)
-    front_end = getattr(w2v_model, "feature_extractor", None)
-    return front_end is not None and any(
-        isinstance(module, nn.GroupNorm) and not isinstance(module, MaskedGroupNorm)
-        for module in front_end.modules()
+    modules = list(w2v_model.modules()) if w2v_model is not None else []
+    return any(
+        not (isinstance(module, MaskedGroupNorm) or getattr(module, "masked", False))
+        for module in modules
+        if isinstance(module, nn.GroupNorm | ConformerLayer)
     )
 
 

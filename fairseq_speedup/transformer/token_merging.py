@@ -3,6 +3,7 @@
 After each merging layer the most similar adjacent pairs become their mean, weighted by the frames
 that each stands for; frames are paired from the first at one layer and from the second at the
 next. The frames are restored, as copies, before the CTC head. It needs no weights and no training.
+Positions that are attention's own, and convolutions in the layers, count the frames that are left.
 """
 
 from dataclasses import dataclass, field
