@@ -112,9 +112,8 @@ ATTENTIONS = {
 
 
 class Rotations(RotaryPositionalEmbedding):
-    """Cosine and sine of every position's angles, computed once for a batch. Base and width are in
-    the buffer ``inv_freq`` (C / heads / 2,), which checkpoints hold: rounded, where they were
-    trained in half precision."""
+    """Cosine and sine of every position's angles, computed once for a batch, from the buffer
+    ``inv_freq`` (C / heads / 2,) that checkpoints hold: half precision may have rounded it."""
 
     def __init__(self, head_dim: int):
         super().__init__(head_dim)
