@@ -9,8 +9,10 @@ from fairseq.dataclass.configs import GenerationConfig
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_speedup.decoding.generator import CtcGenerator, check_generation, log_posteriors
-from fairseq_speedup.decoding.greedy import GreedyDecoder, collapse
+from fairseq_speedup.decoding.generator import CtcGenerator, log_posteriors
+from fairseq_speedup.decoding.greedy import GreedyDecoder
+from fairseq_speedup.decoding.hypothesis import from_path
+from fairseq_speedup.decoding.options import DecodingOptions, check_options
 from fairseq_speedup.profiling.compute import ComputeMeter
 
 BLANK = 0
@@ -43,18 +45,18 @@ def test_a_table_made_by_hand():
 
 
 def test_only_blanks_give_an_empty_hypothesis():
-    hypothesis = collapse(torch.zeros(4, dtype=torch.long), torch.full((4,), -1.0), BLANK)
+    hypothesis = from_path(torch.zeros(4, dtype=torch.long), torch.full((4,), -1.0), BLANK)
     assert hypothesis["tokens"].tolist() == []
     assert hypothesis["alignment"] == []
     assert hypothesis["score"] == -4
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
-def test_collapse_equals_the_rule_said_in_words(path):
+def test_merging_equals_the_rule_said_in_words(path):
     expected = [
         label for i, label in enumerate(path) if label != BLANK and (i == 0 or path[i - 1] != label)
     ]
-    hypothesis = collapse(torch.tensor(path), torch.arange(len(path)).float(), BLANK)
+    hypothesis = from_path(torch.tensor(path), torch.arange(len(path)).float(), BLANK)
     assert hypothesis["tokens"].tolist() == expected
     for frame, token in hypothesis["alignment"]:
         assert path[frame] == expected[token]
@@ -115,4 +117,4 @@ def test_an_ensemble_of_other_frame_rates_is_refused(pretrained):
 )
 def test_options_that_greedy_decoding_cannot_honour_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
-        check_generation(GenerationConfig(**options))
+        check_options(DecodingOptions(), GenerationConfig(**options))

@@ -3,33 +3,8 @@
 import torch
 from fairseq import utils
 
-from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.lengths import lengths_of
 from fairseq_speedup.profiling.compute import ComputeMeter
-
-# Options of fairseq-generate that only make sense for an autoregressive decoder or a beam,
-# with the value that leaves them off.
-UNSUPPORTED = {
-    "score_reference": False,
-    "sampling": False,
-    "constraints": None,
-    "lm_path": None,
-    "prefix_size": 0,
-    "retain_iter_history": False,
-}
-
-
-def check_generation(cfg) -> None:
-    """Raises ValueError for a generation option that greedy CTC decoding cannot honour."""
-    for name, off in UNSUPPORTED.items():
-        if getattr(cfg, name, off) != off:
-            raise ValueError(
-                f"--{name.replace('_', '-')} does not apply to greedy CTC decoding; leave it out"
-            )
-    if getattr(cfg, "nbest", 1) > 1:
-        raise ValueError(f"--nbest {cfg.nbest}: greedy decoding has one hypothesis; use --nbest 1")
-    if getattr(cfg, "print_alignment", None) == "soft":
-        raise ValueError("--print-alignment soft: CTC alignments are hard; use 'hard'")
 
 
 def symbols_to_strip(dictionary, blank: int) -> set[int]:
@@ -41,13 +16,13 @@ class CtcGenerator:
     """Runs the model on a batch and decodes its logits; measures both apart.
 
     Args:
-        decoder: turns log-probabilities into hypotheses
+        decoder: GreedyDecoder or BeamDecoder
         dictionary: the labels
         blank: index of the blank, dropped from printed lines
         meter: receives what each batch cost
     """
 
-    def __init__(self, decoder: GreedyDecoder, dictionary, blank: int, meter: ComputeMeter):
+    def __init__(self, decoder, dictionary, blank: int, meter: ComputeMeter):
         self.decoder = decoder
         self.meter = meter
         self.warm = False

@@ -22,8 +22,9 @@ from fairseq_speedup.data.manifest import (
     read_labels,
     read_manifest,
 )
-from fairseq_speedup.decoding.generator import CtcGenerator, check_generation
-from fairseq_speedup.decoding.greedy import GreedyDecoder
+from fairseq_speedup.decoding.beam import build_decoder
+from fairseq_speedup.decoding.generator import CtcGenerator
+from fairseq_speedup.decoding.options import DecodingOptions, check_options
 from fairseq_speedup.decoding.run import DecodingRun
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
@@ -41,7 +42,7 @@ MAX_NAMED = 5  # bad utterances named in one message
 
 
 @dataclass
-class SpeedupFinetuningConfig(AudioFinetuningConfig):
+class SpeedupFinetuningConfig(DecodingOptions, AudioFinetuningConfig):
     allow_infeasible_ctc: bool = field(
         default=False,
         metadata={
@@ -143,7 +144,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
 
         def prepare_for_inference_(cfg):
             self.decoding_run = DecodingRun(cfg)
-            check_generation(cfg.generation)
+            check_options(self.cfg, cfg.generation)
             check_post_process(self.cfg.labels, cfg.common_eval.post_process)
             return prepare(cfg)
 
@@ -276,12 +277,13 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **unused):
         """A CTC generator for ``fairseq-generate`` (and for anything that drives a generator)."""
-        check_generation(args)
+        check_options(self.cfg, args)
         blank = self.target_dictionary.index(self.blank_symbol)
         meter = ComputeMeter(models, self.sample_rate)
         if self.decoding_run is not None:
             self.decoding_run.meter = meter
-        return CtcGenerator(GreedyDecoder(blank), self.target_dictionary, blank, meter)
+        decoder = build_decoder(self.cfg, args, self.target_dictionary, blank)
+        return CtcGenerator(decoder, self.target_dictionary, blank, meter)
 
 
 def _complete(task_cfg) -> DictConfig:

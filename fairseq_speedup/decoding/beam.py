@@ -1,0 +1,100 @@
+"""The decoder of ``--ctc-decoder beam``: emissions, a search over them, fairseq's hypotheses."""
+
+import numpy as np
+import torch
+
+from fairseq_speedup.decoding import flashlight
+from fairseq_speedup.decoding.emissions import Emission, emissions_of
+from fairseq_speedup.decoding.greedy import GreedyDecoder
+from fairseq_speedup.decoding.hypothesis import from_path, moved
+from fairseq_speedup.decoding.lexicon import read_lexicon
+from fairseq_speedup.decoding.options import DecodingOptions
+from fairseq_speedup.decoding.prefix_beam import PrefixBeamSearch
+from fairseq_speedup.decoding.search import Found, Search
+from fairseq_speedup.decoding.words import Words
+
+
+class BeamDecoder:
+    """
+    Args:
+        search: finds the hypotheses of emissions
+        words: of the labels
+        blank: index of the blank
+        blank_skip_threshold: see :func:`~fairseq_speedup.decoding.emissions.skip_blanks`
+    """
+
+    def __init__(self, search: Search, words: Words, blank: int, blank_skip_threshold: float = 1.0):
+        self.search = search
+        self.blank = blank
+        self.unspoken = words.unspoken
+        self.blank_skip_threshold = blank_skip_threshold
+        self.num_frames = 0
+        self.num_searched_frames = 0
+
+    def decode(self, log_probs: torch.Tensor, lengths: torch.Tensor) -> list[list[dict]]:
+        """
+        Args:
+            log_probs: (T, B, V)
+            lengths: (B,), valid frames
+        Returns:
+            for each utterance its n-best list (see
+            :func:`~fairseq_speedup.decoding.hypothesis.from_path`)
+        """
+        emissions = emissions_of(
+            log_probs, lengths, self.blank, self.unspoken, self.blank_skip_threshold
+        )
+        self.num_frames += sum(emission.num_frames for emission in emissions)
+        self.num_searched_frames += sum(len(emission.frames) for emission in emissions)
+        found = self.search.search([emission.log_probs for emission in emissions])
+        return [
+            [self._hypothesis(each, emission) for each in hypotheses]
+            for hypotheses, emission in zip(found, emissions, strict=True)
+        ]
+
+    def _hypothesis(self, found: Found, emission: Emission) -> dict:
+        scores = emission.log_probs[np.arange(len(found.path)), found.path]
+        hypothesis = from_path(
+            torch.from_numpy(found.path), torch.from_numpy(scores).float(), self.blank
+        )
+        return moved(hypothesis, emission.frames) | {
+            "score": found.score + emission.skipped_score,
+            "acoustic_score": found.acoustic_score + emission.skipped_score,
+            "lm_score": found.lm_score,
+            "num_words": found.num_words,
+        }
+
+
+def build_decoder(options: DecodingOptions, generation, dictionary, blank: int):
+    """The decoder that the options ask for, which are checked.
+
+    Args:
+        generation: fairseq's GenerationConfig
+        dictionary: the labels
+        blank: index of the blank
+    """
+    if options.ctc_decoder == "greedy":
+        return GreedyDecoder(blank)
+    words = Words.of_dictionary(dictionary)
+    search = build_search(
+        options, words, blank, generation.beam, generation.nbest, generation.lm_weight
+    )
+    return BeamDecoder(search, words, blank, options.blank_skip_threshold)
+
+
+def build_search(
+    options: DecodingOptions, words: Words, blank: int, beam: int, nbest: int, lm_weight: float
+) -> Search:
+    """
+    Raises:
+        ValueError, OSError: a file that cannot be used, or flashlight-text is needed and missing
+    """
+    if not options.lexicon and not options.kenlm_model:
+        return PrefixBeamSearch(
+            words, blank, beam, nbest, options.beam_threshold, options.beam_size_token
+        )
+    flashlight.check_installed("--kenlm-model" if options.kenlm_model else "--lexicon")
+    common = (words, blank, options, beam, nbest, lm_weight)
+    if options.lexicon_free:
+        return flashlight.LexiconFreeSearch(*common, options.kenlm_model)
+    lexicon = read_lexicon(options.lexicon, words)
+    return flashlight.LexiconSearch(*common, lexicon, options.kenlm_model)

@@ -1,0 +1,220 @@
+"""Beam search with a language model, a lexicon or both: flashlight-text's decoders."""
+
+import numpy as np
+
+from fairseq_speedup.decoding.lexicon import Lexicon
+from fairseq_speedup.decoding.options import DecodingOptions
+from fairseq_speedup.decoding.search import Found
+from fairseq_speedup.decoding.words import Words
+
+try:
+    from flashlight.lib.text import decoder as flashlight
+    from flashlight.lib.text.decoder.kenlm import KenLM
+    from flashlight.lib.text.dictionary import Dictionary
+except ImportError:
+    flashlight = None
+
+NO_UNKNOWN_WORDS = -np.inf
+
+
+class MissingExtraError(ValueError):
+    """flashlight-text is not installed."""
+
+    def __init__(self, option: str):
+        super().__init__(
+            f"{option} needs flashlight-text, which is not installed: pip install flashlight-text "
+            "(the extra 'beam'). --ctc-decoder beam alone, without language model and lexicon, "
+            "needs nothing more"
+        )
+
+
+def check_installed(option: str) -> None:
+    """Raises MissingExtraError, naming the option that needs it."""
+    if flashlight is None:
+        raise MissingExtraError(option)
+
+
+class _FlashlightSearch:
+    """What both decoders share. ``acoustic_score`` is of the best alignment."""
+
+    def __init__(self, words: Words, options: DecodingOptions, beam: int, nbest: int, lm_weight):
+        self.words = words
+        self.options = options
+        self.beam = beam
+        self.nbest = nbest
+        self.lm_weight = lm_weight
+        self.num_labels = len(words.symbols)
+        # a label that no path has, where none stands between words
+        self.silence = words.boundary_label
+        if self.silence is None:
+            self.silence = words.unspoken[0]
+
+    def search(self, log_probs: list[np.ndarray]) -> list[list[Found]]:
+        """See :class:`~fairseq_speedup.decoding.search.Search`."""
+        return [self._search_one(each) for each in log_probs]
+
+    def _search_one(self, log_probs: np.ndarray) -> list[Found]:
+        frames = np.ascontiguousarray(self.framed(log_probs), dtype=np.float32)
+        results = self.decoder.decode(frames.ctypes.data, *frames.shape)
+        found, seen = [], set()
+        for result in results:
+            if result.score == -np.inf:
+                break
+            words = self.words_of(result)
+            if words is None or words in seen:
+                continue
+            seen.add(words)
+            found.append(self._found(result, len(log_probs)))
+            if len(found) == self.nbest:
+                break
+        return found
+
+    def _found(self, result, num_frames: int) -> Found:
+        path = np.array(result.tokens[1 : 1 + num_frames], dtype=np.int64)
+        num_words = self.num_words(result)
+        acoustic = (
+            result.score
+            - self.lm_weight * result.lmScore
+            - self.options.word_score * num_words
+            - self.options.sil_score * int((path == self.silence).sum())
+        )
+        return Found(path, result.score, acoustic, result.lmScore, num_words)
+
+    def _common_options(self) -> dict:
+        limit = self.options.beam_size_token or self.num_labels
+        return {
+            "beam_size": self.beam,
+            "beam_size_token": min(limit, self.num_labels),
+            "beam_threshold": self.options.beam_threshold,
+            "lm_weight": self.lm_weight,
+            "sil_score": self.options.sil_score,
+            "log_add": False,
+            "criterion_type": flashlight.CriterionType.CTC,
+        }
+
+
+class LexiconSearch(_FlashlightSearch):
+    """Words of a lexicon, scored by a language model over words or by none.
+
+    Args:
+        words: of the labels
+        blank: index of the blank
+        lexicon: the words that can be found
+        language_model: path of an ARPA or KenLM file over words, empty for none
+    """
+
+    def __init__(
+        self,
+        words: Words,
+        blank: int,
+        options: DecodingOptions,
+        beam: int,
+        nbest: int,
+        lm_weight: float,
+        lexicon: Lexicon,
+        language_model: str,
+    ):
+        super().__init__(words, options, beam, nbest, lm_weight)
+        self.blank = blank
+        if not language_model:
+            self.lm = flashlight.ZeroLM()
+        else:
+            self.lm = load_kenlm(language_model, lexicon.words)
+        self.decoder = flashlight.LexiconDecoder(
+            flashlight.LexiconDecoderOptions(
+                word_score=options.word_score,
+                unk_score=NO_UNKNOWN_WORDS,
+                **self._common_options(),
+            ),
+            self._trie(lexicon),
+            self.lm,
+            self.silence,
+            blank,
+            len(lexicon.words),
+            [],
+            False,
+        )
+
+    def _trie(self, lexicon: Lexicon):
+        """Spellings with what the language model says of each word alone, for prefixes too."""
+        index = {symbol: label for label, symbol in enumerate(self.words.symbols)}
+        trie = flashlight.Trie(self.num_labels, self.silence)
+        start = self.lm.start(False)
+        for number, word in enumerate(lexicon.words):
+            _, score = self.lm.score(start, number)
+            for spelling in lexicon.spellings[word]:
+                trie.insert([index[symbol] for symbol in spelling], number, score)
+        trie.smear(flashlight.SmearingMode.MAX)
+        return trie
+
+    def framed(self, log_probs: np.ndarray) -> np.ndarray:
+        """With a frame more where labels have a boundary: the end of an utterance ends its last
+        word, whether or not the model wrote a boundary."""
+        if self.words.boundary_label is None:
+            return log_probs
+        end = np.full((1, self.num_labels), -np.inf, dtype=np.float32)
+        end[0, self.blank] = 0.0
+        end[0, self.silence] = -self.options.sil_score
+        return np.concatenate([log_probs, end])
+
+    def words_of(self, result) -> tuple[int, ...] | None:
+        return tuple(word for word in result.words if word >= 0)
+
+    def num_words(self, result) -> int:
+        return sum(word >= 0 for word in result.words)
+
+
+class LexiconFreeSearch(_FlashlightSearch):
+    """Any sequence of labels, scored by a language model over labels.
+
+    Args:
+        words: of the labels
+        blank: index of the blank
+        language_model: path of an ARPA or KenLM file over labels
+    """
+
+    def __init__(
+        self,
+        words: Words,
+        blank: int,
+        options: DecodingOptions,
+        beam: int,
+        nbest: int,
+        lm_weight: float,
+        language_model: str,
+    ):
+        super().__init__(words, options, beam, nbest, lm_weight)
+        self.blank = blank
+        self.lm = load_kenlm(language_model, words.symbols)
+        self.decoder = flashlight.LexiconFreeDecoder(
+            flashlight.LexiconFreeDecoderOptions(**self._common_options()),
+            self.lm,
+            self.silence,
+            blank,
+            [],
+        )
+
+    def framed(self, log_probs: np.ndarray) -> np.ndarray:
+        return log_probs
+
+    def words_of(self, result) -> tuple[str, ...]:
+        path = np.array(result.tokens[1:-1])
+        changes = np.append(True, path[1:] != path[:-1])[: len(path)]
+        labels = path[changes & (path != self.blank)]
+        return tuple(self.words.of([self.words.symbols[label] for label in labels]))
+
+    def num_words(self, result) -> int:
+        return 0
+
+
+def load_kenlm(path: str, vocabulary: list[str]):
+    """A KenLM model whose indices are those of ``vocabulary``.
+
+    Raises:
+        ValueError: the file is no language model, said in KenLM's words
+    """
+    try:
+        return KenLM(path, Dictionary(vocabulary))
+    except (RuntimeError, UnicodeDecodeError) as error:
+        reason = str(error).split("\n")[-1] if isinstance(error, RuntimeError) else "it is no text"
+        raise ValueError(f"--kenlm-model {path} cannot be read: {reason}") from None
