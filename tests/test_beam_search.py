@@ -149,9 +149,7 @@ def arpa(tmp_path_factory):
     return str(path)
 
 
-LEXICON = Lexicon(
-    ["A", "B", "AB"], {"A": [["A", "|"]], "B": [["B", "|"]], "AB": [["A", "B", "|"]]}
-)
+LEXICON = Lexicon(["A", "B", "AB"], {"A": [["A", "|"]], "B": [["B", "|"]], "AB": [["A", "B", "|"]]})
 
 
 def lexicon_search(arpa="", lm_weight=0.0, nbest=4, beam=300, **options):

@@ -60,3 +60,27 @@ def read_lexicon(path: str, words: Words) -> Lexicon:
     if not spellings:
         raise ManifestError(f"{path} has no words; a line is a word and its labels")
     return Lexicon(list(spellings), spellings)
+
+
+def write_lexicon(path: str, lexicon: Lexicon) -> None:
+    part = f"{path}.part"
+    with open(part, "w", encoding="utf-8") as file:
+        for word in lexicon.words:
+            file.writelines(f"{word}\t{' '.join(each)}\n" for each in lexicon.spellings[word])
+    os.replace(part, path)
+
+
+def lexicon_of_labels(lines: list[list[str]], words: Words) -> Lexicon:
+    """Every word of lines of labels as it is labelled there, sorted; a word that is labelled in
+    several ways has several spellings, the most frequent first."""
+    counts: dict[str, Counter] = {}
+    for line in lines:
+        for start, end in words.spans(line):
+            spelling = words.closed(line[start:end])
+            (word,) = words.of(spelling)
+            counts.setdefault(word, Counter())[tuple(spelling)] += 1
+    spellings = {
+        word: [list(spelling) for spelling, _ in counts[word].most_common()]
+        for word in sorted(counts)
+    }
+    return Lexicon(list(spellings), spellings)
