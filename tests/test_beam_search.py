@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_speedup.decoding.flashlight import LexiconFreeSearch, LexiconSearch
-from fairseq_speedup.decoding.forced_alignment import best_paths
 from fairseq_speedup.decoding.lexicon import Lexicon
 from fairseq_speedup.decoding.options import DecodingOptions
 from fairseq_speedup.decoding.prefix_beam import PrefixBeamSearch
@@ -88,16 +87,15 @@ def test_a_batch_of_any_lengths_is_searched_as_each_alone():
 
 @settings(max_examples=25, deadline=None)
 @given(num_frames=st.integers(1, 6), seed=st.integers(0, 10**6))
-def test_forced_alignment_finds_the_best_path_of_the_labels(num_frames, seed):
+def test_the_path_of_a_hypothesis_is_its_best_alignment(num_frames, seed):
     log_probs = random_table(num_frames, seed)
     best = {}
     for path, score in every_path(log_probs):
-        best[collapsed(path)] = max((score, path), best.get(collapsed(path), (-np.inf, ())))
-    sequences = sorted(best)
-    for labels, path in zip(sequences, best_paths(log_probs, sequences, BLANK), strict=True):
-        assert collapsed(path) == labels
-        score = log_probs[np.arange(num_frames), path].sum()
-        assert score == pytest.approx(best[labels][0], abs=1e-4)
+        best[collapsed(path)] = max(score, best.get(collapsed(path), -np.inf))
+    (found,) = PrefixBeamSearch(WORDS, BLANK, nbest=20, **EVERYTHING).search([log_probs])
+    for each in found:
+        score = log_probs[np.arange(num_frames), each.path].sum()
+        assert score == pytest.approx(best[collapsed(each.path)], abs=1e-4)
 
 
 ARPA = """\\data\\

@@ -198,10 +198,7 @@ class LexiconFreeSearch(_FlashlightSearch):
         return log_probs
 
     def words_of(self, result) -> tuple[str, ...]:
-        path = np.array(result.tokens[1:-1])
-        changes = np.append(True, path[1:] != path[:-1])[: len(path)]
-        labels = path[changes & (path != self.blank)]
-        return tuple(self.words.of([self.words.symbols[label] for label in labels]))
+        return self.words.of_path(np.array(result.tokens[1:-1], dtype=np.int64), self.blank)
 
     def num_words(self, result) -> int:
         return 0

@@ -6,6 +6,7 @@ labels: CAT<TAB>C A T |.
 """
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 
 from fairseq_speedup.data.manifest import ManifestError, read_lines

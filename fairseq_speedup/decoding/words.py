@@ -1,5 +1,7 @@
 """How labels make words: letters with a boundary symbol, or sentencepiece's pieces."""
 
+import numpy as np
+
 LETTER_BOUNDARY = "|"  # a label of its own, after each word
 PIECE_BOUNDARY = "\u2581"  # begins each word's first piece
 
@@ -46,6 +48,17 @@ class Words:
         if self.boundary is None:
             return list(symbols)
         return "".join(symbols).replace(self.boundary, " ").split()
+
+    def of_path(self, path: np.ndarray, blank: int) -> tuple[str, ...]:
+        """The words of a label for each frame (T,), repeats merged and blanks dropped."""
+        first = np.ones(len(path), dtype=bool)
+        first[1:] = path[1:] != path[:-1]
+        labels = path[first & (path != blank)]
+        return tuple(self.of([self.symbols[label] for label in labels]))
+
+    def closed(self, symbols: list[str]) -> list[str]:
+        """A word's labels with the boundary that ends it, where that is a label of its own."""
+        return [*symbols, self.boundary] if self.boundary == LETTER_BOUNDARY else list(symbols)
 
     def spans(self, symbols: list[str]) -> list[tuple[int, int]]:
         """(first label, label after the last) of each word of a line of labels; boundaries that are
