@@ -5,9 +5,10 @@ import sys
 
 from fairseq_speedup import calibration
 from fairseq_speedup.data import spm
+from fairseq_speedup.decoding import lexicon
 from fairseq_speedup.profiling import command as profile
 
-COMMANDS = {"calibrate": calibration, "profile": profile, "spm": spm}
+COMMANDS = {"calibrate": calibration, "lexicon": lexicon, "profile": profile, "spm": spm}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,8 +3,8 @@
     python make_lm.py TEXT LM.arpa [--order 3]
 
 TEXT has a sentence of tokens in each line: words for --lexicon, labels for --lexicon-free. Modified
-Kneser-Ney smoothing, interpolated (Chen and Goodman 1999), every n-gram kept. It counts in memory: for
-a large text take KenLM's lmplz.
+Kneser-Ney smoothing, interpolated (Chen and Goodman 1999), every n-gram kept. It counts in memory:
+for a large text take KenLM's lmplz.
 """
 
 import argparse

@@ -1,13 +1,18 @@
 """The decoder of ``--ctc-decoder beam``: emissions, a search over them, fairseq's hypotheses."""
 
+import os
+from collections import Counter
+
 import numpy as np
 import torch
 
+from fairseq_speedup.data.manifest import read_lines
 from fairseq_speedup.decoding import flashlight
 from fairseq_speedup.decoding.emissions import Emission, emissions_of
 from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.hypothesis import from_path, moved
-from fairseq_speedup.decoding.lexicon import read_lexicon
+from fairseq_speedup.decoding.language_model import check_vocabulary
+from fairseq_speedup.decoding.lexicon import Lexicon, read_lexicon
 from fairseq_speedup.decoding.options import DecodingOptions
 from fairseq_speedup.decoding.prefix_beam import PrefixBeamSearch
 from fairseq_speedup.decoding.search import Found, Search
@@ -64,25 +69,33 @@ class BeamDecoder:
         }
 
 
-def build_decoder(options: DecodingOptions, generation, dictionary, blank: int):
+def build_decoder(options: DecodingOptions, generation, dictionary, blank: int, labels_path: str):
     """The decoder that the options ask for, which are checked.
 
     Args:
         generation: fairseq's GenerationConfig
         dictionary: the labels
         blank: index of the blank
+        labels_path: the training split's labels, which a language model is checked against where
+            they are there
     """
     if options.ctc_decoder == "greedy":
         return GreedyDecoder(blank)
     words = Words.of_dictionary(dictionary)
     search = build_search(
-        options, words, blank, generation.beam, generation.nbest, generation.lm_weight
+        options, words, blank, generation.beam, generation.nbest, generation.lm_weight, labels_path
     )
     return BeamDecoder(search, words, blank, options.blank_skip_threshold)
 
 
 def build_search(
-    options: DecodingOptions, words: Words, blank: int, beam: int, nbest: int, lm_weight: float
+    options: DecodingOptions,
+    words: Words,
+    blank: int,
+    beam: int,
+    nbest: int,
+    lm_weight: float,
+    labels_path: str,
 ) -> Search:
     """
     Raises:
@@ -93,8 +106,23 @@ def build_search(
             words, blank, beam, nbest, options.beam_threshold, options.beam_size_token
         )
     flashlight.check_installed("--kenlm-model" if options.kenlm_model else "--lexicon")
+    lexicon = read_lexicon(options.lexicon, words) if options.lexicon else None
+    if options.kenlm_model:
+        tokens, source = _running_tokens(words, lexicon, labels_path)
+        check_vocabulary(options.kenlm_model, tokens, source, options.lexicon_free)
     common = (words, blank, options, beam, nbest, lm_weight)
-    if options.lexicon_free:
+    if lexicon is None:
         return flashlight.LexiconFreeSearch(*common, options.kenlm_model)
-    lexicon = read_lexicon(options.lexicon, words)
     return flashlight.LexiconSearch(*common, lexicon, options.kenlm_model)
+
+
+def _running_tokens(words: Words, lexicon: Lexicon | None, labels_path: str):
+    """What a language model will score, counted, and where that is from: words, or labels where
+    there is no lexicon."""
+    if os.path.isfile(labels_path):
+        lines = [line.split() for line in read_lines(labels_path)]
+        tokens = lines if lexicon is None else [words.of(line) for line in lines]
+        return Counter(token for line in tokens for token in line), labels_path
+    if lexicon is None:
+        return Counter(words.spoken), "the dictionary"
+    return Counter(lexicon.words), "the lexicon"

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fairseq_speedup.decoding.language_model import load_kenlm
 from fairseq_speedup.decoding.lexicon import Lexicon
 from fairseq_speedup.decoding.options import DecodingOptions
 from fairseq_speedup.decoding.search import Found
@@ -9,8 +10,6 @@ from fairseq_speedup.decoding.words import Words
 
 try:
     from flashlight.lib.text import decoder as flashlight
-    from flashlight.lib.text.decoder.kenlm import KenLM
-    from flashlight.lib.text.dictionary import Dictionary
 except ImportError:
     flashlight = None
 
@@ -202,16 +201,3 @@ class LexiconFreeSearch(_FlashlightSearch):
 
     def num_words(self, result) -> int:
         return 0
-
-
-def load_kenlm(path: str, vocabulary: list[str]):
-    """A KenLM model whose indices are those of ``vocabulary``.
-
-    Raises:
-        ValueError: the file is no language model, said in KenLM's words
-    """
-    try:
-        return KenLM(path, Dictionary(vocabulary))
-    except (RuntimeError, UnicodeDecodeError) as error:
-        reason = str(error).split("\n")[-1] if isinstance(error, RuntimeError) else "it is no text"
-        raise ValueError(f"--kenlm-model {path} cannot be read: {reason}") from None

@@ -1,26 +1,162 @@
 """Build a lexicon: the words that decoding can find, each with its spelling in labels.
 
-Reads the transcripts of the training split (DATA/{split}.wrd, or the labels where there is none), or
---words, and spells each word in the labels of DATA/dict.{labels}.txt. A line is a word, a tab and its
-labels: CAT<TAB>C A T |.
+Takes the words of the training labels, DATA/train.{labels}, or those of --words. Each line written
+is a word, a tab and its labels: CAT<TAB>C A T |.
 """
 
 import os
 from collections import Counter
 from dataclasses import dataclass
 
-from fairseq_speedup.data.manifest import ManifestError, read_lines
-from fairseq_speedup.decoding.words import Words
+import sentencepiece
+from fairseq.data import Dictionary
+
+from fairseq_speedup.data.manifest import ManifestError, infer_labels, read_lines
+from fairseq_speedup.decoding.language_model import read_unigrams
+from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY, Words
 
 MAX_NAMED = 5
+NO_WORDS = {"<s>", "</s>", "<unk>", "<UNK>"}  # of a language model's vocabulary
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("data", help="folder with the dictionary and the labels")
+    parser.add_argument("--output", required=True, help="lexicon to write")
+    parser.add_argument(
+        "--labels", help="ltr, spm or another dict.LABELS.txt; default: the only one"
+    )
+    parser.add_argument("--split", default="train", help="split whose labels have the words")
+    parser.add_argument(
+        "--words",
+        help="file whose words are taken in place of the labels': the first column of each line, or "
+        "the vocabulary of an ARPA language model",
+    )
+    parser.add_argument(
+        "--spm-model", help="sentencepiece model that spells --words; default: DATA/spm.model"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+
+
+def run(args) -> None:
+    if os.path.exists(args.output) and not args.overwrite:
+        raise ManifestError(f"{args.output} exists; give --overwrite to replace it")
+    labels = args.labels or infer_labels(args.data)
+    words = read_words(args.data, labels)
+    if args.words is None:
+        path = os.path.join(args.data, f"{args.split}.{labels}")
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"label file {path} does not exist; give --split or --words")
+        lexicon = lexicon_of_labels([line.split() for line in read_lines(path)], words)
+    else:
+        path = args.words
+        spell = _speller(words, args.spm_model or os.path.join(args.data, "spm.model"))
+        lexicon = lexicon_of_words(read_word_list(path), spell, words, path)
+    if not lexicon.words:
+        raise ManifestError(f"{path} has no words")
+    write_lexicon(args.output, lexicon)
+    num_spellings = sum(len(each) for each in lexicon.spellings.values())
+    print(f"wrote {args.output}: {len(lexicon.words)} words of {path}, {num_spellings} spellings")
 
 
 @dataclass
 class Lexicon:
-    """words: in the file's order; spellings: of each word, one or more lists of labels."""
+    """words: in order; spellings: of each word, one or more lists of labels."""
 
     words: list[str]
     spellings: dict[str, list[list[str]]]
+
+
+def read_words(folder: str, labels: str) -> Words:
+    """How the labels of a data folder make words, from its dictionary.
+
+    Raises:
+        FileNotFoundError, ManifestError: no dictionary, or one whose labels make no words
+    """
+    path = os.path.join(folder, f"dict.{labels}.txt")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"dictionary {path} does not exist")
+    words = Words.of_dictionary(Dictionary.load(path))
+    if words.boundary is None:
+        raise ManifestError(
+            f"dictionary {path} has neither the boundary label {LETTER_BOUNDARY!r} nor labels that "
+            f"begin with {PIECE_BOUNDARY!r}: its labels make no words"
+        )
+    return words
+
+
+def read_word_list(path: str) -> list[str]:
+    """The words of a list, the first column of its lines, or of an ARPA language model."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"--words {path} does not exist")
+    unigrams = read_unigrams(path)
+    if unigrams is not None:
+        return sorted(unigrams - NO_WORDS)
+    columns = [line.split() for line in read_lines(path)]
+    return list(dict.fromkeys(row[0] for row in columns if row))
+
+
+def lexicon_of_labels(lines: list[list[str]], words: Words) -> Lexicon:
+    """Every word of lines of labels as it is labelled there, sorted; a word that is labelled in
+    several ways has several spellings, the most frequent first."""
+    counts: dict[str, Counter] = {}
+    for line in lines:
+        for start, end in words.spans(line):
+            spelling = words.closed(line[start:end])
+            (word,) = words.of(spelling)
+            counts.setdefault(word, Counter())[tuple(spelling)] += 1
+    spellings = {
+        word: [list(spelling) for spelling, _ in counts[word].most_common()]
+        for word in sorted(counts)
+    }
+    return Lexicon(list(spellings), spellings)
+
+
+def lexicon_of_words(listed: list[str], spell, words: Words, path: str) -> Lexicon:
+    """
+    Args:
+        listed: the words
+        spell: gives a word's labels
+        path: of the list, for messages
+    Raises:
+        ManifestError: no word can be spelled
+    """
+    known = set(words.symbols)
+    spellings, bad = {}, []
+    for word in listed:
+        spelling = spell(word)
+        if known.issuperset(spelling) and words.of(spelling) == [word]:
+            spellings[word] = [spelling]
+        else:
+            bad.append(word)
+    if bad:
+        message = (
+            f"{path}: {len(bad)} of {len(listed)} words have characters that the labels lack: "
+            f"{', '.join(bad[:MAX_NAMED])}; labels: {' '.join(words.spoken[:40])}"
+        )
+        if not spellings:
+            raise ManifestError(f"{message}. Words must be written as in the training transcripts")
+        print(f"warning: {message}. They are left out", flush=True)
+    return Lexicon(list(spellings), spellings)
+
+
+def _speller(words: Words, spm_model: str):
+    if words.boundary == LETTER_BOUNDARY:
+        return lambda word: words.closed(list(word))
+    if not os.path.isfile(spm_model):
+        raise FileNotFoundError(
+            f"sentencepiece model {spm_model} does not exist; --words needs it to spell words: give "
+            "--spm-model, or leave --words out"
+        )
+    processor = sentencepiece.SentencePieceProcessor(model_file=spm_model)
+    return lambda word: processor.encode(word, out_type=str)
+
+
+def write_lexicon(path: str, lexicon: Lexicon) -> None:
+    part = f"{path}.part"
+    with open(part, "w", encoding="utf-8") as file:
+        for word in lexicon.words:
+            file.writelines(f"{word}\t{' '.join(each)}\n" for each in lexicon.spellings[word])
+    os.replace(part, path)
 
 
 def read_lexicon(path: str, words: Words) -> Lexicon:
@@ -60,28 +196,4 @@ def read_lexicon(path: str, words: Words) -> Lexicon:
             spellings[word].append(spelling)
     if not spellings:
         raise ManifestError(f"{path} has no words; a line is a word and its labels")
-    return Lexicon(list(spellings), spellings)
-
-
-def write_lexicon(path: str, lexicon: Lexicon) -> None:
-    part = f"{path}.part"
-    with open(part, "w", encoding="utf-8") as file:
-        for word in lexicon.words:
-            file.writelines(f"{word}\t{' '.join(each)}\n" for each in lexicon.spellings[word])
-    os.replace(part, path)
-
-
-def lexicon_of_labels(lines: list[list[str]], words: Words) -> Lexicon:
-    """Every word of lines of labels as it is labelled there, sorted; a word that is labelled in
-    several ways has several spellings, the most frequent first."""
-    counts: dict[str, Counter] = {}
-    for line in lines:
-        for start, end in words.spans(line):
-            spelling = words.closed(line[start:end])
-            (word,) = words.of(spelling)
-            counts.setdefault(word, Counter())[tuple(spelling)] += 1
-    spellings = {
-        word: [list(spelling) for spelling, _ in counts[word].most_common()]
-        for word in sorted(counts)
-    }
     return Lexicon(list(spellings), spellings)

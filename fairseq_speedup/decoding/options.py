@@ -25,8 +25,8 @@ class DecodingOptions(FairseqDataclass):
     ctc_decoder: str = field(
         default="greedy",
         metadata={
-            "help": "greedy, the best label of each frame, or beam, prefix beam search with fairseq's "
-            "--beam and --nbest, and --lm-weight where a language model is given"
+            "help": "greedy, the best label of each frame, or beam: prefix beam search with "
+            "fairseq's --beam and --nbest, and --lm-weight where a language model is given"
         },
     )
     kenlm_model: str = field(
@@ -59,7 +59,7 @@ class DecodingOptions(FairseqDataclass):
         metadata={"help": "hypotheses this much worse than the best, in nats, are dropped"},
     )
     beam_size_token: int = field(
-        default=0,
+        default=50,
         metadata={"help": "labels tried in each frame, the likeliest; 0 for all"},
     )
     blank_skip_threshold: float = field(

@@ -76,7 +76,7 @@ class PrefixBeamSearch:
         extended = np.where(repeats, now.blanks[:, :, None], now.total[:, :, None])
         extended += np.take_along_axis(log_probs, labels, axis=1)[:, None, :]
 
-        # A prefix in the beam is also reached by extending its parent, where that is in the beam too.
+        # a prefix in the beam is also reached by extending its parent, if that is in the beam too
         utterance, child, parent = now.families()
         label = now.last[utterance, child]
         pairs = (utterance, child)
@@ -226,7 +226,7 @@ class Beams:
         return np.tile(np.arange(self.last.shape[1]), (len(self.last), 1))
 
     def families(self):
-        """(utterance, place of a prefix, place of its parent) of pairs that are both in the beam."""
+        """(utterance, place of a prefix, place of its parent) of pairs both in the beam."""
         alive = self.total > -np.inf
         same = self.parent[:, :, None] == self.prefix[:, None, :]
         same &= alive[:, :, None] & alive[:, None, :]

@@ -282,7 +282,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         meter = ComputeMeter(models, self.sample_rate)
         if self.decoding_run is not None:
             self.decoding_run.meter = meter
-        decoder = build_decoder(self.cfg, args, self.target_dictionary, blank)
+        training_labels = os.path.join(self.cfg.data, f"train.{self.cfg.labels}")
+        decoder = build_decoder(self.cfg, args, self.target_dictionary, blank, training_labels)
         return CtcGenerator(decoder, self.target_dictionary, blank, meter)
 
 
