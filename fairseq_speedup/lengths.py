@@ -6,6 +6,7 @@ of its formula: the smallest input that gives ``length`` outputs.
 """
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -68,6 +69,38 @@ def merged_length(length, ratio: Fraction, start: int):
     merges = length * ratio.numerator // ratio.denominator
     pairs = (length - start) // 2
     return length - merges + (merges - pairs) * (merges > pairs)
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """Where frames lie in the waveform: the receptive field of frame n is centred on sample
+    ``first + n * step``, and the frame stands for the ``step`` samples around that.
+
+    Worked example, wav2vec 2.0's CNN: receptive fields of 400 samples every 320, so that frame 0 is
+    centred on sample 199.5, and frame n stands for samples 39.5 + 320 n to 359.5 + 320 n.
+    """
+
+    first: Fraction = Fraction(0)
+    step: Fraction = Fraction(1)
+
+    def conv(self, kernel_size: int, stride: int, padding: int = 0) -> "FrameGrid":
+        """After a convolution or pooling."""
+        offset = Fraction(kernel_size - 1, 2) - padding
+        return FrameGrid(self.first + offset * self.step, self.step * stride)
+
+    def resampled(self, factor: Fraction) -> "FrameGrid":
+        """After resampling to 1/factor of the rate, whose filter is symmetric."""
+        return FrameGrid(self.first, self.step * factor)
+
+    def split(self, factor: int) -> "FrameGrid":
+        """After each frame has become ``factor`` frames, which share its samples in order."""
+        step = self.step / factor
+        return FrameGrid(self.first - (self.step - step) / 2, step)
+
+    def start(self, frame: int) -> Fraction:
+        """First of the samples that a frame stands for; the one after its last is the next
+        frame's."""
+        return self.first + (frame - Fraction(1, 2)) * self.step
 
 
 def lengths_of(padding_mask, values: torch.Tensor) -> torch.Tensor:

@@ -60,7 +60,7 @@ class _FlashlightSearch:
             if result.score == -np.inf:
                 break
             words = self.words_of(result)
-            if words is None or words in seen:
+            if words in seen:
                 continue
             seen.add(words)
             found.append(self._found(result, len(log_probs)))
@@ -69,7 +69,7 @@ class _FlashlightSearch:
         return found
 
     def _found(self, result, num_frames: int) -> Found:
-        path = np.array(result.tokens[1 : 1 + num_frames], dtype=np.int64)
+        path = self.path_of(result)[:num_frames]
         num_words = self.num_words(result)
         acoustic = (
             result.score
@@ -78,6 +78,11 @@ class _FlashlightSearch:
             - self.options.sil_score * int((path == self.silence).sum())
         )
         return Found(path, result.score, acoustic, result.lmScore, num_words)
+
+    def path_of(self, result) -> np.ndarray:
+        """A label for each frame that was searched."""
+        # flashlight's begins with where it started from and ends with where it finished
+        return np.array(result.tokens[1:-1], dtype=np.int64)
 
     def _common_options(self) -> dict:
         limit = self.options.beam_size_token or self.num_labels
@@ -156,7 +161,16 @@ class LexiconSearch(_FlashlightSearch):
         end[0, self.silence] = -self.options.sil_score
         return np.concatenate([log_probs, end])
 
-    def words_of(self, result) -> tuple[int, ...] | None:
+    def path_of(self, result) -> np.ndarray:
+        """Without the letters of a word that the utterance's end cut off, where the beam had no
+        whole one left."""
+        path = super().path_of(result)
+        ends = np.flatnonzero(np.array(result.words[1:-1]) >= 0)
+        unfinished = path[ends[-1] + 1 if len(ends) else 0 :]
+        unfinished[unfinished != self.silence] = self.blank
+        return path
+
+    def words_of(self, result) -> tuple[int, ...]:
         return tuple(word for word in result.words if word >= 0)
 
     def num_words(self, result) -> int:
@@ -197,7 +211,7 @@ class LexiconFreeSearch(_FlashlightSearch):
         return log_probs
 
     def words_of(self, result) -> tuple[str, ...]:
-        return self.words.of_path(np.array(result.tokens[1:-1], dtype=np.int64), self.blank)
+        return self.words.of_path(self.path_of(result), self.blank)
 
     def num_words(self, result) -> int:
         return 0

@@ -20,9 +20,12 @@ class CtcGenerator:
         dictionary: the labels
         blank: index of the blank, dropped from printed lines
         meter: receives what each batch cost
+        files: written beside fairseq's results (see
+            :func:`~fairseq_speedup.decoding.results.result_files`)
     """
 
-    def __init__(self, decoder, dictionary, blank: int, meter: ComputeMeter):
+    def __init__(self, decoder, dictionary, blank: int, meter: ComputeMeter, files=()):
+        self.files = files
         self.decoder = decoder
         self.meter = meter
         self.warm = False
@@ -47,6 +50,8 @@ class CtcGenerator:
             hypotheses = self.decoder.decode(log_probs, lengths)
         num_samples = lengths_of(net_input.get("padding_mask"), net_input["source"])
         self.meter.count(num_samples, layer_frames)
+        for file in self.files:
+            file.add(sample["id"].tolist(), hypotheses)
         return hypotheses
 
 

@@ -28,8 +28,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--split", default="train", help="split whose labels have the words")
     parser.add_argument(
         "--words",
-        help="file whose words are taken in place of the labels': the first column of each line, or "
-        "the vocabulary of an ARPA language model",
+        help="file whose words are taken in place of the labels': the first column of each line, "
+        "or the vocabulary of an ARPA language model",
     )
     parser.add_argument(
         "--spm-model", help="sentencepiece model that spells --words; default: DATA/spm.model"
@@ -144,7 +144,7 @@ def _speller(words: Words, spm_model: str):
         return lambda word: words.closed(list(word))
     if not os.path.isfile(spm_model):
         raise FileNotFoundError(
-            f"sentencepiece model {spm_model} does not exist; --words needs it to spell words: give "
+            f"sentencepiece model {spm_model} does not exist; --words needs it for spelling: give "
             "--spm-model, or leave --words out"
         )
     processor = sentencepiece.SentencePieceProcessor(model_file=spm_model)

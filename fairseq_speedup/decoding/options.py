@@ -62,6 +62,12 @@ class DecodingOptions(FairseqDataclass):
         default=50,
         metadata={"help": "labels tried in each frame, the likeliest; 0 for all"},
     )
+    ctm: bool = field(
+        default=False,
+        metadata={
+            "help": "also write the words' times, generate-{subset}.ctm, into --results-path"
+        },
+    )
     blank_skip_threshold: float = field(
         default=1.0,
         metadata={
@@ -71,6 +77,7 @@ class DecodingOptions(FairseqDataclass):
     )
 
 
+FOR_GREEDY = ["ctc_decoder", "ctm"]
 DEFAULTS = {each.name: each.default for each in fields(DecodingOptions) if each.name != "_name"}
 
 
@@ -80,11 +87,11 @@ def option(name: str) -> str:
 
 
 def given(options: DecodingOptions) -> list[str]:
-    """Names of the options, the decoder's aside, that are not at their defaults."""
+    """Names of the options of the beam search that are not at their defaults."""
     return [
         name
         for name, default in DEFAULTS.items()
-        if name != "ctc_decoder" and getattr(options, name) != default
+        if name not in FOR_GREEDY and getattr(options, name) != default
     ]
 
 

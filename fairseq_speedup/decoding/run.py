@@ -26,7 +26,8 @@ class DecodingRun:
 
     def __init__(self, cfg):
         self.cfg = cfg
-        self.meter = None  # set when the generator is built
+        self.meter = None  # set when the generator is built, as is:
+        self.files = []  # written beside fairseq's results
         self.max_samples = None  # of a batch; set when batches are made
         if cfg.common_eval.results_path is not None:
             clear_report(cfg.common_eval.results_path, cfg.dataset.gen_subset)
@@ -64,6 +65,8 @@ class DecodingRun:
         iterator.next_epoch_itr = watched
 
     def _end(self, dataset) -> None:
+        for file in self.files:
+            file.close()
         report = self.meter.report()
         self._check_count(report["num_utterances"], len(dataset))
         model = self.meter.models[0]
@@ -87,7 +90,8 @@ class DecodingRun:
         folder = self.cfg.common_eval.results_path
         if folder is not None:
             path = write_report(report, folder)
-            print(f"wrote {path} and {_results_file(self.cfg)}", flush=True)
+            written = [path, *(file.path for file in self.files), _results_file(self.cfg)]
+            print(f"wrote {', '.join(written[:-1])} and {written[-1]}", flush=True)
 
     def _check_count(self, decoded: int, expected: int) -> None:
         num_shards = self.cfg.distributed_training.distributed_world_size

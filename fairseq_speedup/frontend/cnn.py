@@ -5,6 +5,7 @@ import torch
 from fairseq.modules.fp32_group_norm import Fp32GroupNorm
 
 from fairseq_speedup.lengths import (
+    FrameGrid,
     conv_length,
     conv_stack_length,
     needed_conv_stack_length,
@@ -34,6 +35,12 @@ class CnnFrontEnd:
     def needed_samples(self, length: int) -> int:
         """The fewest samples that give ``length`` frames."""
         return needed_conv_stack_length(length, self.conv_layers)
+
+    def frame_grid(self, grid: FrameGrid) -> FrameGrid:
+        """Where the frames lie, of samples that lie on ``grid``."""
+        for _, kernel_size, stride in self.conv_layers:
+            grid = grid.conv(kernel_size, stride)
+        return grid
 
     def macs(self, lengths):
         """Multiply-accumulates for ``lengths`` samples."""

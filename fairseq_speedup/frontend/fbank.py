@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq_speedup.frontend.config import CNN_FRAME_MS, FrontEndConfig
-from fairseq_speedup.lengths import conv_length, needed_conv_length, padding_mask_of
+from fairseq_speedup.lengths import FrameGrid, conv_length, needed_conv_length, padding_mask_of
 
 SAMPLE_RATE_HZ = 16000
 WINDOW_SAMPLES = 400  # 25 ms
@@ -139,6 +139,13 @@ class FbankFrontEnd(nn.Module):
                 length, conv.kernel_size[0], conv.stride[0], conv.padding[0]
             )
         return needed_conv_length(length, WINDOW_SAMPLES, HOP_SAMPLES)
+
+    def frame_grid(self, grid: FrameGrid) -> FrameGrid:
+        """Where the frames lie, of samples that lie on ``grid``."""
+        grid = grid.conv(WINDOW_SAMPLES, HOP_SAMPLES)
+        for conv in self.convolutions:
+            grid = grid.conv(conv.kernel_size[0], conv.stride[0], conv.padding[0])
+        return grid
 
     def macs(self, lengths):
         """Multiply-accumulates for ``lengths`` samples, the Fourier transform as it is done here,

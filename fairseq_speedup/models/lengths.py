@@ -3,6 +3,7 @@
 from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Model
 
 from fairseq_speedup.frontend import CnnFrontEnd
+from fairseq_speedup.lengths import FrameGrid
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 
 
@@ -17,14 +18,17 @@ class StockLengths:
 
     ctc_lengths = output_lengths
 
+    def frame_grid(self) -> FrameGrid:
+        return self.front_end.frame_grid(FrameGrid())
+
     def needed_samples(self, any_speed: bool = False) -> int:
         return self.front_end.needed_samples(1)
 
 
 def model_lengths(model):
     """An object with ``output_lengths(num_samples)`` and ``ctc_lengths(num_samples)``, in logit
-    frames, and ``needed_samples()``, as SpeedupEncoder has them; None for a model whose lengths are
-    not known here."""
+    frames, ``frame_grid()`` and ``needed_samples()``, as SpeedupEncoder has them; None for a model
+    whose lengths are not known here."""
     encoder = getattr(model, "w2v_encoder", None)
     if isinstance(encoder, SpeedupEncoder):
         return encoder

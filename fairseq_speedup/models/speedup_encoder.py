@@ -14,7 +14,7 @@ from fairseq_speedup.frames import FrameReduction
 from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd, MaskedGroupNorm
 from fairseq_speedup.frontend.matching import normalised
 from fairseq_speedup.heads import build_head, run_head, upsample_logits
-from fairseq_speedup.lengths import lengths_of, padding_mask_of
+from fairseq_speedup.lengths import FrameGrid, lengths_of, padding_mask_of
 from fairseq_speedup.models.config import SpeedupCtcConfig, check_options
 from fairseq_speedup.models.speeds import Speed, Speeds
 from fairseq_speedup.pretrained import (
@@ -231,6 +231,11 @@ class SpeedupEncoder(Wav2VecEncoder):
     def output_lengths(self, num_samples):
         """Logit frames of utterances of ``num_samples`` (int, numpy array or tensor)."""
         return self.frame_lengths(num_samples) * self.logit_upsample
+
+    def frame_grid(self) -> FrameGrid:
+        """Where the logit frames lie in the waveform, at the speed that is chosen."""
+        samples = self.waveform_reduction.frame_grid(FrameGrid())
+        return self.front_end.frame_grid(samples).split(self.logit_upsample)
 
     def ctc_lengths(self, num_samples):
         """Logit frames that CTC can give labels of their own, at the fastest speed that is trained:

@@ -25,7 +25,9 @@ from fairseq_speedup.data.manifest import (
 from fairseq_speedup.decoding.beam import build_decoder
 from fairseq_speedup.decoding.generator import CtcGenerator
 from fairseq_speedup.decoding.options import DecodingOptions, check_options
+from fairseq_speedup.decoding.results import result_files
 from fairseq_speedup.decoding.run import DecodingRun
+from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
 from fairseq_speedup.profiling.compute import ComputeMeter
@@ -284,7 +286,17 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             self.decoding_run.meter = meter
         training_labels = os.path.join(self.cfg.data, f"train.{self.cfg.labels}")
         decoder = build_decoder(self.cfg, args, self.target_dictionary, blank, training_labels)
-        return CtcGenerator(decoder, self.target_dictionary, blank, meter)
+        files = self._result_files()
+        return CtcGenerator(decoder, self.target_dictionary, blank, meter, files)
+
+    def _result_files(self) -> list:
+        run = self.decoding_run
+        if run is None:
+            return []
+        words = Words.of_dictionary(self.target_dictionary)
+        audio = getattr(self.datasets[run.cfg.dataset.gen_subset], "dataset", None)
+        run.files = result_files(self.cfg, run.cfg, words, audio, self.lengths, self.sample_rate)
+        return run.files
 
 
 def _complete(task_cfg) -> DictConfig:

@@ -30,6 +30,9 @@ class AverageDownsampling(WaveformReduction):
     def needed_samples(self, length):
         return needed_conv_length(length, self.kernel_size, self.stride, PADDING)
 
+    def frame_grid(self, grid):
+        return grid.conv(self.kernel_size, self.stride, PADDING)
+
     def macs(self, lengths):
         return lengths * 0  # additions only
 

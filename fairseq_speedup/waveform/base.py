@@ -3,15 +3,15 @@
 import torch
 from torch import nn
 
-from fairseq_speedup.lengths import padding_mask_of
+from fairseq_speedup.lengths import FrameGrid, padding_mask_of
 from fairseq_speedup.waveform.registry import WAVEFORM_REDUCTIONS
 
 
 class WaveformReduction(nn.Module):
     """Shortens a batch of waveforms.
 
-    Subclasses implement :meth:`reduce`, :meth:`output_lengths`, :meth:`needed_samples` and
-    :meth:`macs`; this class keeps padding out: samples past an utterance's length are zero before
+    Subclasses implement :meth:`reduce`, :meth:`output_lengths`, :meth:`needed_samples`,
+    :meth:`frame_grid` and :meth:`macs`; this class keeps padding out: samples past an utterance's length are zero before
     and after, so that an utterance gives the same output alone and in a padded batch.
     """
 
@@ -34,6 +34,10 @@ class WaveformReduction(nn.Module):
     def most_needed(self, length: int) -> int:
         """The fewest samples that leave ``length`` at each of the factors that can be chosen."""
         return self.needed_samples(length)
+
+    def frame_grid(self, grid: FrameGrid) -> FrameGrid:
+        """Where the samples left lie, of samples that lie on ``grid``."""
+        raise NotImplementedError
 
     def macs(self, lengths):
         """Multiply-accumulates for ``lengths`` samples of input."""
@@ -74,6 +78,9 @@ class NoReduction(WaveformReduction):
 
     def needed_samples(self, length: int) -> int:
         return length
+
+    def frame_grid(self, grid):
+        return grid
 
     def macs(self, lengths):
         return lengths * 0

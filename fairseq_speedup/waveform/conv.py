@@ -40,5 +40,8 @@ class ConvDownsampling(WaveformReduction):
     def needed_samples(self, length):
         return needed_conv_length(length, KERNEL_SIZE, self.stride)
 
+    def frame_grid(self, grid):
+        return grid.conv(KERNEL_SIZE, self.stride)
+
     def macs(self, lengths):
         return self.output_lengths(lengths) * KERNEL_SIZE

@@ -58,6 +58,9 @@ class SignalDownsampling(WaveformReduction):
     def needed_samples(self, length):
         return needed_resampled_length(length, self.factor)
 
+    def frame_grid(self, grid):
+        return grid.resampled(self.factor)
+
     def macs(self, lengths):
         num_phases, _, taps = self.filters.shape
         num_strides = -(-self.output_lengths(lengths) // num_phases)

@@ -44,6 +44,9 @@ class SwitchedReduction(WaveformReduction):
     def most_needed(self, length):
         return max(each.needed_samples(length) for each in self.reductions.values())
 
+    def frame_grid(self, grid):
+        return self.chosen.frame_grid(grid)
+
     def macs(self, lengths):
         return self.chosen.macs(lengths)
 
