@@ -17,6 +17,7 @@ from fairseq_speedup.decoding.options import DecodingOptions
 from fairseq_speedup.decoding.prefix_beam import PrefixBeamSearch
 from fairseq_speedup.decoding.search import Found, Search
 from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.decoding.workers import Workers
 
 
 class BeamDecoder:
@@ -26,34 +27,77 @@ class BeamDecoder:
         words: of the labels
         blank: index of the blank
         blank_skip_threshold: see :func:`~fairseq_speedup.decoding.emissions.skip_blanks`
+        num_workers: processes that search; 0 for this one
     """
 
-    def __init__(self, search: Search, words: Words, blank: int, blank_skip_threshold: float = 1.0):
+    def __init__(
+        self,
+        search: Search,
+        words: Words,
+        blank: int,
+        blank_skip_threshold: float = 1.0,
+        num_workers: int = 0,
+    ):
         self.search = search
+        self.workers = Workers(search, num_workers) if num_workers > 0 else None
         self.blank = blank
         self.unspoken = words.unspoken
         self.blank_skip_threshold = blank_skip_threshold
         self.num_frames = 0
         self.num_searched_frames = 0
 
-    def decode(self, log_probs: torch.Tensor, lengths: torch.Tensor) -> list[list[dict]]:
+    @property
+    def overlaps(self) -> bool:
+        """Whether the encoder can go on while a batch is searched."""
+        return self.workers is not None
+
+    def start(self, log_probs: torch.Tensor, lengths: torch.Tensor) -> "DecodingBatch":
         """
         Args:
             log_probs: (T, B, V)
             lengths: (B,), valid frames
-        Returns:
-            for each utterance its n-best list (see
-            :func:`~fairseq_speedup.decoding.hypothesis.from_path`)
         """
         emissions = emissions_of(
             log_probs, lengths, self.blank, self.unspoken, self.blank_skip_threshold
         )
         self.num_frames += sum(emission.num_frames for emission in emissions)
         self.num_searched_frames += sum(len(emission.frames) for emission in emissions)
-        found = self.search.search([emission.log_probs for emission in emissions])
+        return DecodingBatch(emissions, self)
+
+    def decode(self, log_probs: torch.Tensor, lengths: torch.Tensor) -> list[list[dict]]:
+        """The same, and for each utterance its n-best list (see
+        :func:`~fairseq_speedup.decoding.hypothesis.from_path`)."""
+        return self.start(log_probs, lengths).hypotheses()
+
+    def report(self) -> dict:
+        """The share of frames that were searched, for compute.json."""
+        share = self.num_searched_frames / max(1, self.num_frames)
+        return {"share_of_frames_searched": round(share, 4)}
+
+
+class DecodingBatch:
+    """A batch on its way; see :class:`~fairseq_speedup.decoding.hypothesis.Decoded`."""
+
+    def __init__(self, emissions: list[Emission], decoder: BeamDecoder):
+        self.emissions = emissions
+        self.blank = decoder.blank
+        self.seconds_elsewhere = 0.0
+        log_probs = [emission.log_probs for emission in emissions]
+        self.found = self.pending = None
+        if decoder.workers is None:
+            self.found = decoder.search.search(log_probs)
+        else:
+            self.pending = decoder.workers.submit(log_probs)
+
+    def wait(self) -> None:
+        if self.found is None:
+            self.found, self.seconds_elsewhere = self.pending.result()
+
+    def hypotheses(self) -> list[list[dict]]:
+        self.wait()
         return [
-            [self._hypothesis(each, emission) for each in hypotheses]
-            for hypotheses, emission in zip(found, emissions, strict=True)
+            [self._hypothesis(each, emission) for each in found]
+            for found, emission in zip(self.found, self.emissions, strict=True)
         ]
 
     def _hypothesis(self, found: Found, emission: Emission) -> dict:
@@ -85,7 +129,7 @@ def build_decoder(options: DecodingOptions, generation, dictionary, blank: int, 
     search = build_search(
         options, words, blank, generation.beam, generation.nbest, generation.lm_weight, labels_path
     )
-    return BeamDecoder(search, words, blank, options.blank_skip_threshold)
+    return BeamDecoder(search, words, blank, options.blank_skip_threshold, options.decoder_workers)
 
 
 def build_search(

@@ -1,5 +1,7 @@
 """The generator that stock ``fairseq-generate`` drives for CTC models."""
 
+from dataclasses import dataclass
+
 import torch
 from fairseq import utils
 
@@ -26,6 +28,8 @@ class CtcGenerator:
 
     def __init__(self, decoder, dictionary, blank: int, meter: ComputeMeter, files=()):
         self.files = files
+        self.upcoming = None  # the next batch, where it is known
+        self._ahead = None  # that batch and what the models gave for it
         self.decoder = decoder
         self.meter = meter
         self.warm = False
@@ -40,19 +44,59 @@ class CtcGenerator:
         Returns:
             for each utterance a list of hypotheses, best first
         """
-        net_input = sample["net_input"]
-        if not self.warm:
-            log_posteriors(models, net_input)  # not timed: first calls allocate and tune
-            self.warm = True
-        with self.meter.encoding():
-            log_probs, lengths, layer_frames = log_posteriors(models, net_input)
+        encoded = self._encoded(models, sample)
         with self.meter.decoding():
-            hypotheses = self.decoder.decode(log_probs, lengths)
-        num_samples = lengths_of(net_input.get("padding_mask"), net_input["source"])
-        self.meter.count(num_samples, layer_frames)
+            batch = self.decoder.start(encoded.log_probs, encoded.lengths)
+        if self.decoder.overlaps:
+            self._encode_ahead(models)
+        with self.meter.waiting():
+            batch.wait()
+        with self.meter.decoding():
+            hypotheses = batch.hypotheses()
+        self.meter.decoded_elsewhere(batch.seconds_elsewhere)
+        self.meter.count(encoded.num_samples, encoded.layer_frames)
         for file in self.files:
             file.add(sample["id"].tolist(), hypotheses)
         return hypotheses
+
+    def _encoded(self, models, sample) -> "Encoded":
+        if self._ahead is not None:
+            (ids, encoded), self._ahead = self._ahead, None
+            if torch.equal(ids, sample["id"].cpu()):
+                return encoded
+        if not self.warm:
+            log_posteriors(models, sample["net_input"])  # not timed: first calls allocate and tune
+            self.warm = True
+        return self._encode(models, sample)
+
+    def _encode(self, models, sample) -> "Encoded":
+        net_input = sample["net_input"]
+        with self.meter.encoding():
+            log_probs, lengths, layer_frames = log_posteriors(models, net_input)
+        num_samples = lengths_of(net_input.get("padding_mask"), net_input["source"])
+        return Encoded(log_probs, lengths, layer_frames, num_samples)
+
+    def _encode_ahead(self, models) -> None:
+        """The next batch, while this one is searched elsewhere."""
+        upcoming, self.upcoming = self.upcoming, None
+        if not upcoming or "net_input" not in upcoming:
+            return
+        if self.meter.device.type == "cuda":
+            upcoming = utils.move_to_cuda(upcoming)
+        try:
+            self._ahead = (upcoming["id"].cpu(), self._encode(models, upcoming))
+        except Exception:  # it comes again when it is that batch's turn, after this one is written
+            self._ahead = None
+
+
+@dataclass
+class Encoded:
+    """What the models gave for a batch: see :func:`log_posteriors`; num_samples: (B,)"""
+
+    log_probs: torch.Tensor
+    lengths: torch.Tensor
+    layer_frames: torch.Tensor | None
+    num_samples: torch.Tensor
 
 
 def log_posteriors(models, net_input: dict):

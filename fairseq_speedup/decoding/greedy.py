@@ -2,14 +2,23 @@
 
 import torch
 
-from fairseq_speedup.decoding.hypothesis import from_path
+from fairseq_speedup.decoding.hypothesis import Decoded, from_path
 
 
 class GreedyDecoder:
     """Decodes a batch of log-probabilities on the device, collapses it on the CPU."""
 
+    overlaps = False  # with the encoder
+
     def __init__(self, blank: int):
         self.blank = blank
+
+    def start(self, log_probs: torch.Tensor, lengths: torch.Tensor) -> Decoded:
+        return Decoded(self.decode(log_probs, lengths))
+
+    def report(self) -> dict:
+        """Nothing to add to compute.json."""
+        return {}
 
     def decode(self, log_probs: torch.Tensor, lengths: torch.Tensor) -> list[list[dict]]:
         """

@@ -37,6 +37,23 @@ def from_path(labels: torch.Tensor, scores: torch.Tensor, blank: int) -> dict:
     }
 
 
+class Decoded:
+    """A batch that is decoded. What is still being decoded has the same methods (see
+    :class:`~fairseq_speedup.decoding.beam.DecodingBatch`)."""
+
+    seconds_elsewhere = 0.0  # spent on it by other processes
+
+    def __init__(self, nbest: list[list[dict]]):
+        self.nbest = nbest
+
+    def wait(self) -> None:
+        """Until other processes are done with it."""
+
+    def hypotheses(self) -> list[list[dict]]:
+        """For each utterance its n-best list."""
+        return self.nbest
+
+
 def alignment(frames: torch.Tensor) -> list[tuple[int, int]]:
     """(first frame, token) pairs of token spans ``frames`` (N, 2), for --print-alignment hard."""
     return [(frame, token) for token, frame in enumerate(frames[:, 0].tolist())]

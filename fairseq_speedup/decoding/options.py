@@ -75,6 +75,13 @@ class DecodingOptions(FairseqDataclass):
             "1 skips none, 0.999 is a start"
         },
     )
+    decoder_workers: int = field(
+        default=0,
+        metadata={
+            "help": "processes that search while the encoder runs on the next batch; 0 searches in "
+            "the encoder's process, in turn with it"
+        },
+    )
 
 
 FOR_GREEDY = ["ctc_decoder", "ctm"]
@@ -93,6 +100,15 @@ def given(options: DecodingOptions) -> list[str]:
         for name, default in DEFAULTS.items()
         if name not in FOR_GREEDY and getattr(options, name) != default
     ]
+
+
+def describe(options: DecodingOptions, generation) -> dict:
+    """What decoded a data set, for compute.json."""
+    if options.ctc_decoder == "greedy":
+        return {"ctc_decoder": "greedy"}
+    described = {"ctc_decoder": "beam", "beam": generation.beam, "nbest": generation.nbest}
+    described |= {name: getattr(options, name) for name in given(options)}
+    return described | ({"lm_weight": generation.lm_weight} if options.kenlm_model else {})
 
 
 def check_options(options: DecodingOptions, generation) -> None:
@@ -153,6 +169,10 @@ def _check_beam(options, generation) -> None:
         raise ValueError(
             f"--beam-size-token {options.beam_size_token} is out of range; it must be 1 or more, "
             "or 0 for all labels"
+        )
+    if options.decoder_workers < 0:
+        raise ValueError(
+            f"--decoder-workers {options.decoder_workers} is out of range; it must be 0 or more"
         )
     if not 0.5 < options.blank_skip_threshold <= 1:
         raise ValueError(

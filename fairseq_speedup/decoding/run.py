@@ -26,8 +26,8 @@ class DecodingRun:
 
     def __init__(self, cfg):
         self.cfg = cfg
-        self.meter = None  # set when the generator is built, as is:
-        self.files = []  # written beside fairseq's results
+        self.generator = None  # set when it is built
+        self.decoding = {}  # how it decodes, for compute.json
         self.max_samples = None  # of a batch; set when batches are made
         if cfg.common_eval.results_path is not None:
             clear_report(cfg.common_eval.results_path, cfg.dataset.gen_subset)
@@ -60,21 +60,28 @@ class DecodingRun:
         next_epoch_itr = iterator.next_epoch_itr
 
         def watched(*args, **kwargs):
-            return _EndOfEpoch(next_epoch_itr(*args, **kwargs), lambda: self._end(dataset))
+            epoch = next_epoch_itr(*args, **kwargs)
+            return _Watched(epoch, self._begin, lambda: self._end(dataset))
 
         iterator.next_epoch_itr = watched
 
+    def _begin(self, upcoming) -> None:
+        """A batch is handed out; ``upcoming`` is the one after it, None at the end."""
+        self.generator.upcoming = upcoming
+
     def _end(self, dataset) -> None:
-        for file in self.files:
+        meter, files = self.generator.meter, self.generator.files
+        for file in files:
             file.close()
-        report = self.meter.report()
+        report = meter.report()
         self._check_count(report["num_utterances"], len(dataset))
-        model = self.meter.models[0]
+        model = meter.models[0]
         report = {
             "gen_subset": self.cfg.dataset.gen_subset,
             "checkpoint": self.cfg.common_eval.path,
             "model": type(model).__name__,
             "options": reduction_options(model.cfg),
+            "decoding": self.decoding | self.generator.decoder.report(),
             "batch_size": self.cfg.dataset.batch_size,
             "max_tokens": self.max_samples,
             **report,
@@ -90,7 +97,7 @@ class DecodingRun:
         folder = self.cfg.common_eval.results_path
         if folder is not None:
             path = write_report(report, folder)
-            written = [path, *(file.path for file in self.files), _results_file(self.cfg)]
+            written = [path, *(file.path for file in files), _results_file(self.cfg)]
             print(f"wrote {', '.join(written[:-1])} and {written[-1]}", flush=True)
 
     def _check_count(self, decoded: int, expected: int) -> None:
@@ -122,11 +129,13 @@ def _results_file(cfg) -> str:
     return os.path.join(cfg.common_eval.results_path, f"generate-{cfg.dataset.gen_subset}.txt")
 
 
-class _EndOfEpoch:
-    """An iterator that calls ``at_end`` after its last item."""
+class _Watched:
+    """An iterator that looks one item ahead: calls ``begin`` with the next item before it hands one
+    out, and ``at_end`` after the last."""
 
-    def __init__(self, iterator, at_end):
+    def __init__(self, iterator, begin, at_end):
         self.iterator = iterator
+        self.begin = begin
         self.at_end = at_end
         self.n = getattr(iterator, "n", 0)
 
@@ -134,5 +143,11 @@ class _EndOfEpoch:
         return len(self.iterator)
 
     def __iter__(self):
-        yield from self.iterator
+        items = iter(self.iterator)
+        item = next(items, None)
+        while item is not None:
+            upcoming = next(items, None)
+            self.begin(upcoming)
+            yield item
+            item = upcoming
         self.at_end()

@@ -29,7 +29,8 @@ class ComputeMeter:
         self.sample_rate = sample_rate
         self.device = next(models[0].parameters()).device
         self.encoder_seconds = 0.0
-        self.decoder_seconds = 0.0
+        self.decoder_seconds = 0.0  # wherever it runs
+        self.wait_seconds = 0.0  # in which nothing but the decoder ran
         self.num_samples: list[int] = []
         self.layer_frames: list[list[int]] = []  # only of models with exits or merging
 
@@ -43,7 +44,20 @@ class ComputeMeter:
     def decoding(self):
         start = now(self.device)
         yield
-        self.decoder_seconds += now(self.device) - start
+        seconds = now(self.device) - start
+        self.decoder_seconds += seconds
+        self.wait_seconds += seconds
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """For decoding in other processes."""
+        start = now(self.device)
+        yield
+        self.wait_seconds += now(self.device) - start
+
+    def decoded_elsewhere(self, seconds: float) -> None:
+        """Adds the time of other processes."""
+        self.decoder_seconds += seconds
 
     def count(self, num_samples: torch.Tensor, layer_frames: torch.Tensor | None = None) -> None:
         """
@@ -60,7 +74,7 @@ class ComputeMeter:
         """Everything measured; MACs are at each utterance's true length, padding not counted."""
         peak_memory = peak_memory_bytes(self.device)  # first: counting MACs runs the model again
         audio_seconds = sum(self.num_samples) / self.sample_rate
-        seconds = self.encoder_seconds + self.decoder_seconds
+        seconds = self.encoder_seconds + self.wait_seconds
         return {
             "parameters": sum(p.numel() for m in self.models for p in m.parameters()),
             "num_utterances": len(self.num_samples),
@@ -71,6 +85,7 @@ class ComputeMeter:
             **layer_report(self.models, self.layer_frames),
             "encoder_seconds": self.encoder_seconds,
             "decoder_seconds": self.decoder_seconds,
+            "decoder_wait_seconds": self.wait_seconds,
             "real_time_factor": seconds / audio_seconds if audio_seconds else None,
             "peak_memory_bytes": peak_memory,
             "hardware": hardware(self.device),

@@ -24,7 +24,7 @@ from fairseq_speedup.data.manifest import (
 )
 from fairseq_speedup.decoding.beam import build_decoder
 from fairseq_speedup.decoding.generator import CtcGenerator
-from fairseq_speedup.decoding.options import DecodingOptions, check_options
+from fairseq_speedup.decoding.options import DecodingOptions, check_options, describe
 from fairseq_speedup.decoding.results import result_files
 from fairseq_speedup.decoding.run import DecodingRun
 from fairseq_speedup.decoding.words import Words
@@ -282,21 +282,17 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         check_options(self.cfg, args)
         blank = self.target_dictionary.index(self.blank_symbol)
         meter = ComputeMeter(models, self.sample_rate)
-        if self.decoding_run is not None:
-            self.decoding_run.meter = meter
         training_labels = os.path.join(self.cfg.data, f"train.{self.cfg.labels}")
         decoder = build_decoder(self.cfg, args, self.target_dictionary, blank, training_labels)
-        files = self._result_files()
-        return CtcGenerator(decoder, self.target_dictionary, blank, meter, files)
-
-    def _result_files(self) -> list:
         run = self.decoding_run
         if run is None:
-            return []
+            return CtcGenerator(decoder, self.target_dictionary, blank, meter)
         words = Words.of_dictionary(self.target_dictionary)
         audio = getattr(self.datasets[run.cfg.dataset.gen_subset], "dataset", None)
-        run.files = result_files(self.cfg, run.cfg, words, audio, self.lengths, self.sample_rate)
-        return run.files
+        files = result_files(self.cfg, run.cfg, words, audio, self.lengths, self.sample_rate)
+        run.generator = CtcGenerator(decoder, self.target_dictionary, blank, meter, files)
+        run.decoding = describe(self.cfg, args)
+        return run.generator
 
 
 def _complete(task_cfg) -> DictConfig:

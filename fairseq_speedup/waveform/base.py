@@ -11,8 +11,9 @@ class WaveformReduction(nn.Module):
     """Shortens a batch of waveforms.
 
     Subclasses implement :meth:`reduce`, :meth:`output_lengths`, :meth:`needed_samples`,
-    :meth:`frame_grid` and :meth:`macs`; this class keeps padding out: samples past an utterance's length are zero before
-    and after, so that an utterance gives the same output alone and in a padded batch.
+    :meth:`frame_grid` and :meth:`macs`; this class keeps padding out: samples past an utterance's
+    length are zero before and after, so that an utterance gives the same output alone and in a
+    padded batch.
     """
 
     def reduce(self, waveform: torch.Tensor) -> torch.Tensor:
