@@ -5,10 +5,17 @@ import sys
 
 from fairseq_speedup import calibration
 from fairseq_speedup.data import spm
-from fairseq_speedup.decoding import lexicon
+from fairseq_speedup.decoding import lexicon, merge, tune_lm
 from fairseq_speedup.profiling import command as profile
 
-COMMANDS = {"calibrate": calibration, "lexicon": lexicon, "profile": profile, "spm": spm}
+COMMANDS = {
+    "calibrate": calibration,
+    "lexicon": lexicon,
+    "merge": merge,
+    "profile": profile,
+    "spm": spm,
+    "tune-lm": tune_lm,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import editdistance
 import numpy as np
 import torch
-from fairseq import checkpoint_utils, utils
+from fairseq import utils
 
 from fairseq_speedup.data.manifest import check_post_process
 from fairseq_speedup.decoding.generator import symbols_to_strip
 from fairseq_speedup.decoding.greedy import GreedyDecoder
+from fairseq_speedup.decoding.offline import Offline
 from fairseq_speedup.lengths import lengths_of
 from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA
 
@@ -112,38 +113,32 @@ def observe(args) -> Observed:
     Raises:
         ValueError: the checkpoint has no exits
     """
-    overrides = {"data": args.data, "exit_criterion": args.exit_criterion}
-    (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task([args.path], overrides)
-    exits = getattr(getattr(model, "w2v_encoder", None), "exit", None)
+    overrides = {"exit_criterion": args.exit_criterion}
+    offline = Offline(args.path, args.data, args.gen_subset, overrides, args.batch_size, args.cpu)
+    exits = getattr(getattr(offline.model, "w2v_encoder", None), "exit", None)
     if exits is None:
         raise ValueError(f"--path {args.path}: the model has no exits (model.exit_layers)")
-    check_post_process(task.cfg.labels, args.post_process)
+    check_post_process(offline.task.cfg.labels, args.post_process)
     exits.observed = True
-    use_cuda = torch.cuda.is_available() and not args.cpu
-    model = (model.cuda() if use_cuda else model).eval()
-    task.load_dataset(args.gen_subset, task_cfg=cfg.task)
-    batches = task.get_batch_iterator(task.dataset(args.gen_subset), max_sentences=args.batch_size)
-    dictionary = task.target_dictionary
-    blank = dictionary.index(task.blank_symbol)
-    decoder = GreedyDecoder(blank)
-    strip = symbols_to_strip(dictionary, blank)
+    dictionary = offline.dictionary
+    decoder = GreedyDecoder(offline.blank)
+    strip = symbols_to_strip(dictionary, offline.blank)
 
     def words(tokens) -> list[str]:
         text = dictionary.string(tokens, args.post_process, extra_symbols_to_ignore=strip)
         return text.split()
 
     measured, errors, num_words = [], [], 0
-    for sample in batches.next_epoch_itr(shuffle=False):
-        sample = utils.move_to_cuda(sample) if use_cuda else sample
-        output = model(**sample["net_input"])
+    for sample in offline.batches():
+        output = offline.model(**sample["net_input"])
         lengths = lengths_of(output["padding_mask"], output["encoder_out"].transpose(0, 1))
         hypotheses = [
             decoder.decode(utils.log_softmax(logits.float(), dim=-1), lengths)
             for logits in [*output["exit_logits"].values(), output["encoder_out"]]
         ]
         measured.append(torch.stack(list(output["exit_measured"].values()), dim=1).cpu().numpy())
-        for i, target in enumerate(sample["target"]):
-            reference = words(utils.strip_pad(target, dictionary.pad()))
+        for i, target in enumerate(offline.references(sample)):
+            reference = words(target)
             num_words += len(reference)
             errors.append(
                 [editdistance.eval(words(each[i][0]["tokens"]), reference) for each in hypotheses]

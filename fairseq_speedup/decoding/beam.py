@@ -18,6 +18,7 @@ from fairseq_speedup.decoding.prefix_beam import PrefixBeamSearch
 from fairseq_speedup.decoding.search import Found, Search
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.decoding.workers import Workers
+from fairseq_speedup.profiling.compute import searched_share
 
 
 class BeamDecoder:
@@ -70,9 +71,8 @@ class BeamDecoder:
         return self.start(log_probs, lengths).hypotheses()
 
     def report(self) -> dict:
-        """The share of frames that were searched, for compute.json."""
-        share = self.num_searched_frames / max(1, self.num_frames)
-        return {"share_of_frames_searched": round(share, 4)}
+        """How many frames there were and how many were searched, for compute.json."""
+        return searched_share(self.num_frames, self.num_searched_frames)
 
 
 class DecodingBatch:

@@ -36,12 +36,13 @@ def check_installed(option: str) -> None:
 class _FlashlightSearch:
     """What both decoders share. ``acoustic_score`` is of the best alignment."""
 
-    def __init__(self, words: Words, options: DecodingOptions, beam: int, nbest: int, lm_weight):
+    def __init__(self, words: Words, blank: int, options: DecodingOptions, beam: int, nbest: int):
         self.words = words
+        self.blank = blank
         self.options = options
         self.beam = beam
         self.nbest = nbest
-        self.lm_weight = lm_weight
+        self.lm_weight = self.word_score = 0.0
         self.num_labels = len(words.symbols)
         # a label that no path has, where none stands between words
         self.silence = words.boundary_label
@@ -74,7 +75,7 @@ class _FlashlightSearch:
         acoustic = (
             result.score
             - self.lm_weight * result.lmScore
-            - self.options.word_score * num_words
+            - self.word_score * num_words
             - self.options.sil_score * int((path == self.silence).sum())
         )
         return Found(path, result.score, acoustic, result.lmScore, num_words)
@@ -118,25 +119,26 @@ class LexiconSearch(_FlashlightSearch):
         lexicon: Lexicon,
         language_model: str,
     ):
-        super().__init__(words, options, beam, nbest, lm_weight)
-        self.blank = blank
+        super().__init__(words, blank, options, beam, nbest)
         if not language_model:
             self.lm = flashlight.ZeroLM()
         else:
             self.lm = load_kenlm(language_model, lexicon.words)
+        self.trie = self._trie(lexicon)
+        self.num_lexicon_words = len(lexicon.words)
+        self.weigh(lm_weight, options.word_score)
+
+    def weigh(self, lm_weight: float, word_score: float) -> None:
+        """Searches with these from now on."""
+        self.lm_weight, self.word_score = lm_weight, word_score
+        options = flashlight.LexiconDecoderOptions(
+            word_score=word_score, unk_score=NO_UNKNOWN_WORDS, **self._common_options()
+        )
+        unknown = self.num_lexicon_words
+        places = (self.silence, self.blank, unknown)
+        no_transitions, over_labels = [], False
         self.decoder = flashlight.LexiconDecoder(
-            flashlight.LexiconDecoderOptions(
-                word_score=options.word_score,
-                unk_score=NO_UNKNOWN_WORDS,
-                **self._common_options(),
-            ),
-            self._trie(lexicon),
-            self.lm,
-            self.silence,
-            blank,
-            len(lexicon.words),
-            [],
-            False,
+            options, self.trie, self.lm, *places, no_transitions, over_labels
         )
 
     def _trie(self, lexicon: Lexicon):
@@ -196,15 +198,17 @@ class LexiconFreeSearch(_FlashlightSearch):
         lm_weight: float,
         language_model: str,
     ):
-        super().__init__(words, options, beam, nbest, lm_weight)
-        self.blank = blank
+        super().__init__(words, blank, options, beam, nbest)
         self.lm = load_kenlm(language_model, words.symbols)
+        self.weigh(lm_weight)
+
+    def weigh(self, lm_weight: float, word_score: float = 0.0) -> None:
+        """Searches with this from now on; words have no score of their own here."""
+        self.lm_weight = lm_weight
+        options = flashlight.LexiconFreeDecoderOptions(**self._common_options())
+        no_transitions = []
         self.decoder = flashlight.LexiconFreeDecoder(
-            flashlight.LexiconFreeDecoderOptions(**self._common_options()),
-            self.lm,
-            self.silence,
-            blank,
-            [],
+            options, self.lm, self.silence, self.blank, no_transitions
         )
 
     def framed(self, log_probs: np.ndarray) -> np.ndarray:

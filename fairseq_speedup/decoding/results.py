@@ -12,12 +12,24 @@ from fairseq_speedup.lengths import FrameGrid
 NBEST_COLUMNS = ["id", "rank", "score", "acoustic_score", "lm_score", "num_words", "text"]
 
 
+def generate_path(folder: str, subset: str) -> str:
+    """fairseq's own results"""
+    return os.path.join(folder, f"generate-{subset}.txt")
+
+
 def nbest_path(folder: str, subset: str) -> str:
     return os.path.join(folder, f"nbest-{subset}.tsv")
 
 
 def ctm_path(folder: str, subset: str) -> str:
     return os.path.join(folder, f"generate-{subset}.ctm")
+
+
+def clear_files(folder: str, subset: str) -> None:
+    """Removes those of an earlier run, as fairseq empties its own."""
+    for path in (nbest_path(folder, subset), ctm_path(folder, subset)):
+        if os.path.exists(path):
+            os.remove(path)
 
 
 def result_files(options, cfg, words: Words, audio, lengths, sample_rate: int) -> list:
@@ -71,8 +83,8 @@ class NbestFile:
 
 @dataclass
 class CtmFile:
-    """Word times in NIST's CTM form: recording, channel 1, start and duration in seconds, word; in
-    the order of the data set once it is closed.
+    """Word times in NIST's CTM form: recording, channel 1, start and duration in seconds, word;
+    sorted by recording, as NIST's tools want it, once it is closed.
 
     grid: of the logit frames
     recordings: names of the utterances, by number
@@ -106,7 +118,7 @@ class CtmFile:
 
     def close(self) -> None:
         with open(self.path, "w", encoding="utf-8") as file:
-            for utterance in sorted(self.rows):
+            for utterance in sorted(self.rows, key=lambda each: self.recordings[each]):
                 file.writelines(self.rows[utterance])
 
 

@@ -1,9 +1,11 @@
 """One run of ``fairseq-generate``: that no utterance is lost, and what it cost."""
 
+import contextlib
 import os
 
 from torch import nn
 
+from fairseq_speedup.decoding.results import clear_files, generate_path
 from fairseq_speedup.frontend import MaskedGroupNorm
 from fairseq_speedup.models.config import reduction_options
 from fairseq_speedup.profiling.compute import clear_report, summary_line, write_report
@@ -29,8 +31,31 @@ class DecodingRun:
         self.generator = None  # set when it is built
         self.decoding = {}  # how it decodes, for compute.json
         self.max_samples = None  # of a batch; set when batches are made
+        self.num_shards, self.shard_id = shard_of(cfg)
         if cfg.common_eval.results_path is not None:
             clear_report(cfg.common_eval.results_path, cfg.dataset.gen_subset)
+            clear_files(cfg.common_eval.results_path, cfg.dataset.gen_subset)
+            self._claim(cfg.common_eval.results_path)
+
+    def _claim(self, folder: str) -> None:
+        """Marks a folder as this shard's; ValueError where it is another's."""
+        path = os.path.join(folder, f"shard-{self.cfg.dataset.gen_subset}")
+        if self.num_shards == 1:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+            return
+        name = f"{self.shard_id} of {self.num_shards}"
+        with open(path, "a+", encoding="utf-8") as file:
+            file.seek(0)
+            owner = file.read().strip() or name
+            if owner != name:
+                raise ValueError(
+                    f"--results-path {folder} is that of shard {owner}, whose results fairseq has "
+                    f"just emptied: give shard {name} another folder and decode that one again (if "
+                    f"it is not needed, remove {path})"
+                )
+            file.truncate(0)
+            file.write(f"{name}\n")
 
     def admit_longest(self, dataset, max_samples: int | None, max_utterances: int | None):
         """The batch size in samples, checked: it must admit the longest utterance."""
@@ -81,7 +106,11 @@ class DecodingRun:
             "checkpoint": self.cfg.common_eval.path,
             "model": type(model).__name__,
             "options": reduction_options(model.cfg),
-            "decoding": self.decoding | self.generator.decoder.report(),
+            "decoding": self.decoding,
+            **self.generator.decoder.report(),
+            "num_shards": self.num_shards,
+            "shard_id": self.shard_id,
+            "utterances_in_subset": len(dataset),
             "batch_size": self.cfg.dataset.batch_size,
             "max_tokens": self.max_samples,
             **report,
@@ -97,13 +126,14 @@ class DecodingRun:
         folder = self.cfg.common_eval.results_path
         if folder is not None:
             path = write_report(report, folder)
-            written = [path, *(file.path for file in files), _results_file(self.cfg)]
+            fairseqs = generate_path(folder, self.cfg.dataset.gen_subset)
+            written = [path, *(file.path for file in files), fairseqs]
             print(f"wrote {', '.join(written[:-1])} and {written[-1]}", flush=True)
 
     def _check_count(self, decoded: int, expected: int) -> None:
-        num_shards = self.cfg.distributed_training.distributed_world_size
-        if num_shards > 1:
-            print(f"this shard, one of {num_shards}: {decoded} of {expected} utterances")
+        if self.num_shards > 1:
+            shard = f"shard {self.shard_id} of {self.num_shards}"
+            print(f"{shard}: {decoded} of {expected} utterances were decoded")
         elif decoded == expected:
             print(f"every utterance was decoded: {decoded} of {expected}")
         else:
@@ -125,8 +155,19 @@ def padding_gets_in(model) -> bool:
     )
 
 
-def _results_file(cfg) -> str:
-    return os.path.join(cfg.common_eval.results_path, f"generate-{cfg.dataset.gen_subset}.txt")
+def shard_of(cfg) -> tuple[int, int]:
+    """How many shards there are and which one is decoded, from the config of fairseq-generate;
+    fairseq itself looks at its options for distributed training alone."""
+    num_shards, shard_id = cfg.dataset.num_shards, cfg.dataset.shard_id
+    if num_shards == 1 and cfg.distributed_training.distributed_world_size > 1:
+        distributed = cfg.distributed_training
+        return distributed.distributed_world_size, distributed.distributed_rank
+    if not 0 <= shard_id < num_shards:
+        raise ValueError(
+            f"--shard-id {shard_id} is out of range: with --num-shards {num_shards} it must be 0 "
+            f"to {max(num_shards, 1) - 1}"
+        )
+    return num_shards, shard_id
 
 
 class _Watched:

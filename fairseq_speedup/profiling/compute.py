@@ -14,6 +14,16 @@ from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.profiling.macs import MacCounter, UncountableError
 
 FILE_NAME = "compute.json"
+# what shards spend and have, each its own
+ADDED = [
+    "num_utterances",
+    "audio_seconds",
+    "encoder_seconds",
+    "decoder_seconds",
+    "decoder_wait_seconds",
+    "num_frames",
+    "num_searched_frames",
+]
 
 
 class ComputeMeter:
@@ -107,8 +117,7 @@ def layer_report(models, layer_frames: list[list[int]]) -> dict:
         report["mean_layers_run"] = float(num_layers_run.mean())
         report["layers_run_histogram"] = {str(n): histogram[n] for n in sorted(histogram)}
     if model.w2v_encoder.merging is not None:
-        shares = frames.sum(axis=0) / frames[:, 0].sum()
-        report["share_of_frames_by_layer"] = [round(float(share), 4) for share in shares]
+        report |= frames_by_layer(frames.sum(axis=0))
     return report
 
 
@@ -142,8 +151,8 @@ def summary_line(report: dict) -> str:
         f"{report['parameters'] / 1e6:.1f} M parameters, "
         + (f"{macs / 1e9:.3f} GMACs per second of audio, " if macs else "")
         + f"encoder {report['encoder_seconds']:.2f} s, decoder {report['decoder_seconds']:.2f} s, "
-        f"real-time factor {report['real_time_factor']:.5f}, "
-        f"peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB"
+        + (f"real-time factor {rtf:.5f}, " if (rtf := report["real_time_factor"]) else "")
+        + f"peak memory {report['peak_memory_bytes'] / 2**20:.0f} MiB"
         + (f", {report['mean_layers_run']:.2f} layers" if "mean_layers_run" in report else "")
     )
 
@@ -159,6 +168,81 @@ def write_report(report: dict, folder: str) -> str:
     return path
 
 
+def read_report(folder: str, subset: str) -> dict | None:
+    """The report of a subset in a folder, if there is one."""
+    for name in (FILE_NAME, _kept_name(subset)):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            with open(os.path.join(folder, name), encoding="utf-8") as file:
+                report = json.load(file)
+            if report.get("gen_subset") == subset:
+                return report
+    return None
+
+
+def merge_reports(reports: list[dict]) -> dict:
+    """The report of one run, from those of its shards: what was spent is added up, wherever and
+    whenever it was; the shards' own reports are kept under ``shards``."""
+    merged = {
+        name: value for name, value in reports[0].items() if name not in ("shard_id", "num_shards")
+    }
+    merged |= {name: sum(each[name] for each in reports) for name in ADDED if name in merged}
+    audio_seconds = merged["audio_seconds"]
+    spent = merged["encoder_seconds"] + merged["decoder_wait_seconds"]
+    merged["real_time_factor"] = spent / audio_seconds if audio_seconds else None
+    merged["peak_memory_bytes"] = max(each["peak_memory_bytes"] for each in reports)
+    counted = [each for each in reports if each["macs_per_second"]]
+    if counted:
+        weights = [each["audio_seconds"] / audio_seconds for each in counted]
+        by_stage = {
+            stage: sum(
+                weight * each["macs_per_second_by_stage"][stage]
+                for weight, each in zip(weights, counted, strict=True)
+            )
+            for stage in counted[0]["macs_per_second_by_stage"]
+        }
+        merged["macs_per_second_by_stage"] = by_stage
+        merged["macs_per_second"] = sum(by_stage.values())
+    merged |= _merged_layers(reports)
+    if "num_frames" in merged:
+        merged |= searched_share(merged["num_frames"], merged["num_searched_frames"])
+    return merged | {"shards": reports}
+
+
+def _merged_layers(reports: list[dict]) -> dict:
+    merged = {}
+    histogram = Counter()
+    for report in reports:
+        histogram.update(report.get("layers_run_histogram", {}))
+    if histogram:
+        total = sum(int(layers) * count for layers, count in histogram.items())
+        merged["mean_layers_run"] = total / histogram.total()
+        in_order = sorted(histogram, key=int)
+        merged["layers_run_histogram"] = {layers: histogram[layers] for layers in in_order}
+    by_layer = [report["frames_by_layer"] for report in reports if "frames_by_layer" in report]
+    if by_layer:
+        merged |= frames_by_layer(np.array(by_layer).sum(axis=0))
+    return merged
+
+
+def frames_by_layer(frames: np.ndarray) -> dict:
+    """Of the frames (layers,) that each layer was given."""
+    shares = [round(float(share), 4) for share in frames / frames[0]]
+    return {"share_of_frames_by_layer": shares, "frames_by_layer": frames.tolist()}
+
+
+def searched_share(num_frames: int, num_searched_frames: int) -> dict:
+    """Of the frames that there were and those that a beam search went through."""
+    return {
+        "num_frames": num_frames,
+        "num_searched_frames": num_searched_frames,
+        "share_of_frames_searched": round(num_searched_frames / max(1, num_frames), 4),
+    }
+
+
+def _kept_name(subset: str) -> str:
+    return FILE_NAME.replace(".json", f"-{subset}.json")
+
+
 def clear_report(folder: str, subset: str) -> None:
     """Makes way for a new report before decoding starts: one of the same subset is deleted, as
     fairseq empties its results file; one of another is kept as ``compute-{its subset}.json``."""
@@ -171,6 +255,6 @@ def clear_report(folder: str, subset: str) -> None:
     if earlier == subset:
         os.remove(path)
     else:
-        kept = path.replace(".json", f"-{earlier}.json")
+        kept = os.path.join(folder, _kept_name(earlier))
         os.replace(path, kept)
         print(f"kept the report of {earlier} as {kept}")

@@ -246,6 +246,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         run = self.decoding_run
         if run is not None:
             max_tokens = run.admit_longest(dataset, max_tokens, max_sentences)
+            kwargs |= {"num_shards": run.num_shards, "shard_id": run.shard_id}
         kwargs["required_batch_size_multiple"] = 1
         iterator = super().get_batch_iterator(
             dataset, max_tokens=max_tokens, max_sentences=max_sentences, **kwargs

@@ -1,0 +1,179 @@
+"""Merge the results of shards, and their WER.
+
+Each of RESULTS is the --results-path of one fairseq-generate --num-shards N --shard-id I. Writes
+generate-{subset}.txt, compute.json, and the n-best and CTM files where the shards have them, into
+--output, as one run would have; the lines are in the order of the data set.
+"""
+
+import os
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+
+from fairseq.scoring.wer import WerScorer, WerScorerConfig
+
+from fairseq_speedup.data.manifest import read_lines
+from fairseq_speedup.decoding.results import ctm_path, generate_path, nbest_path
+from fairseq_speedup.profiling.compute import FILE_NAME, merge_reports, read_report, write_report
+
+MAX_NAMED = 5
+WER_DIGITS = 2  # as fairseq prints it
+
+
+class MergeError(ValueError):
+    """Results that are not the shards of one run."""
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="a shard's --results-path")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--gen-subset", default="test", help="split that was decoded")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+
+
+def run(args) -> None:
+    output = generate_path(args.output, args.gen_subset)
+    if os.path.abspath(args.output) in map(os.path.abspath, args.results):
+        raise MergeError(f"--output {args.output} is one of the shards: give another folder")
+    if os.path.exists(output) and not args.overwrite:
+        raise MergeError(f"{output} exists; give --overwrite to replace it")
+    shards = [read_shard(folder, args.gen_subset) for folder in args.results]
+    check_complete(shards)
+    merged = {index: each for shard in shards for index, each in shard.utterances.items()}
+    references = [(each.reference, each.hypothesis) for _, each in sorted(merged.items())]
+    wer = word_error_rate(references)
+
+    os.makedirs(args.output, exist_ok=True)
+    last_line = _with_wer(shards[0].last_line, wer)
+    with open(output, "w", encoding="utf-8") as file:
+        for _, each in sorted(merged.items()):
+            file.writelines(f"{line}\n" for line in each.lines)
+        file.write(f"{last_line}\n")
+    written = [output, write_report(merge_reports([each.report for each in shards]), args.output)]
+    written += _merge_rows(nbest_path, args, header=True, key=lambda row: int(row.split("\t")[0]))
+    written += _merge_rows(ctm_path, args, header=False, key=lambda row: row.split(" ")[0])
+    print(f"wrote {', '.join(written)}")
+    print(f"{len(merged)} utterances of {len(shards)} shards: {last_line}")
+
+
+@dataclass
+class Utterance:
+    """lines: all that fairseq-generate wrote about it; reference, hypothesis: as it scored them"""
+
+    lines: list[str]
+    reference: str = ""
+    hypothesis: str | None = None
+
+
+@dataclass
+class Shard:
+    """utterances: by number; report: compute.json; last_line: of fairseq's results, with the WER"""
+
+    folder: str
+    utterances: dict[int, Utterance]
+    report: dict
+    last_line: str
+
+
+def read_shard(folder: str, subset: str) -> Shard:
+    """
+    Raises:
+        FileNotFoundError, MergeError: naming the file
+    """
+    path = generate_path(folder, subset)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} does not exist: {folder} has no results of {subset}")
+    report = read_report(folder, subset)
+    if report is None:
+        raise FileNotFoundError(
+            f"{folder} has no {FILE_NAME} of {subset}: that shard did not end, decode it again"
+        )
+    utterances: dict[int, Utterance] = {}
+    last_line = ""
+    for line in read_lines(path):
+        kind, _, rest = line.partition("-")
+        number, _, text = rest.partition("\t")
+        if kind in ("T", "H", "D", "P", "A") and number.isdigit():
+            utterance = utterances.setdefault(int(number), Utterance([]))
+            utterance.lines.append(line)
+            if kind == "T":
+                utterance.reference = text
+            elif kind == "D" and utterance.hypothesis is None:  # the best of the n-best list
+                utterance.hypothesis = text.partition("\t")[2]
+        else:
+            last_line = line
+    missing = [number for number, each in utterances.items() if each.hypothesis is None]
+    if missing or len(utterances) != report["num_utterances"]:
+        raise MergeError(
+            f"{path} has the hypotheses of {len(utterances) - len(missing)} utterances, "
+            f"{FILE_NAME} says {report['num_utterances']}: decode that shard again, without --quiet"
+        )
+    if "WER: " not in last_line:
+        raise MergeError(f"{path} ends without WER: decode with --scoring wer")
+    wer = word_error_rate([(each.reference, each.hypothesis) for each in utterances.values()])
+    if _with_wer(last_line, wer) != last_line:
+        raise MergeError(
+            f"{path} says {last_line.partition('WER: ')[2]} % WER, its lines give {wer:.2f}: it "
+            "was scored with fairseq's --wer-... options, which merging does not know"
+        )
+    return Shard(folder, utterances, report, last_line)
+
+
+def check_complete(shards: list[Shard]) -> None:
+    """Raises MergeError unless these are all shards of one run, once each."""
+    first = shards[0]
+    for name in ("checkpoint", "options", "decoding", "num_shards", "utterances_in_subset"):
+        for each in shards[1:]:
+            if each.report.get(name) != first.report.get(name):
+                raise MergeError(
+                    f"{first.folder} and {each.folder} are of other runs: {name} is "
+                    f"{first.report.get(name)} and {each.report.get(name)}"
+                )
+    num_shards = first.report["num_shards"]
+    found = [each.report["shard_id"] for each in shards]
+    lost = sorted(set(range(num_shards)) - set(found))
+    if lost:
+        raise MergeError(
+            f"shards {', '.join(map(str, lost))} of {num_shards} are missing: decode them with "
+            "--shard-id, or give their results"
+        )
+    counts = Counter(number for each in shards for number in each.utterances)
+    double = [number for number, count in counts.items() if count > 1]
+    if double or len(shards) > num_shards:
+        named = ", ".join(map(str, double[:MAX_NAMED]))
+        raise MergeError(f"a shard is given twice, or utterances are in two shards: {named}")
+    expected = first.report["utterances_in_subset"]
+    if len(counts) != expected:
+        raise MergeError(f"the shards have {len(counts)} utterances, the data set {expected}")
+
+
+def word_error_rate(pairs: list[tuple[str, str]]) -> float:
+    """In percent, over (reference, hypothesis) pairs, by fairseq's scorer at its defaults."""
+    scorer = WerScorer(WerScorerConfig())
+    for reference, hypothesis in pairs:
+        scorer.add_string(reference, hypothesis)
+    return scorer.score()
+
+
+def _with_wer(line: str, wer: float) -> str:
+    return f"{line.partition('WER: ')[0]}WER: {wer:.{WER_DIGITS}f}"
+
+
+def _merge_rows(path_of, args, header: bool, key) -> list[str]:
+    """Joins the shards' files of one kind, where all have one, sorted by ``key``."""
+    paths = [path_of(folder, args.gen_subset) for folder in args.results]
+    output = path_of(args.output, args.gen_subset)
+    if not all(os.path.isfile(path) for path in paths):
+        if os.path.exists(output):
+            os.remove(output)
+        return []
+    first, rows = [], []
+    for path in paths:
+        lines = read_lines(path)
+        first, lines = (lines[:1], lines[1:]) if header else ([], lines)
+        rows += lines
+    part = f"{output}.part"
+    with open(part, "w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in [*first, *sorted(rows, key=key)])
+    shutil.move(part, output)
+    return [output]

@@ -1,0 +1,52 @@
+"""A model and a split to decode outside of fairseq-generate, for choosing options by WER."""
+
+import ast
+
+import torch
+from fairseq import checkpoint_utils, utils
+
+
+class Offline:
+    """
+    Args:
+        path: of a checkpoint
+        data: folder with the manifests and labels
+        subset: split to decode
+        overrides: of the checkpoint's options
+        batch_size: utterances
+        cpu: stay on the CPU
+    """
+
+    def __init__(
+        self, path: str, data: str, subset: str, overrides: dict, batch_size: int, cpu: bool
+    ):
+        overrides = {"data": data, **overrides}
+        (model,), cfg, self.task = checkpoint_utils.load_model_ensemble_and_task([path], overrides)
+        self.use_cuda = torch.cuda.is_available() and not cpu
+        self.model = (model.cuda() if self.use_cuda else model).eval()
+        self.task.load_dataset(subset, task_cfg=cfg.task)
+        self.dataset = self.task.dataset(subset)
+        self.batch_size = batch_size
+        self.dictionary = self.task.target_dictionary
+        self.blank = self.dictionary.index(self.task.blank_symbol)
+
+    def batches(self):
+        """Batches of the split, on the model's device."""
+        batches = self.task.get_batch_iterator(self.dataset, max_sentences=self.batch_size)
+        for sample in batches.next_epoch_itr(shuffle=False):
+            yield utils.move_to_cuda(sample) if self.use_cuda else sample
+
+    def references(self, sample) -> list[torch.Tensor]:
+        """The labels of a batch's utterances."""
+        return [utils.strip_pad(each, self.dictionary.pad()).cpu() for each in sample["target"]]
+
+
+def read_overrides(text: str) -> dict:
+    """What --model-overrides says, a Python dict as fairseq-generate takes it."""
+    try:
+        overrides = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        overrides = None
+    if not isinstance(overrides, dict):
+        raise ValueError(f"--model-overrides {text} is no Python dict such as {{'frame_pool': 2}}")
+    return overrides

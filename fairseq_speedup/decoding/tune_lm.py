@@ -1,0 +1,310 @@
+"""Choose --lm-weight and --word-score on a development set.
+
+Runs the model over the split once, then decodes what it gave at one setting after another: a coarse
+grid first, then ever smaller steps around the best. Prints the WER of each setting and the command
+that decodes with the best.
+"""
+
+import itertools
+import json
+import multiprocessing
+import os
+import shlex
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import editdistance
+import numpy as np
+import torch
+from fairseq.dataclass.configs import GenerationConfig
+
+import fairseq_speedup
+from fairseq_speedup.decoding.beam import build_search
+from fairseq_speedup.decoding.emissions import Emission, emissions_of, skip_blanks
+from fairseq_speedup.decoding.generator import log_posteriors
+from fairseq_speedup.decoding.offline import Offline, read_overrides
+from fairseq_speedup.decoding.options import DEFAULTS, DecodingOptions, check_options, option
+from fairseq_speedup.decoding.words import PIECE_BOUNDARY, Words
+
+LM_WEIGHTS = [0.5, 1.0, 2.0, 3.0, 4.0]
+WORD_SCORES = [-2.0, -1.0, 0.0, 1.0, 2.0]
+FIRST_STEP = 0.5  # halved from round to round
+DIGITS = 4
+# options that decoding takes as it is tuned
+OF_SEARCH = ["kenlm_model", "lexicon", "lexicon_free", "sil_score", "beam_threshold"]
+OF_SEARCH += ["beam_size_token", "blank_skip_threshold"]
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("data", help="folder with the manifests and labels")
+    parser.add_argument("--path", required=True, help="fine-tuned checkpoint")
+    parser.add_argument("--gen-subset", default="valid", help="split to tune on")
+    parser.add_argument("--model-overrides", default="{}", help="as for fairseq-generate")
+    parser.add_argument("--kenlm-model", required=True, help="ARPA file or KenLM binary")
+    parser.add_argument("--lexicon", default="", help="words that can be found")
+    parser.add_argument("--lexicon-free", action="store_true", help="no words, a model over labels")
+    parser.add_argument("--beam", type=int, default=50, help="hypotheses kept")
+    for name in OF_SEARCH[3:]:
+        parser.add_argument(
+            option(name), type=type(DEFAULTS[name]), default=DEFAULTS[name], help="as for decoding"
+        )
+    parser.add_argument("--rounds", type=int, default=2, help="of ever smaller steps")
+    parser.add_argument("--batch-size", type=int, default=8, help="utterances")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes that decode; default: cores"
+    )
+    parser.add_argument(
+        "--emissions", help="file that keeps what the model gave, written where it does not exist"
+    )
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
+
+
+def run(args) -> None:
+    options = _checked(args)
+    split = observed(args)
+    words = Words(split.symbols, split.unspoken)
+    search = build_search(
+        options, words, split.blank, args.beam, 1, LM_WEIGHTS[0], split.training_labels
+    )
+    print(f"{len(split.references)} utterances of {args.gen_subset}, {split.num_words} words")
+    print(f"{'lm weight':>12}{'word score':>12}{'WER %':>9}")
+    print(f"{'greedy':>12}{'':>12}{split.wer_percent(split.greedy):>9.2f}", flush=True)
+    tuning = Tuning(search, split, options.blank_skip_threshold, args.workers)
+    best = tuning.best_of(LM_WEIGHTS, [0.0] if args.lexicon_free else WORD_SCORES, args.rounds)
+    print(
+        f"best of {len(tuning.wers)} settings on the split they were chosen on: WER "
+        f"{tuning.wers[best]:.2f} %. Another split is decoded at it with\n"
+        f"{_command(args, split, best)}"
+    )
+
+
+def _checked(args) -> DecodingOptions:
+    for name, least in [("rounds", 0), ("batch_size", 1), ("workers", 1)]:
+        if getattr(args, name) < least:
+            raise ValueError(f"{option(name)} {getattr(args, name)} must be {least} or more")
+    search = {name: getattr(args, name) for name in OF_SEARCH}
+    options = DecodingOptions(ctc_decoder="beam", **search)
+    check_options(options, GenerationConfig(beam=args.beam, lm_weight=LM_WEIGHTS[0]))
+    return options
+
+
+@dataclass
+class ObservedSplit:
+    """What a model gave for a split.
+
+    log_probs: (T, V) of each utterance, in nats
+    references, greedy: its words, and those of the best path
+    symbols, unspoken, blank: of the dictionary
+    labels: their name, as in task.labels
+    training_labels: the training split's, which may not be there
+    origin: what gave it
+    """
+
+    log_probs: list[np.ndarray]
+    references: list[list[str]]
+    greedy: list[list[str]]
+    symbols: list[str]
+    unspoken: list[int]
+    blank: int
+    labels: str
+    training_labels: str
+    origin: dict
+
+    @property
+    def num_words(self) -> int:
+        return sum(len(each) for each in self.references)
+
+    def wer_percent(self, hypotheses: list[list[str]]) -> float:
+        pairs = zip(hypotheses, self.references, strict=True)
+        return 100 * sum(editdistance.eval(*pair) for pair in pairs) / max(1, self.num_words)
+
+    def save(self, path: str) -> None:
+        fields = {name: value for name, value in asdict(self).items() if name != "log_probs"}
+        with open(path, "wb") as file:
+            np.savez(
+                file,
+                fields=json.dumps(fields),
+                lengths=[len(each) for each in self.log_probs],
+                log_probs=np.concatenate(self.log_probs),
+            )
+
+    @classmethod
+    def load(cls, path: str) -> "ObservedSplit":
+        try:
+            with np.load(path) as saved:
+                ends = saved["lengths"].cumsum()[:-1]
+                log_probs = np.split(saved["log_probs"], ends)
+                return cls(log_probs=log_probs, **json.loads(str(saved["fields"])))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"--emissions {path} cannot be read: {error}") from None
+
+
+def observed(args) -> ObservedSplit:
+    """From the file of --emissions where that exists, else from the model."""
+    origin = {
+        "path": os.path.abspath(args.path),
+        "written": os.path.getmtime(args.path),
+        "data": os.path.abspath(args.data),
+        "gen_subset": args.gen_subset,
+        "model_overrides": read_overrides(args.model_overrides),
+    }
+    if args.emissions and os.path.exists(args.emissions):
+        split = ObservedSplit.load(args.emissions)
+        for name, value in origin.items():
+            if split.origin.get(name) != value:
+                raise ValueError(
+                    f"--emissions {args.emissions} is of another run: {name} is "
+                    f"{split.origin.get(name)} there and {value} now; remove it or name another"
+                )
+        return split
+    split = observe(args, origin)
+    if args.emissions:
+        split.save(args.emissions)
+        print(f"wrote {args.emissions}")
+    return split
+
+
+@torch.no_grad()
+def observe(args, origin: dict) -> ObservedSplit:
+    """Runs the model over the split."""
+    offline = Offline(
+        args.path,
+        args.data,
+        args.gen_subset,
+        origin["model_overrides"],
+        args.batch_size,
+        args.cpu,
+    )
+    words = Words.of_dictionary(offline.dictionary)
+    log_probs, references, greedy = [], [], []
+    for sample in offline.batches():
+        batch, lengths, _ = log_posteriors([offline.model], sample["net_input"])
+        emissions = emissions_of(batch, lengths, offline.blank, words.unspoken)
+        log_probs += [each.log_probs for each in emissions]
+        greedy += [
+            words.of_path(each.log_probs.argmax(axis=1), offline.blank) for each in emissions
+        ]
+        for labels in offline.references(sample):
+            references.append(words.of([words.symbols[label] for label in labels.tolist()]))
+    labels = offline.task.cfg.labels
+    return ObservedSplit(
+        log_probs,
+        references,
+        [list(each) for each in greedy],
+        words.symbols,
+        list(words.unspoken),
+        offline.blank,
+        labels,
+        os.path.join(args.data, f"train.{labels}"),
+        origin,
+    )
+
+
+@dataclass(frozen=True)
+class Setting:
+    lm_weight: float
+    word_score: float
+
+
+class Tuning:
+    """Decodes a split at settings, each once.
+
+    Args:
+        search: has ``weigh``
+        split: what is decoded
+        blank_skip_threshold: as for decoding
+        num_workers: processes; each decodes the whole split at a setting
+    """
+
+    def __init__(self, search, split: ObservedSplit, blank_skip_threshold: float, num_workers: int):
+        log_probs = [_searched(each, split.blank, blank_skip_threshold) for each in split.log_probs]
+        self.wers: dict[Setting, float] = {}
+        # forked: they share the split and the language model
+        self.pool = ProcessPoolExecutor(
+            num_workers,
+            multiprocessing.get_context("fork"),
+            _start,
+            (search, split, log_probs),
+        )
+
+    def best_of(self, lm_weights, word_scores, rounds: int) -> Setting:
+        """The best setting of a grid, and of steps around it that are halved ``rounds`` times."""
+        self.decode(Setting(*pair) for pair in itertools.product(lm_weights, word_scores))
+        step = FIRST_STEP
+        for _ in range(rounds):
+            best = None
+            while best != self.best:
+                best = self.best
+                self.decode(_around(best, step, fixed_score=len(word_scores) == 1))
+            step /= 2
+        return self.best
+
+    def decode(self, settings) -> None:
+        """Prints and keeps the WER of settings that are not decoded yet."""
+        new = [setting for setting in settings if setting not in self.wers]
+        for setting, wer in zip(new, self.pool.map(_wer_percent, new), strict=True):
+            self.wers[setting] = wer
+            print(f"{setting.lm_weight:>12g}{setting.word_score:>12g}{wer:>9.2f}", flush=True)
+
+    @property
+    def best(self) -> Setting:
+        """With the lowest WER; of several, the one with the smallest word score, then weight."""
+        return min(
+            self.wers,
+            key=lambda each: (self.wers[each], abs(each.word_score), each.lm_weight),
+        )
+
+
+def _around(setting: Setting, step: float, fixed_score: bool) -> list[Setting]:
+    """Up to eight neighbours, weights above 0."""
+    scores = [0.0] if fixed_score else [-step, 0.0, step]
+    steps = itertools.product([-step, 0.0, step], scores)
+    around = [Setting(setting.lm_weight + x, setting.word_score + y) for x, y in steps]
+    return [each for each in around if each.lm_weight > 0]
+
+
+_work = None  # of a worker: search, split, log_probs
+
+
+def _start(*work) -> None:
+    global _work
+    _work = work
+
+
+def _wer_percent(setting: Setting) -> float:
+    search, split, log_probs = _work
+    search.weigh(setting.lm_weight, setting.word_score)
+    words = Words(split.symbols, split.unspoken)
+    found = search.search(log_probs)
+    return split.wer_percent([words.of_path(best.path, split.blank) for best, *_ in found])
+
+
+def _searched(log_probs: np.ndarray, blank: int, threshold: float) -> np.ndarray:
+    if threshold == 1:
+        return log_probs
+    emission = Emission(log_probs, np.arange(len(log_probs)), len(log_probs))
+    return skip_blanks(emission, blank, threshold).log_probs
+
+
+def _command(args, split: ObservedSplit, best: Setting) -> str:
+    pieces = any(symbol.startswith(PIECE_BOUNDARY) for symbol in split.symbols)
+    command = [
+        *("fairseq-generate", args.data, "--user-dir", str(Path(fairseq_speedup.__file__).parent)),
+        *("--task", "speedup_finetuning", "--path", args.path, "--gen-subset", "test"),
+        *("--labels", split.labels, "--batch-size", str(args.batch_size), "--scoring", "wer"),
+        *("--post-process", "sentencepiece" if pieces else "letter", "--results-path", "results"),
+        *("--ctc-decoder", "beam", "--beam", str(args.beam)),
+    ]
+    if read_overrides(args.model_overrides):
+        command += ["--model-overrides", args.model_overrides]
+    for name in OF_SEARCH:
+        value = getattr(args, name)
+        if value is True:
+            command.append(option(name))
+        elif value != DEFAULTS[name]:
+            command += [option(name), str(value)]
+    command += ["--lm-weight", f"{best.lm_weight:.{DIGITS}g}"]
+    if best.word_score:
+        command += ["--word-score", f"{best.word_score:.{DIGITS}g}"]
+    return shlex.join(command)
