@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fairseq import options as fairseq_options
 from fairseq.data import Dictionary
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig, Wav2VecCtc
 from fairseq.tasks.audio_pretraining import AudioPretrainingTask
+from fairseq_cli.generate import main as fairseq_generate
 from hypothesis import settings
 from omegaconf import OmegaConf
 
@@ -28,6 +30,7 @@ torch.set_num_threads(1)  # models are tiny: more threads only wait for each oth
 REPO = Path(__file__).parents[1]
 USER_DIR = Path(fairseq_speedup.__file__).parent
 SAMPLE_RATE = 16000
+BLANK = 0
 LETTERS = ["|", "E", "T", "A", "O", "N", "I", "H", "S", "R"]
 
 TINY = {
@@ -64,6 +67,38 @@ def write_pretrained(path: Path, normalize: bool = True, seed: int = 0, **option
             }
         ],
         "extra_state": {"train_iterator": {"epoch": 1}},
+    }
+    torch.save(state, path)
+    return path
+
+
+def write_finetuned(path: Path, w2v_path: Path, dictionary: Dictionary, labels="ltr", **options):
+    """A random fine-tuned model in the form of fairseq's checkpoints, which decodes to something:
+    its labels vary from frame to frame."""
+    model = build_model(w2v_path, labels=dictionary.symbols[dictionary.nspecial :], **options)
+    with torch.no_grad():
+        model.w2v_encoder.proj.weight.mul_(30)
+        model.w2v_encoder.proj.bias[BLANK] += 4
+    model_cfg = OmegaConf.to_container(model.cfg, enum_to_str=True)
+    task = {"_name": "speedup_finetuning", "data": "", "labels": labels, "normalize": True}
+    state = {
+        "args": None,
+        "cfg": {
+            "task": task,
+            "model": model_cfg | {"_name": "speedup_ctc"},
+            "criterion": {"_name": "ctc"},
+        },
+        "model": model.state_dict(),
+        "optimizer_history": [
+            {
+                "criterion_name": "CtcCriterion",
+                "optimizer_name": "FairseqAdam",
+                "lr_scheduler_state": {"best": None},
+                "num_updates": 1,
+            }
+        ],
+        "extra_state": {"train_iterator": {"epoch": 1}},
+        "task_state": {"target_dictionary": dictionary},
     }
     torch.save(state, path)
     return path
@@ -148,6 +183,29 @@ def run_command(*command, cwd=None, check=True, env=None) -> subprocess.Complete
     if check and done.returncode:
         raise AssertionError(f"{command} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
     return done
+
+
+def generate_here(data: Path, checkpoint: Path, results: Path | None = None, *options):
+    """As :func:`generate`, in this process: quicker, and raises what fairseq-generate dies of."""
+    arguments = [data, "--user-dir", USER_DIR, "--task", "speedup_finetuning", "--cpu"]
+    arguments += [
+        "--path",
+        checkpoint,
+        "--gen-subset",
+        "test",
+        "--labels",
+        "ltr",
+        "--scoring",
+        "wer",
+    ]
+    arguments += ["--post-process", "letter", "--num-workers", "0", "--no-progress-bar"]
+    arguments += ["--results-path", results] if results else []
+    parser = fairseq_options.get_generation_parser()
+    parser.add_argument("--arch", default="wav2vec2")  # as fairseq-generate itself
+    args = fairseq_options.parse_args_and_arch(
+        parser, [str(each) for each in [*arguments, *options]]
+    )
+    return fairseq_generate(args)
 
 
 def fairseq_command(name: str) -> str:

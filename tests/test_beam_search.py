@@ -5,10 +5,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairseq_speedup.decoding.beam import BeamDecoder
+from fairseq_speedup.decoding.emissions import Emission, skip_blanks
 from fairseq_speedup.decoding.flashlight import LexiconFreeSearch, LexiconSearch
+from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.lexicon import Lexicon
 from fairseq_speedup.decoding.options import DecodingOptions
 from fairseq_speedup.decoding.prefix_beam import PrefixBeamSearch
@@ -229,3 +233,95 @@ def test_a_narrow_beam_loses_the_best():
     (wide,) = PrefixBeamSearch(WORDS, BLANK, beam=300).search([log_probs])
     (narrow,) = PrefixBeamSearch(WORDS, BLANK, beam=1).search([log_probs])
     assert narrow[0].score < wide[0].score
+
+
+def test_token_pruning_leaves_the_likeliest_labels():
+    log_probs = table([[0.1, 0.5, 0.3, 0.1]])
+    (found,) = PrefixBeamSearch(WORDS, BLANK, beam=10, nbest=10, beam_size_token=1).search(
+        [log_probs]
+    )
+    assert [text(collapsed(each.path)) for each in found] == [("A",), ()]
+
+
+def test_the_beam_threshold_drops_what_is_far_behind():
+    log_probs = table([[0.2, 0.7, 0.1, 0.0]])
+    (found,) = PrefixBeamSearch(WORDS, BLANK, beam=10, nbest=10, beam_threshold=1.5).search(
+        [log_probs]
+    )
+    assert [text(collapsed(each.path)) for each in found] == [("A",), ()]
+
+
+def test_a_word_cut_off_by_the_end_is_not_found():
+    log_probs = table([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
+    lexicon = Lexicon(["A", "BA"], {"A": [["A", "|"]], "BA": [["B", "A", "|"]]})
+    search = LexiconSearch(WORDS, BLANK, DecodingOptions(), 10, 1, 0.0, lexicon, "")
+    ((best,),) = search.search([log_probs])
+    assert text(collapsed(best.path)) == ("A",)
+
+
+def test_scores_add_up_with_a_score_for_silence(arpa):
+    search = lexicon_search(arpa, lm_weight=1.5, word_score=0.7, sil_score=-0.3)
+    (found,) = search.search([random_table(20, seed=3, sharpness=1)])
+    assert len(found) == 4
+    scores = [each.score for each in found]
+    assert scores == sorted(scores, reverse=True)
+    for each in found:
+        silence = int((each.path == WORDS.boundary_label).sum())
+        parts = 1.5 * each.lm_score + 0.7 * each.num_words - 0.3 * silence
+        assert each.score == pytest.approx(each.acoustic_score + parts)
+        assert each.lm_score == pytest.approx(lm_score(text(collapsed(each.path))), abs=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(num_frames=st.integers(1, 7), seed=st.integers(0, 10**6))
+def test_skipping_blanks_is_taking_sure_ones_for_blank(num_frames, seed):
+    log_probs = random_table(num_frames, seed, sharpness=3)
+    whole = Emission(log_probs, np.arange(num_frames), num_frames)
+    skipped = skip_blanks(whole, BLANK, threshold=0.6)
+    sure = log_probs[:, BLANK] >= np.log(0.6)
+    only_blank = log_probs.copy()
+    only_blank[np.ix_(sure, np.arange(4) != BLANK)] = -np.inf
+    search = PrefixBeamSearch(WORDS, BLANK, nbest=5, **EVERYTHING)
+    expected, found = search.search([only_blank, skipped.log_probs])
+    scores = [each.score + skipped.skipped_score for each in found]
+    assert scores == pytest.approx([each.score for each in expected], abs=1e-4)
+    for each, like in zip(found, expected, strict=True):
+        assert collapsed(each.path) == collapsed(like.path)
+    runs = np.flatnonzero(np.diff(np.append(0, sure)) == 1)
+    assert len(skipped.frames) == (~sure).sum() + len(runs)
+
+
+def test_a_decoder_gives_frames_of_the_whole_utterance():
+    probabilities = [[0.9, 0.1, 0, 0]] * 4 + [[0.1, 0.8, 0.1, 0]] * 2 + [[0.9, 0.1, 0, 0]] * 5
+    log_probs = torch.from_numpy(table([*probabilities, [0, 0, 0, 1]]))[:, None]
+    for threshold in (1.0, 0.85):
+        search = PrefixBeamSearch(WORDS, BLANK, beam=10)
+        decoder = BeamDecoder(search, WORDS, BLANK, threshold)
+        ((best,),) = decoder.decode(log_probs, torch.tensor([12]))
+        assert best["frames"].tolist() == [[4, 6], [11, 12]]
+        assert best["alignment"] == [(4, 0), (11, 1)]
+        greedy = GreedyDecoder(BLANK).decode(log_probs, torch.tensor([12]))[0][0]
+        torch.testing.assert_close(best["positional_scores"], greedy["positional_scores"])
+    assert decoder.report()["share_of_frames_searched"] == pytest.approx(5 / 12, abs=1e-4)
+
+
+def test_searching_elsewhere_gives_the_same(arpa):
+    log_probs = torch.stack([torch.from_numpy(random_table(25, seed)) for seed in range(5)], dim=1)
+    lengths = torch.tensor([25, 3, 17, 9, 1])
+    here = BeamDecoder(lexicon_search(arpa, 0.5), WORDS, BLANK)
+    elsewhere = BeamDecoder(lexicon_search(arpa, 0.5), WORDS, BLANK, num_workers=2)
+    expected = here.decode(log_probs, lengths)
+    batch = elsewhere.start(log_probs, lengths)
+    found = batch.hypotheses()
+    assert batch.seconds_elsewhere > 0
+    for each, like in zip(found, expected, strict=True):
+        assert [h["score"] for h in each] == [h["score"] for h in like]
+        assert [h["tokens"].tolist() for h in each] == [h["tokens"].tolist() for h in like]
+
+
+def test_labels_that_no_transcript_has_are_never_found():
+    words = Words(["<s>", "<pad>", "A"], unspoken=(1,))
+    log_probs = torch.tensor([[[0.1, 0.8, 0.1]]]).log()
+    decoder = BeamDecoder(PrefixBeamSearch(words, BLANK, beam=5, nbest=5), words, BLANK)
+    (nbest,) = decoder.decode(log_probs, torch.tensor([1]))
+    assert sorted(each["tokens"].tolist() for each in nbest) == [[], [2]]

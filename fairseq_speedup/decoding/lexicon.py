@@ -103,7 +103,8 @@ def lexicon_of_labels(lines: list[list[str]], words: Words) -> Lexicon:
         for start, end in words.spans(line):
             spelling = words.closed(line[start:end])
             (word,) = words.of(spelling)
-            counts.setdefault(word, Counter())[tuple(spelling)] += 1
+            if words.is_bounded(spelling):
+                counts.setdefault(word, Counter())[tuple(spelling)] += 1
     spellings = {
         word: [list(spelling) for spelling, _ in counts[word].most_common()]
         for word in sorted(counts)
@@ -124,7 +125,7 @@ def lexicon_of_words(listed: list[str], spell, words: Words, path: str) -> Lexic
     spellings, bad = {}, []
     for word in listed:
         spelling = spell(word)
-        if known.issuperset(spelling) and words.of(spelling) == [word]:
+        if known.issuperset(spelling) and _spells(spelling, word, words):
             spellings[word] = [spelling]
         else:
             bad.append(word)
@@ -137,6 +138,10 @@ def lexicon_of_words(listed: list[str], spell, words: Words, path: str) -> Lexic
             raise ManifestError(f"{message}. Words must be written as in the training transcripts")
         print(f"warning: {message}. They are left out", flush=True)
     return Lexicon(list(spellings), spellings)
+
+
+def _spells(spelling: list[str], word: str, words: Words) -> bool:
+    return words.of(spelling) == [word] and words.is_bounded(spelling)
 
 
 def _speller(words: Words, spm_model: str):
@@ -186,11 +191,10 @@ def read_lexicon(path: str, words: Words) -> Lexicon:
                 f"{where} is spelled with {' '.join(unknown[:MAX_NAMED])}, which the dictionary "
                 f"lacks; its symbols: {' '.join(words.spoken[:40])}"
             )
-        if words.of(spelling) != [word]:
+        if not _spells(spelling, word, words):
             raise ManifestError(
-                f"{where} is spelled {' '.join(spelling)}, which reads "
-                f"{' '.join(words.of(spelling))!r}: fairseq-generate prints the labels, so that a "
-                "word must be what its labels say"
+                f"{where} is spelled {' '.join(spelling)}: fairseq-generate prints the labels, so "
+                f"that they must say the word and its {words.boundary}"
             )
         if spelling not in spellings.setdefault(word, []):
             spellings[word].append(spelling)

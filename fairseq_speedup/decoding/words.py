@@ -60,17 +60,19 @@ class Words:
         """A word's labels with the boundary that ends it, where that is a label of its own."""
         return [*symbols, self.boundary] if self.boundary == LETTER_BOUNDARY else list(symbols)
 
+    def is_bounded(self, symbols: list[str]) -> bool:
+        """Whether a word's labels keep it apart from its neighbours."""
+        if self.boundary == LETTER_BOUNDARY:
+            return symbols[-1] == LETTER_BOUNDARY
+        return self.boundary is None or symbols[0].startswith(self.boundary)
+
     def spans(self, symbols: list[str]) -> list[tuple[int, int]]:
-        """(first label, label after the last) of each word of a line of labels; boundaries that are
-        labels belong to no word."""
-        spans, start = [], None
+        """(first label, label after the last) of each word of a line of labels. A boundary that is
+        a label of its own belongs to no word, one that begins a piece to the word that follows."""
+        starts, ends = [0], []
         for position, symbol in enumerate(symbols):
             if self.boundary is None or symbol.startswith(self.boundary):
-                if start is not None:
-                    spans.append((start, position))
-                start = None
-            if symbol != self.boundary and start is None:
-                start = position
-        if start is not None:
-            spans.append((start, len(symbols)))
-        return spans
+                ends.append(position)
+                starts.append(position + (symbol == LETTER_BOUNDARY))
+        spans = zip(starts, [*ends, len(symbols)], strict=True)
+        return [(start, end) for start, end in spans if self.of(symbols[start:end])]
