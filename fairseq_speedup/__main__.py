@@ -3,13 +3,14 @@
 import argparse
 import sys
 
-from fairseq_speedup import calibration
+from fairseq_speedup import calibration, inspection
 from fairseq_speedup.data import spm
 from fairseq_speedup.decoding import lexicon, merge, tune_lm
 from fairseq_speedup.profiling import command as profile
 
 COMMANDS = {
     "calibrate": calibration,
+    "inspect": inspection,
     "lexicon": lexicon,
     "merge": merge,
     "profile": profile,

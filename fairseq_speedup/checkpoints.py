@@ -2,7 +2,8 @@
 
 A checkpoint is a pickle, and a pickle may run any code. Here every file is read with torch's
 restricted unpickler, which builds tensors, plain containers and the few types below, and nothing
-else, whatever fairseq itself asks of ``torch.load``.
+else, whatever fairseq itself asks of ``torch.load``; and its configs lose what would be run later
+(:mod:`fairseq_speedup.saved_configs`).
 """
 
 import argparse
@@ -20,6 +21,9 @@ from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import nodes
+from omegaconf.errors import OmegaConfBaseException
+
+from fairseq_speedup.saved_configs import UnsafeConfigError, plain_config
 
 TRUST = "FAIRSEQ_SPEEDUP_TRUST_CHECKPOINTS"
 
@@ -43,6 +47,9 @@ HARMLESS_TYPES = [
     nodes.BooleanNode,
 ]
 
+# where a checkpoint holds configs, and what each is; s3prl's is Config
+CONFIGS = {"cfg": dict, "args": argparse.Namespace, "Config": dict}
+
 
 class CheckpointError(ValueError):
     """A file that cannot be used as the checkpoint asked for."""
@@ -53,21 +60,79 @@ def trusted() -> bool:
     return os.environ.get(TRUST) == "1"
 
 
-def open_checkpoint(path: str):
-    """What ``torch.save`` put into a file, on the CPU.
+@contextlib.contextmanager
+def distrusting():
+    """No checkpoint is trusted, whatever the user says."""
+    given = os.environ.pop(TRUST, None)
+    try:
+        yield
+    finally:
+        if given is not None:
+            os.environ[TRUST] = given
+
+
+def open_checkpoint(path: str) -> dict:
+    """What ``torch.save`` put into a file, on the CPU, with its configs as plain values.
 
     Raises:
         FileNotFoundError, CheckpointError: naming the file
     """
-    with _clear_errors(path):
-        return torch.load(path, map_location="cpu", weights_only=not trusted())
+    state = unpickle(path)
+    return state if trusted() else without_code(path, state)
+
+
+def unpickle(path: str) -> dict:
+    """What ``torch.save`` put into a file, on the CPU, its configs as they are.
+
+    Raises:
+        FileNotFoundError, CheckpointError: naming the file
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
+    try:
+        with _no_other_types():
+            state = torch.load(path, map_location="cpu", weights_only=not trusted())
+    except Exception as error:  # whatever a spoilt file makes of the unpickler
+        raise _in_words(path, error) from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint")
+    return state
+
+
+def without_code(path: str, state: dict) -> dict:
+    """A checkpoint with its configs as plain values, see :func:`plain_config`.
+
+    Raises:
+        CheckpointError: a config that would run code, or something else where a config is due
+    """
+    state = dict(state)
+    for name, kind in CONFIGS.items():
+        if state.get(name) is None:
+            continue
+        try:
+            with clear_layout_errors(path):
+                state[name] = plain_config(state[name], name)
+        except UnsafeConfigError as error:
+            raise CheckpointError(
+                f"{path} is refused: {error}. If you know where the file comes from, {TRUST}=1 "
+                "loads it, and runs whatever code it holds"
+            ) from None
+        if not isinstance(state[name], kind):
+            found = type(state[name]).__name__
+            raise CheckpointError(f"{path}: its {name} is a {found}, not a {kind.__name__}")
+    return state
 
 
 def write_checkpoint(state: dict, path: str) -> None:
     """Writes a checkpoint whole or not at all."""
     part = f"{path}.part"
-    torch.save(state, part)
-    os.replace(part, path)
+    try:
+        torch.save(state, part)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(part)
+        raise
 
 
 def install(*upgrades) -> None:
@@ -89,10 +154,12 @@ def install(*upgrades) -> None:
 def _safe(load, upgrades):
     @functools.wraps(load)
     def load_checkpoint_to_cpu(path, arg_overrides=None, *args, **kwargs):
-        with _clear_errors(path), _restricted_unpickler():
+        state = open_checkpoint(path)
+        with clear_layout_errors(path), _loaded(state):
             state = load(path, arg_overrides, *args, **kwargs)
-        for upgrade in upgrades:
-            upgrade(path, state, arg_overrides or {})
+        with clear_layout_errors(path):
+            for upgrade in upgrades:
+                upgrade(path, state, arg_overrides or {})
         return state
 
     return load_checkpoint_to_cpu
@@ -125,46 +192,61 @@ def _of_whole_config(upgrade):
 
 
 @contextlib.contextmanager
-def _restricted_unpickler():
-    """``torch.load`` is restricted, unless the user trusts the file: some fairseq distributions ask
-    it not to be."""
+def _loaded(state: dict):
+    """``torch.load`` gives what was read already, whatever a fairseq distribution asks of it: some
+    ask for no restriction."""
     load = torch.load
-
-    @functools.wraps(load)
-    def restricted(*args, **kwargs):
-        kwargs["weights_only"] = not trusted()
-        return load(*args, **kwargs)
-
-    torch.load = restricted
+    torch.load = torch.serialization.load = lambda *args, **kwargs: state
     try:
         yield
     finally:
-        torch.load = load
+        torch.load = torch.serialization.load = load
 
 
 @contextlib.contextmanager
-def _clear_errors(path: str):
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
+def _no_other_types():
+    """torch's list of allowed types is open to every library: while a checkpoint is read, it holds
+    ours alone."""
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(HARMLESS_TYPES)
     try:
         yield
-    except pickle.UnpicklingError as error:
-        unsafe = re.search(r"(?:GLOBAL|[Uu]nsupported (?:global|class)\S*) (\S+)", str(error))
-        if unsafe:
-            raise CheckpointError(
-                f"{path} is refused: it holds {unsafe[1]}, which is not among the harmless types "
-                "that fairseq's checkpoints hold. If you know where the file comes from, "
-                f"{TRUST}=1 loads it, and runs whatever code it holds"
-            ) from None
-        reason = str(error).split("\n")[0][:200]
-        raise CheckpointError(_unreadable(path, f"not a pickle of PyTorch's: {reason}")) from None
-    except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, OSError) as error:
-        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-        raise CheckpointError(_unreadable(path, reason)) from None
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
 
 
-def _unreadable(path: str, reason: str) -> str:
-    return (
+@contextlib.contextmanager
+def clear_layout_errors(path: str):
+    """What fails on a file that is laid out unlike a checkpoint fails with its name."""
+    try:
+        yield
+    except (CheckpointError, UnsafeConfigError):
+        raise
+    except (
+        *(AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError),
+        OmegaConfBaseException,
+    ) as error:
+        raise CheckpointError(
+            f"{path} is not laid out as a fairseq checkpoint: {_reason(error)}"
+        ) from error
+
+
+def _in_words(path: str, error: Exception) -> CheckpointError:
+    unsafe = re.search(r"(?:GLOBAL|[Uu]nsupported (?:global|class)\S*) (\S+)", str(error))
+    if unsafe and isinstance(error, pickle.UnpicklingError):
+        return CheckpointError(
+            f"{path} is refused: it holds {unsafe[1]}, which is not among the harmless types "
+            "that fairseq's checkpoints hold. If you know where the file comes from, "
+            f"{TRUST}=1 loads it, and runs whatever code it holds"
+        )
+    return CheckpointError(
         f"{path} ({os.path.getsize(path):,} bytes) cannot be read as a fairseq checkpoint: "
-        f"truncated, or another kind of file ({reason})"
+        f"truncated, or another kind of file ({_reason(error)})"
     )
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).split("WeightsUnpickler error: ")[-1].strip()  # torch puts advice before it
+    return f"{type(error).__name__}: {text}".split("\n")[0][:200]

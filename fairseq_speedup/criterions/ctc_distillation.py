@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from fairseq import checkpoint_utils, utils
+from fairseq import utils
 from fairseq.criterions import register_criterion
 from fairseq.logging import metrics
 
@@ -14,7 +14,7 @@ from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.criterions.ctc_exits import CtcExitsConfig, CtcExitsCriterion, unwrapped
 from fairseq_speedup.data.dictionary import difference
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
-from fairseq_speedup.models.overrides import FINETUNED_MODELS
+from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.registry import Registry
 
 TARGETS = Registry("criterion.distillation_target")
@@ -188,16 +188,7 @@ def _load_teacher(path: str, task):
         )
     if not os.path.isfile(path):
         raise FileNotFoundError(f"criterion.teacher_path={path}: no such file, or no file")
-    state = checkpoint_utils.load_checkpoint_to_cpu(path)
-    kind = state["cfg"].model._name if state.get("cfg") is not None else None
-    if kind not in FINETUNED_MODELS:
-        raise CheckpointError(
-            f"criterion.teacher_path={path} holds a {kind} model; it must be fine-tuned: "
-            f"{' or '.join(FINETUNED_MODELS)}"
-        )
-    (teacher,), cfg, teacher_task = checkpoint_utils.load_model_ensemble_and_task(
-        [path], state=state
-    )
+    teacher, cfg, teacher_task = load_finetuned(path, "criterion.teacher_path=")
     ours, theirs = task.target_dictionary.symbols, teacher_task.target_dictionary.symbols
     if ours != theirs:
         raise CheckpointError(

@@ -3,7 +3,9 @@
 import ast
 
 import torch
-from fairseq import checkpoint_utils, utils
+from fairseq import utils
+
+from fairseq_speedup.models.loading import load_finetuned
 
 
 class Offline:
@@ -21,7 +23,7 @@ class Offline:
         self, path: str, data: str, subset: str, overrides: dict, batch_size: int, cpu: bool
     ):
         overrides = {"data": data, **overrides}
-        (model,), cfg, self.task = checkpoint_utils.load_model_ensemble_and_task([path], overrides)
+        model, cfg, self.task = load_finetuned(path, "--path ", overrides)
         self.use_cuda = torch.cuda.is_available() and not cpu
         self.model = (model.cuda() if self.use_cuda else model).eval()
         self.task.load_dataset(subset, task_cfg=cfg.task)

@@ -5,18 +5,26 @@ other names, and for some a difference that :func:`adapt` makes. So each is read
 config and weights under its names.
 """
 
-from fairseq_speedup.pretrained.encoder import adapt, build_encoder, keep_layer_type, load_weights
+from fairseq_speedup.pretrained.encoder import (
+    adapt,
+    build_encoder,
+    check_weights,
+    keep_layer_type,
+    load_weights,
+)
 from fairseq_speedup.pretrained.families import Pretrained
 from fairseq_speedup.pretrained.finetuned import upgrade_finetuned
-from fairseq_speedup.pretrained.read import read_file, read_pretrained
+from fairseq_speedup.pretrained.read import read_file, read_pretrained, read_state
 
 __all__ = [
     "Pretrained",
     "adapt",
     "build_encoder",
+    "check_weights",
     "keep_layer_type",
     "load_weights",
     "read_file",
     "read_pretrained",
+    "read_state",
     "upgrade_finetuned",
 ]

@@ -53,6 +53,12 @@ def load_weights(w2v_model, weights: dict, source: str) -> None:
     Raises:
         CheckpointError: weights that are missing, unknown or of another shape, by name
     """
+    check_weights(w2v_model, weights, source)
+    w2v_model.load_state_dict(weights, strict=True)
+
+
+def check_weights(w2v_model, weights: dict, source: str) -> None:
+    """What :func:`load_weights` raises, of a model that may be on the meta device."""
     ours = w2v_model.state_dict()
     missing = [name for name in ours if name not in weights]
     unknown = [name for name in weights if name not in ours]
@@ -65,7 +71,6 @@ def load_weights(w2v_model, weights: dict, source: str) -> None:
     reasons = [f"{kind}: {_first(names)}" for kind, names in found if names]
     if reasons:
         raise CheckpointError(f"{source}: its weights do not fit its config; {'; '.join(reasons)}")
-    w2v_model.load_state_dict(weights, strict=True)
 
 
 def _first(names: list[str], count: int = 3) -> str:

@@ -3,11 +3,13 @@
 import re
 from dataclasses import dataclass, field, fields
 
+import torch
 from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fairseq_speedup.architectures import pretraining_config
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.saved_configs import UnsafeConfigError, evaluate
 from fairseq_speedup.transformer.conformer import ATTENTIONS
 
 ENCODER_WEIGHTS = (
@@ -94,6 +96,8 @@ def sort_weights(path: str, family: str, weights: dict) -> tuple[dict, list[str]
     for name, weight in weights.items():
         if name.startswith(table.dropped):
             dropped.append(name)
+        elif not isinstance(weight, torch.Tensor):
+            raise CheckpointError(f"{path}: {name} is a {type(weight).__name__}, no weight")
         elif name.startswith(ENCODER_WEIGHTS):
             for pattern, replacement in table.renamed:
                 name = re.sub(pattern, replacement, name)
@@ -140,11 +144,23 @@ def as_wav2vec2(path: str, family: str, given: dict, normalize: bool) -> DictCon
 
 
 def check_conv_layers(path: str, conv_feature_layers) -> None:
-    """fairseq evaluates this field as Python: nothing but numbers may be in it."""
-    text = str(conv_feature_layers)
-    if conv_feature_layers is not None and not re.fullmatch(r"[\d\s()\[\],+*]{,1000}", text):
+    """fairseq evaluates this field as Python.
+
+    Raises:
+        CheckpointError: anything else than a list of (dim, kernel, stride)
+    """
+    if conv_feature_layers is None:
+        return
+    try:
+        layers = evaluate(conv_feature_layers, "conv_feature_layers")
+        valid = all(type(n) is int and n > 0 for layer in layers for n in layer)
+        valid = valid and type(layers) is list and all(len(layer) == 3 for layer in layers)
+    except (UnsafeConfigError, ValueError, TypeError, AttributeError):
+        valid = False
+    if not valid:
         raise CheckpointError(
-            f"{path}: conv_feature_layers={text[:100]!r} is no list of (dim, kernel, stride)"
+            f"{path}: conv_feature_layers={str(conv_feature_layers)[:100]!r} is no list of "
+            "(dim, kernel, stride)"
         )
 
 
@@ -172,6 +188,20 @@ def family_name(model_cfg) -> str | None:
         # absolute positions are wav2vec 2.0's convolution
         return name if model_cfg.get("pos_enc_type", "abs") == "abs" else "wav2vec2_conformer"
     return name
+
+
+def made_anew(path: str, w2v_args) -> DictConfig:
+    """The config that a checkpoint written here has of its pretraining, from the fields alone that
+    a wav2vec 2.0 has: a file may hold anything.
+
+    Args:
+        w2v_args: mapping with ``model`` and ``task``
+    """
+    normalize = plain(w2v_args.get("task") or {}).get("normalize", False)
+    cfg = as_wav2vec2(path, "wav2vec2", plain(w2v_args["model"]), normalize)
+    with open_dict(cfg):
+        cfg.encoder_variant = plain(w2v_args.get("encoder_variant") or {})
+    return cfg
 
 
 def family_of(path: str, model_cfg, task_cfg, weights: dict) -> Pretrained:

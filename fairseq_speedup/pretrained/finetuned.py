@@ -2,18 +2,23 @@
 
 import logging
 import os
+from argparse import Namespace
 
+from fairseq.data import Dictionary
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig
 from fairseq.tasks.audio_finetuning import AudioFinetuningConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
+from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
 from fairseq_speedup.pretrained.families import (
     RELATIVE_BIAS,
     Pretrained,
     as_wav2vec2,
     family_name,
     family_of,
+    made_anew,
     plain,
     sort_weights,
 )
@@ -22,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 STOCK_KINDS = ("wav2vec_ctc", "hubert_ctc")
 FINETUNED_KINDS = ("speedup_ctc", *STOCK_KINDS)
+PRETRAINING_TASKS = ("audio_pretraining", "hubert_pretraining")  # which fine-tuned too, until 2021
+FINETUNING_TASKS = ("speedup_finetuning", "audio_finetuning", *PRETRAINING_TASKS)
 ENCODER = "w2v_encoder.w2v_model."
 HEAD = "w2v_encoder.proj."
 FINETUNED = ", fine-tuned"  # at the end of a family
@@ -29,34 +36,81 @@ HEAD_DIM = 64  # of every public checkpoint's attention
 
 
 def upgrade_finetuned(path: str, state: dict, overrides: dict) -> None:
-    """Brings a stock fine-tuned checkpoint into today's form, in place: a config instead of a
-    Namespace, the pretraining's config inside, HuBERT and data2vec as wav2vec 2.0. Other files and
-    those that need none of it stay as they are."""
-    cfg = state.get("cfg")
-    if cfg is None and state.get("args") is not None:
-        kind = getattr(state["args"], "arch", None)
-        if kind not in STOCK_KINDS:
-            return
-        cfg = _of_namespace(state["args"])
-    if not cfg or not cfg.get("model") or cfg["model"].get("_name") not in STOCK_KINDS:
-        return
-    cfg = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(cfg)
-    weights = _encoder_weights(path, state)
-    pretraining = _pretraining(path, cfg, weights)
-    kept, dropped = sort_weights(path, pretraining.family, weights)
-    state["model"] = {ENCODER + name: weight for name, weight in kept.items()} | {
-        name: weight for name, weight in state["model"].items() if name.startswith(HEAD)
-    }
+    """:func:`upgrade` of what fairseq has loaded, where it is a fine-tuned checkpoint."""
+    if kind_of(state) in FINETUNED_KINDS:
+        upgrade(path, state)
+
+
+def upgrade(path: str, state: dict) -> Pretrained:
+    """Brings a fine-tuned checkpoint into today's form, in place: a config instead of a Namespace,
+    the pretraining's config inside, HuBERT and data2vec as wav2vec 2.0.
+
+    Returns:
+        its encoder
+    Raises:
+        CheckpointError: a config or weights that no such model has
+    """
+    cfg = _whole_config(state)
+    _upgrade_task(path, cfg)
+    found = _pretraining(path, cfg, _encoder_weights(path, state))
+    if cfg.model._name in STOCK_KINDS:
+        with FakeTensorMode():  # shapes alone
+            check_weights(build_encoder(found.cfg), found.weights, path)
+        state["model"] = {ENCODER + name: weight for name, weight in found.weights.items()} | {
+            name: weight for name, weight in state["model"].items() if name.startswith(HEAD)
+        }
+        with open_dict(cfg):
+            cfg.model._name = "wav2vec_ctc"
     with open_dict(cfg):
-        cfg.model._name = "wav2vec_ctc"
-        cfg.model.w2v_args = pretraining.cfg
-        if pretraining.cfg.model.layer_type == "conformer":
+        cfg.model.w2v_args = found.cfg
+        if found.cfg.model.layer_type == "conformer":
             cfg.model.layer_type = "conformer"  # fairseq's default takes the pretraining's place
-        if cfg.task.get("_name") == "audio_pretraining":  # which fine-tuned too, in 2020
-            cfg.task._name = "audio_finetuning"
     state["cfg"], state["args"] = cfg, None
-    if dropped:
-        logger.info("%s: %d weights that only pretraining needs", path, len(dropped))
+    if found.dropped:
+        logger.info("%s: %d weights that only pretraining needs", path, len(found.dropped))
+    return found
+
+
+def _upgrade_task(path: str, cfg: DictConfig) -> None:
+    kind = cfg.task.get("_name")
+    if kind not in FINETUNING_TASKS:
+        raise CheckpointError(
+            f"{path}: a model fine-tuned with task {kind!r}; valid values: "
+            f"{', '.join(FINETUNING_TASKS)}"
+        )
+    if kind in PRETRAINING_TASKS:
+        with open_dict(cfg):
+            cfg.task._name = "audio_finetuning"
+            labels = cfg.task.get("labels")
+            if isinstance(labels, ListConfig) and len(labels) == 1:  # HuBERT's
+                cfg.task.labels = labels[0]
+
+
+def kind_of(state: dict) -> str | None:
+    """The name of the model that a checkpoint holds, where its config has one."""
+    cfg = state.get("cfg")
+    if cfg is None:
+        return getattr(state.get("args"), "arch", None)
+    model = cfg.get("model") or {}
+    return getattr(model, "_name", None) if isinstance(model, Namespace) else model.get("_name")
+
+
+def _whole_config(state: dict) -> DictConfig:
+    cfg = state.get("cfg")
+    if cfg is None:
+        return _of_namespace(state["args"])
+    return cfg if isinstance(cfg, DictConfig) else OmegaConf.create(cfg, flags=_OBJECTS)
+
+
+def where_pretraining_is(state: dict) -> str:
+    """Where a fine-tuned checkpoint has the config of its pretraining, in words."""
+    cfg = _whole_config(state)
+    w2v_args, w2v_path = cfg.model.get("w2v_args"), cfg.model.get("w2v_path")
+    if w2v_args is not None:
+        return "inside, a Namespace" if isinstance(w2v_args, Namespace) else "inside"
+    if _pretrained_file(w2v_path) is not None:
+        return f"in {w2v_path}"
+    return f"lost with {w2v_path}: sizes are those of the weights"
 
 
 def from_finetuned(path: str, cfg: DictConfig, state: dict) -> Pretrained:
@@ -79,7 +133,7 @@ def from_finetuned(path: str, cfg: DictConfig, state: dict) -> Pretrained:
     head = {name[len(HEAD) :]: w for name, w in state["model"].items() if name.startswith(HEAD)}
     dictionary = (state.get("task_state") or {}).get("target_dictionary")
     found.head = head if set(head) == {"weight", "bias"} else {}
-    found.labels = dictionary.symbols if dictionary is not None else None
+    found.labels = dictionary.symbols if isinstance(dictionary, Dictionary) else None
     found.family += FINETUNED
     return found
 
@@ -90,16 +144,14 @@ def _pretraining(path: str, cfg: DictConfig, weights: dict) -> Pretrained:
     w2v_args = cfg.model.get("w2v_args")
     if w2v_args is None:
         w2v_path = cfg.model.get("w2v_path")
-        if w2v_path and os.path.isfile(w2v_path):
-            from fairseq_speedup.pretrained.read import read_file
-
-            pretraining = read_file(w2v_path)
-            family = pretraining.family.removesuffix(FINETUNED)
+        pretraining = _pretrained_file(w2v_path)
+        if pretraining is not None:
+            family = pretraining.family
             return Pretrained(family, pretraining.cfg, *sort_weights(path, family, weights))
         normalize = plain(cfg.get("task") or {}).get("normalize", False)
         logger.warning(
-            "%s has no config of its pretraining, and %s is not here: sizes are taken from the "
-            "weights",
+            "%s has no config of its pretraining, and no pretrained model is at %s: sizes are "
+            "those of the weights",
             path,
             w2v_path,
         )
@@ -108,16 +160,29 @@ def _pretraining(path: str, cfg: DictConfig, weights: dict) -> Pretrained:
         family = family_name({**given, "_name": kind})
         kept = as_wav2vec2(path, family, given, normalize)
         return Pretrained(family, kept, *sort_weights(path, family, weights))
-    if not isinstance(w2v_args, DictConfig | dict):  # a Namespace
+    if isinstance(w2v_args, Namespace):
         given = vars(w2v_args)
         kind = given.get("arch", "wav2vec2")
         normalize = given.get("normalize", False)
         return family_of(path, {**given, "_name": kind}, {"normalize": normalize}, weights)
+    if w2v_args.get("model") is None:
+        raise CheckpointError(f"{path}: its cfg.model.w2v_args has no section 'model'")
     if w2v_args.get("encoder_variant") is not None:  # written here: already a wav2vec 2.0
         family = "wavlm" if RELATIVE_BIAS in weights else family_name(w2v_args["model"])
-        kept, dropped = sort_weights(path, family, weights)
-        return Pretrained(family, OmegaConf.create(w2v_args), kept, dropped)
+        cfg = made_anew(path, w2v_args)
+        return Pretrained(family, cfg, *sort_weights(path, family, weights))
     return family_of(path, w2v_args["model"], w2v_args.get("task"), weights)
+
+
+def _pretrained_file(path: str | None) -> Pretrained | None:
+    """What a fine-tuned checkpoint began as, if that is here."""
+    from fairseq_speedup.pretrained.read import read_state
+
+    if not path or not os.path.isfile(path):
+        return None
+    state = open_checkpoint(path)
+    # a checkpoint that names a fine-tuned one, itself perhaps, would be followed without end
+    return None if kind_of(state) in FINETUNED_KINDS else read_state(path, state)
 
 
 def _encoder_weights(path: str, state: dict) -> dict:

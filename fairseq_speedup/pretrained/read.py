@@ -7,12 +7,13 @@ import torch
 from fairseq.dataclass.utils import overwrite_args_by_name
 from omegaconf import OmegaConf
 
-from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
+from fairseq_speedup.checkpoints import CheckpointError, clear_layout_errors, open_checkpoint
 from fairseq_speedup.pretrained.families import (
     RELATIVE_BIAS,
     Pretrained,
     as_wav2vec2,
     family_of,
+    made_anew,
     sort_weights,
 )
 from fairseq_speedup.pretrained.finetuned import FINETUNED_KINDS, from_finetuned
@@ -82,8 +83,12 @@ def read_file(path: str) -> Pretrained:
         CheckpointError: not a checkpoint, or of no family that is known
     """
     state = open_checkpoint(path)
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint")
+    with clear_layout_errors(path):
+        return read_state(path, state)
+
+
+def read_state(path: str, state: dict) -> Pretrained:
+    """The encoder in what was loaded from a file; see :func:`read_file`."""
     if "Distiller" in state:
         return _distilhubert(path, state)
     weights = state.get("model")
@@ -126,7 +131,7 @@ def _wavlm(path: str, given: dict, weights: dict) -> Pretrained:
 
 def _student(path: str, cfg, weights: dict) -> Pretrained:
     """A student of ours has its teacher's config, with fewer layers."""
-    pretraining = OmegaConf.create(OmegaConf.to_container(cfg.model.w2v_args))
+    pretraining = made_anew(path, cfg.model.w2v_args)
     pretraining.model.encoder_layers = cfg.model.student_layers
     prefix = "student."
     weights = {

@@ -16,7 +16,6 @@ import sys
 import numpy as np
 import torch
 import yaml
-from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,7 +24,7 @@ from fairseq_speedup.architectures import ARCHITECTURES, architecture_config
 from fairseq_speedup.data.manifest import ManifestError, read_lines
 from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.models.config import REDUCTION_OPTIONS, SpeedupCtcConfig, switched_on
-from fairseq_speedup.models.overrides import FINETUNED_MODELS
+from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc
 from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
@@ -126,7 +125,7 @@ def batch_lengths(num_samples: np.ndarray, batch_size: int, sort: bool) -> list[
     return [num_samples[i : i + batch_size] for i in range(0, len(num_samples), batch_size)]
 
 
-class _Labels:
+class Labels:
     """Stands for the task when a model is built without one: only its dictionary is asked for."""
 
     def __init__(self, num_labels: int):
@@ -144,17 +143,8 @@ def load_model(args):
     if args.checkpoint:
         if args.config:
             raise ValueError("--config and --checkpoint exclude each other: give options instead")
-        state = checkpoint_utils.load_checkpoint_to_cpu(args.checkpoint, options)
-        kind = state["cfg"].model._name if state.get("cfg") is not None else "fairseq 0.10"
-        if kind not in FINETUNED_MODELS:
-            raise ValueError(
-                f"--checkpoint {args.checkpoint} holds a {kind} model; give one fine-tuned as "
-                f"{' or '.join(FINETUNED_MODELS)}, or --arch"
-            )
-        models, cfg, _ = checkpoint_utils.load_model_ensemble_and_task(
-            [args.checkpoint], arg_overrides=options, state=state
-        )
-        return models[0], describe(os.path.basename(args.checkpoint), cfg.model)
+        model, cfg, _ = load_finetuned(args.checkpoint, "--checkpoint ", options)
+        return model, describe(os.path.basename(args.checkpoint), cfg.model)
     arch = args.arch or ("large" if "large" in os.path.basename(args.config or "") else "base")
     cfg = OmegaConf.structured(SpeedupCtcConfig)
     unknown = sorted(set(options) - set(cfg) - {"_name"})
@@ -163,18 +153,28 @@ def load_model(args):
             f"unknown model options: {', '.join(unknown)}; reductions: "
             f"{', '.join(REDUCTION_OPTIONS)} (any option of wav2vec_ctc is valid too)"
         )
-    w2v_args = architecture_config(arch)
     for name, value in options.items():
         try:
             cfg[name] = value
         except OmegaConfBaseException as error:
             reason = str(error).split("\n")[0]
             raise ValueError(f"{name}={value}: {reason}") from None
+    model = random_model(architecture_config(arch), args.num_labels, cfg)
+    return model, describe(f"{arch}, random weights", cfg)
+
+
+def random_model(w2v_args, num_labels: int, cfg=None) -> SpeedupCtc:
+    """A CTC model without a checkpoint.
+
+    Args:
+        w2v_args: config of its pretraining
+        cfg: model options; default: no reduction
+    """
+    cfg = OmegaConf.structured(SpeedupCtcConfig) if cfg is None else cfg
     cfg.w2v_path, cfg.data, cfg.ddp_backend = "", "", "legacy_ddp"
     cfg.normalize = w2v_args.task.normalize
     cfg.w2v_args = w2v_args
-    model = SpeedupCtc.build_model(cfg, _Labels(args.num_labels))
-    return model, describe(f"{arch}, random weights", cfg)
+    return SpeedupCtc.build_model(cfg, Labels(num_labels))
 
 
 def read_model_options(path: str) -> dict:
@@ -205,10 +205,35 @@ def describe(name: str, cfg) -> str:
 def profile(model, batches: list[np.ndarray], count: str) -> dict:
     """Parameters and MACs by stage; padding inside a batch is counted."""
     counter = MacCounter(model, count)
-    encoder = model.w2v_encoder
     padded = np.concatenate([np.full(len(batch), batch.max()) for batch in batches])
     macs = counter.count(padded).sum().as_dict()
     audio_seconds = sum(int(batch.sum()) for batch in batches) / SAMPLE_RATE
+    return {
+        "count": count,
+        "merging_by_similarity": bool(
+            counter.merging is not None and not counter.merging.known_lengths
+        ),
+        "num_utterances": len(padded),
+        "num_batches": len(batches),
+        "audio_seconds": audio_seconds,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "stages": {
+            stage: {
+                "parameters": num_parameters,
+                "macs_per_second": macs[stage] / audio_seconds,
+                "macs_per_batch": macs[stage] / len(batches),
+            }
+            for stage, num_parameters in stage_parameters(model).items()
+        },
+        "macs_per_second": sum(macs.values()) / audio_seconds,
+        "macs_per_batch": sum(macs.values()) / len(batches),
+        "macs_check": check_macs([model], int(min(batch.min() for batch in batches))),
+    }
+
+
+def stage_parameters(model) -> dict[str, int]:
+    """Parameters of each stage of a CTC model, under the names of :class:`Macs`."""
+    encoder = model.w2v_encoder
     w2v = encoder.w2v_model
     stages = {
         "waveform_reduction": [getattr(encoder, "waveform_reduction", None)],
@@ -223,25 +248,8 @@ def profile(model, batches: list[np.ndarray], count: str) -> dict:
         "head": [encoder.proj, getattr(encoder, "exit_heads", None)],
     }
     return {
-        "count": count,
-        "merging_by_similarity": bool(
-            counter.merging is not None and not counter.merging.known_lengths
-        ),
-        "num_utterances": len(padded),
-        "num_batches": len(batches),
-        "audio_seconds": audio_seconds,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "stages": {
-            stage: {
-                "parameters": sum(p.numel() for m in modules if m for p in m.parameters()),
-                "macs_per_second": macs[stage] / audio_seconds,
-                "macs_per_batch": macs[stage] / len(batches),
-            }
-            for stage, modules in stages.items()
-        },
-        "macs_per_second": sum(macs.values()) / audio_seconds,
-        "macs_per_batch": sum(macs.values()) / len(batches),
-        "macs_check": check_macs([model], int(min(batch.min() for batch in batches))),
+        stage: sum(p.numel() for m in modules if m for p in m.parameters())
+        for stage, modules in stages.items()
     }
 
 

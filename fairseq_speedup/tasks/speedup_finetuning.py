@@ -114,12 +114,11 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     # -- model and criterion ---------------------------------------------------------------------
 
     def build_model(self, model_cfg, from_checkpoint=False):
+        if from_checkpoint and model_cfg._name not in FINETUNED_MODELS:  # nor is it built
+            raise _other_kind(model_cfg)
         model = super().build_model(model_cfg, from_checkpoint)
         if not hasattr(model, "w2v_encoder"):
-            raise CheckpointError(
-                f"this task fine-tunes and decodes {' and '.join(FINETUNED_MODELS)} models, not "
-                f"{model_cfg._name}; a pretrained checkpoint is given as model.w2v_path"
-            )
+            raise _other_kind(model_cfg)
         self.lengths = model_lengths(model)
         self.has_exits = getattr(model.w2v_encoder, "exit", None) is not None
         self.matches_frontend = getattr(model.w2v_encoder, "cnn_teacher", None) is not None
@@ -294,6 +293,13 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         run.generator = CtcGenerator(decoder, self.target_dictionary, blank, meter, files)
         run.decoding = describe(self.cfg, args)
         return run.generator
+
+
+def _other_kind(model_cfg) -> CheckpointError:
+    return CheckpointError(
+        f"this task fine-tunes and decodes {' and '.join(FINETUNED_MODELS)} models, not "
+        f"{model_cfg._name}; a pretrained checkpoint is given as model.w2v_path"
+    )
 
 
 def _complete(task_cfg) -> DictConfig:

@@ -1,0 +1,281 @@
+"""Say what checkpoints are, and whether they are safe to load and fit for what.
+
+Prints the family, where the config is and of which era, sizes, normalisation, dictionary,
+parameters, MACs per second of audio, and what only pretraining needs. A file is read with the
+restricted unpickler whatever the environment says, and the types its pickle asks for are listed
+from its opcodes: nothing in a file runs. Exit status 1 when a file cannot be used.
+"""
+
+import json
+import os
+
+import numpy as np
+import torch
+from fairseq import models
+from fairseq.data import Dictionary
+from omegaconf import DictConfig, OmegaConf
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fairseq_speedup.checkpoints import (
+    CheckpointError,
+    clear_layout_errors,
+    distrusting,
+    unpickle,
+    without_code,
+)
+from fairseq_speedup.models.config import SpeedupCtcConfig, switched_on
+from fairseq_speedup.models.speedup_encoder import CNN_PREFIX
+from fairseq_speedup.pickles import format_of, refused_types, types_asked_for
+from fairseq_speedup.pretrained import check_weights, read_state
+from fairseq_speedup.pretrained.finetuned import (
+    ENCODER,
+    FINETUNED_KINDS,
+    HEAD,
+    kind_of,
+    upgrade,
+    where_pretraining_is,
+)
+from fairseq_speedup.profiling.command import SAMPLE_RATE, Labels, random_model, stage_parameters
+from fairseq_speedup.profiling.macs import MacCounter, UncountableError
+from fairseq_speedup.saved_configs import evaluate
+
+NUM_SYMBOLS = 10  # of a dictionary that are printed
+NUM_LABELS = 5  # of the head that a pretrained model is given to be built, and not counted
+DROPPED_PREFIXES = (ENCODER, "student.")
+CNN_NORMS = {
+    "default": "group norm after the first convolution",
+    "layer_norm": "layer norm after each convolution",
+}
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="files")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="length of the utterance whose MACs are counted"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one entry a file")
+
+
+def run(args) -> None:
+    if not 0.1 <= args.seconds <= 3600:
+        raise ValueError(f"--seconds {args.seconds} is out of range; it must be 0.1 to 3600")
+    reports = [inspect_file(path, args.seconds) for path in args.checkpoints]
+    print(json.dumps(reports, indent=2) if args.json else "\n\n".join(map(text, reports)))
+    bad = [report["file"] for report in reports if report["error"]]
+    if bad:
+        raise CheckpointError(f"{len(bad)} of {len(reports)} files cannot be used: {bad}")
+
+
+def inspect_file(path: str, seconds: float = 10) -> dict:
+    """What a checkpoint is, as plain values; ``error`` says why it cannot be used, or is None.
+
+    Args:
+        seconds: of audio, for the MACs
+    """
+    report = {"file": path, "error": None, "safe": False}
+    try:
+        if os.path.isfile(path):
+            types = types_asked_for(path)
+            report |= {
+                "bytes": os.path.getsize(path),
+                "format": format_of(path),
+                "types": types,
+                "refused_types": refused_types(types),
+            }
+        with distrusting():
+            saved = unpickle(path)
+            state = without_code(path, saved)
+            report["safe"] = True
+            with clear_layout_errors(path):
+                report["era"] = era_of(saved)
+                kind = kind_of(state)
+                finetuned = kind in FINETUNED_KINDS
+                report |= (_finetuned if finetuned else _pretrained)(path, state, seconds)
+    except (CheckpointError, OSError) as error:
+        report["error"] = str(error)
+    return report
+
+
+def era_of(saved: dict) -> str:
+    """How and where a checkpoint, as unpickled, has its config."""
+    if "Distiller" in saved:
+        return "s3prl: Config"
+    cfg = saved.get("cfg")
+    if cfg is None:
+        return "before fairseq 1.0: args, a Namespace" if saved.get("args") is not None else "none"
+    if "model" not in cfg and "encoder_layers" in cfg:
+        return "Microsoft: cfg, one flat dict"
+    return "cfg, OmegaConf" if isinstance(cfg, DictConfig) else "cfg, a dict"
+
+
+def _pretrained(path: str, state: dict, seconds: float) -> dict:
+    found = read_state(path, state)
+    cfg, use = OmegaConf.structured(SpeedupCtcConfig), "model.w2v_path, with "
+    if not any(name.startswith(CNN_PREFIX) for name in found.weights):
+        cfg.frontend, use = "fbank", f"{use}model.frontend=fbank as its CNN is missing and "
+    with FakeTensorMode():
+        model = random_model(found.cfg, NUM_LABELS, cfg)
+    check_weights(model.w2v_encoder.w2v_model, found.weights, path)
+    head = sum(p.numel() for p in model.w2v_encoder.proj.parameters())
+    costs = _costs(model, seconds)
+    costs["parameters"] -= head
+    for by_stage in (costs["parameters_by_stage"], costs["macs_per_second_by_stage"] or {}):
+        by_stage.pop("head", None)
+    weights = state.get("model") or state["Distiller"]
+    return {
+        "family": found.family,
+        "stage": "pretrained",
+        "use": f"{use}task.normalize={str(found.cfg.task.normalize).lower()}",
+        **_architecture(found.cfg),
+        **costs,
+        "dropped": _dropped(found.dropped, weights),
+    }
+
+
+def _finetuned(path: str, state: dict, seconds: float) -> dict:
+    where, before = where_pretraining_is(state), state["model"]
+    encoder = upgrade(path, state)
+    cfg = state["cfg"]
+    dictionary = (state.get("task_state") or {}).get("target_dictionary")
+    symbols = dictionary.symbols if isinstance(dictionary, Dictionary) else None
+    if symbols:
+        num_labels = len(symbols)
+    else:
+        num_labels = before[f"{HEAD}weight"].size(0) // cfg.model.get("logit_upsample", 1)
+    with FakeTensorMode():
+        model = models.build_model(cfg.model, Labels(num_labels), from_checkpoint=True)
+    check_weights(model, state["model"], path)
+    reductions = switched_on(cfg.model)
+    use = "fairseq-generate --path, checkpoint.finetune_from_model"
+    return {
+        "family": encoder.family,
+        "stage": "fine-tuned",
+        "use": use if reductions else f"{use}, model.w2v_path",
+        "kind": kind_of({"cfg": cfg}),
+        "reductions": reductions,
+        "pretraining_config": where,
+        **_architecture(cfg.model.w2v_args),
+        "dictionary_size": num_labels,
+        "first_symbols": symbols[:NUM_SYMBOLS] if symbols else None,
+        **_costs(model, seconds),
+        "dropped": _dropped(encoder.dropped, before),
+    }
+
+
+def _architecture(pretraining) -> dict:
+    """Of the config of a pretraining."""
+    model = pretraining.model
+    layers = evaluate(model.conv_feature_layers, "conv_feature_layers")
+    return {
+        "layers": model.encoder_layers,
+        "width": model.encoder_embed_dim,
+        "feed_forward": model.encoder_ffn_embed_dim,
+        "heads": model.encoder_attention_heads,
+        "cnn": [list(layer) for layer in layers],
+        "frame_samples": int(np.prod([stride for _, _, stride in layers])),
+        "cnn_norm": model.extractor_mode,
+        "layer_norm_first": model.layer_norm_first,
+        "normalize": pretraining.task.normalize,
+    }
+
+
+def _costs(model, seconds: float) -> dict:
+    """Parameters, and MACs per second of audio or why they are not known."""
+    costs = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_by_stage": stage_parameters(model),
+        "macs_seconds": seconds,
+    }
+    try:
+        macs = MacCounter(model).count([round(seconds * SAMPLE_RATE)]).sum().as_dict()
+    except UncountableError as error:
+        return costs | {"macs_per_second_by_stage": None, "macs_unknown": str(error)}
+    return costs | {"macs_per_second_by_stage": {k: v / seconds for k, v in macs.items()}}
+
+
+def _dropped(names: list[str], weights: dict) -> list[dict]:
+    """Modules that only pretraining needs, with their counts."""
+    found = {}
+    for name, weight in weights.items():
+        for prefix in DROPPED_PREFIXES:
+            name = name.removeprefix(prefix)
+        if name in names:
+            module = found.setdefault(name.split(".")[0], {"tensors": 0, "parameters": 0})
+            # data2vec's exponential moving average is a dict
+            for tensor in weight.values() if isinstance(weight, dict) else [weight]:
+                if isinstance(tensor, torch.Tensor):
+                    module["tensors"] += 1
+                    module["parameters"] += tensor.numel()
+    return [{"module": module, **counts} for module, counts in found.items()]
+
+
+def text(report: dict) -> str:
+    """A report for a person."""
+    rows = [("size", f"{report.get('bytes', 0):,} bytes, {report.get('format', 'no file')}")]
+    if "family" in report:
+        rows += _model_rows(report)
+    elif "era" in report:
+        rows.append(("config", report["era"]))
+    if "types" in report:
+        rows.append(("its pickle has", ", ".join(report["types"]) or "no types"))
+    if report.get("refused_types"):
+        rows.append(("refused", ", ".join(report["refused_types"])))
+    rows.append(("safe to load", "yes" if report["safe"] else "no"))
+    if report["error"]:
+        rows.append(("cannot be used", report["error"]))
+    head = f", {report['stage']} {report['family']}" if "family" in report else ""
+    return "\n".join([f"{report['file']}{head}", *(f"  {n:<16}{value}" for n, value in rows)])
+
+
+def _model_rows(report: dict) -> list[tuple[str, str]]:
+    where = report.get("pretraining_config")
+    rows = [
+        ("use as", report["use"]),
+        ("config", report["era"] + (f"; of its pretraining: {where}" if where else "")),
+    ]
+    if report["stage"] == "fine-tuned":
+        options = " ".join(f"{name}={value}" for name, value in report["reductions"].items())
+        rows += [
+            ("kind", report["kind"]),
+            ("reductions", options or "none"),
+            ("dictionary", _dictionary(report)),
+        ]
+    rows += [
+        (
+            "transformer",
+            f"{report['layers']} layers of {report['width']}, {report['heads']} heads, "
+            f"feed-forward {report['feed_forward']}, "
+            f"norm {'before' if report['layer_norm_first'] else 'after'} each block",
+        ),
+        (
+            "CNN",
+            f"{len(report['cnn'])} convolutions, a frame every {report['frame_samples']} samples, "
+            f"{CNN_NORMS.get(report['cnn_norm'], report['cnn_norm'])}",
+        ),
+        ("task.normalize", str(report["normalize"]).lower()),
+        ("parameters", _by_stage(report["parameters"], report["parameters_by_stage"], "{:,}")),
+    ]
+    macs = report["macs_per_second_by_stage"]
+    if macs is None:
+        rows.append(("GMACs/s of audio", report["macs_unknown"]))
+    else:
+        gmacs = {stage: value / 1e9 for stage, value in macs.items()}
+        counted = _by_stage(sum(gmacs.values()), gmacs, "{:.3f}")
+        rows.append(("GMACs/s of audio", f" in {report['macs_seconds']:g} s: {counted}"))
+    dropped = [
+        f"{each['module']} ({each['tensors']} tensors, {each['parameters']:,} parameters)"
+        for each in report["dropped"]
+    ]
+    rows.append(("left out", ", ".join(dropped) or "nothing"))
+    return rows
+
+
+def _dictionary(report: dict) -> str:
+    symbols = report["first_symbols"]
+    named = f": {' '.join(symbols)} ..." if symbols else ", its symbols are not in the file"
+    return f"{report['dictionary_size']} symbols{named}"
+
+
+def _by_stage(total, stages: dict, form: str) -> str:
+    parts = ", ".join(f"{stage} {form.format(value)}" for stage, value in stages.items() if value)
+    return f"{form.format(total)} ({parts})"
