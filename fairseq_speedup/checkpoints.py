@@ -1,51 +1,27 @@
 """Opening checkpoints safely, with errors that name the file.
 
 A checkpoint is a pickle, and a pickle may run any code. Here every file is read with torch's
-restricted unpickler, which builds tensors, plain containers and the few types below, and nothing
-else, whatever fairseq itself asks of ``torch.load``; and its configs lose what would be run later
-(:mod:`fairseq_speedup.saved_configs`).
+restricted unpickler, which builds tensors, plain containers and the types listed in
+:mod:`fairseq_speedup.pickles`, and nothing else, whatever fairseq itself asks of ``torch.load``;
+and its configs are made plain (:mod:`fairseq_speedup.saved_configs`).
 """
 
 import argparse
-import collections
 import contextlib
 import functools
 import os
 import pickle
-import re
-import typing
 
 import omegaconf
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
-from omegaconf import nodes
 from omegaconf.errors import OmegaConfBaseException
 
+from fairseq_speedup.pickles import HARMLESS_TYPES, refused_types, types_asked_for
 from fairseq_speedup.saved_configs import UnsafeConfigError, plain_config
 
 TRUST = "FAIRSEQ_SPEEDUP_TRUST_CHECKPOINTS"
-
-# What fairseq's own checkpoints hold beside tensors. None of it runs code when unpickled.
-HARMLESS_TYPES = [
-    Dictionary,
-    argparse.Namespace,
-    collections.defaultdict,
-    dict,
-    list,
-    int,
-    typing.Any,
-    omegaconf.DictConfig,
-    omegaconf.ListConfig,
-    omegaconf.base.Metadata,
-    omegaconf.base.ContainerMetadata,
-    nodes.AnyNode,
-    nodes.StringNode,
-    nodes.IntegerNode,
-    nodes.FloatNode,
-    nodes.BooleanNode,
-]
 
 # where a checkpoint holds configs, and what each is; s3prl's is Config
 CONFIGS = {"cfg": dict, "args": argparse.Namespace, "Config": dict}
@@ -234,12 +210,12 @@ def clear_layout_errors(path: str):
 
 
 def _in_words(path: str, error: Exception) -> CheckpointError:
-    unsafe = re.search(r"(?:GLOBAL|[Uu]nsupported (?:global|class)\S*) (\S+)", str(error))
-    if unsafe and isinstance(error, pickle.UnpicklingError):
+    refused = refused_types(types_asked_for(path))
+    if refused and isinstance(error, pickle.UnpicklingError):
         return CheckpointError(
-            f"{path} is refused: it holds {unsafe[1]}, which is not among the harmless types "
-            "that fairseq's checkpoints hold. If you know where the file comes from, "
-            f"{TRUST}=1 loads it, and runs whatever code it holds"
+            f"{path} is refused: it asks for {', '.join(refused)}, not among the harmless types "
+            f"that fairseq's checkpoints hold. If you know where the file comes from, {TRUST}=1 "
+            "loads it, and runs whatever code it holds"
         )
     return CheckpointError(
         f"{path} ({os.path.getsize(path):,} bytes) cannot be read as a fairseq checkpoint: "

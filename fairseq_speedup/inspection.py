@@ -61,9 +61,9 @@ def run(args) -> None:
         raise ValueError(f"--seconds {args.seconds} is out of range; it must be 0.1 to 3600")
     reports = [inspect_file(path, args.seconds) for path in args.checkpoints]
     print(json.dumps(reports, indent=2) if args.json else "\n\n".join(map(text, reports)))
-    bad = [report["file"] for report in reports if report["error"]]
-    if bad:
-        raise CheckpointError(f"{len(bad)} of {len(reports)} files cannot be used: {bad}")
+    errors = [report["error"] for report in reports if report["error"]]
+    if errors:
+        raise CheckpointError("\n".join(errors))
 
 
 def inspect_file(path: str, seconds: float = 10) -> dict:

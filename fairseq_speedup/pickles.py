@@ -1,21 +1,48 @@
 """Which types a pickle asks for, read from its opcodes: nothing is built and nothing runs."""
 
 import _compat_pickle
+import argparse
+import collections
 import os
 import pickletools
+import typing
 import zipfile
 from collections.abc import Iterator
 
+import omegaconf
+from fairseq.data import Dictionary
+from omegaconf import nodes
 from torch import _weights_only_unpickler
 
-from fairseq_speedup.checkpoints import HARMLESS_TYPES
+# What fairseq's own checkpoints hold beside tensors. None of it runs code when unpickled.
+HARMLESS_TYPES = [
+    Dictionary,
+    argparse.Namespace,
+    collections.defaultdict,
+    dict,
+    list,
+    int,
+    typing.Any,
+    omegaconf.DictConfig,
+    omegaconf.ListConfig,
+    omegaconf.base.Metadata,
+    omegaconf.base.ContainerMetadata,
+    nodes.AnyNode,
+    nodes.StringNode,
+    nodes.IntegerNode,
+    nodes.FloatNode,
+    nodes.BooleanNode,
+]
 
+ZIP = b"PK\x03\x04"  # the first bytes
 LEGACY_PICKLES = 5  # of a file before PyTorch 1.6: three of a head, the object, its storages' keys
 
 
 def format_of(path: str) -> str:
-    """``zip``, as PyTorch writes since 1.6, or ``legacy``, a sequence of pickles."""
-    return "zip" if zipfile.is_zipfile(path) else "legacy"
+    """``zip``, as PyTorch writes since 1.6, or ``legacy``, a sequence of pickles. Told as torch tells
+    it, by the first bytes: a pickle may have an archive at its end."""
+    with open(path, "rb") as file:
+        return "zip" if file.read(len(ZIP)) == ZIP else "legacy"
 
 
 def types_asked_for(path: str) -> list[str]:
