@@ -15,6 +15,7 @@ import pickle
 import omegaconf
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -96,7 +97,19 @@ def without_code(path: str, state: dict) -> dict:
         if not isinstance(state[name], kind):
             found = type(state[name]).__name__
             raise CheckpointError(f"{path}: its {name} is a {found}, not a {kind.__name__}")
+    with clear_layout_errors(path):
+        _check_dictionary(path, (state.get("task_state") or {}).get("target_dictionary"))
     return state
+
+
+def _check_dictionary(path: str, dictionary) -> None:
+    symbols = getattr(dictionary, "symbols", None)
+    strings = isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols)
+    if dictionary is not None and not (isinstance(dictionary, Dictionary) and strings):
+        raise CheckpointError(
+            f"{path}: its task_state.target_dictionary is a {type(dictionary).__name__}, not a "
+            "dictionary of symbols"
+        )
 
 
 def write_checkpoint(state: dict, path: str) -> None:

@@ -39,8 +39,8 @@ LEGACY_PICKLES = 5  # of a file before PyTorch 1.6: three of a head, the object,
 
 
 def format_of(path: str) -> str:
-    """``zip``, as PyTorch writes since 1.6, or ``legacy``, a sequence of pickles. Told as torch tells
-    it, by the first bytes: a pickle may have an archive at its end."""
+    """``zip``, as PyTorch writes since 1.6, or ``legacy``, a sequence of pickles. Told by the first
+    bytes, as torch does: a pickle may have an archive at its end."""
     with open(path, "rb") as file:
         return "zip" if file.read(len(ZIP)) == ZIP else "legacy"
 

@@ -66,6 +66,8 @@ def plain_config(config, name: str):
         if isinstance(value, argparse.Namespace):
             return argparse.Namespace(**copy(vars(value), name, depth))
         if isinstance(value, dict):
+            for key in value:
+                _check_resolvers(key, f"the name of {name}.{key}")
             return {key: copy(each, f"{name}.{key}", depth + 1) for key, each in value.items()}
         if isinstance(value, list | tuple | set):
             items = [copy(each, f"{name}[{i}]", depth + 1) for i, each in enumerate(value)]
@@ -77,17 +79,22 @@ def plain_config(config, name: str):
 
 
 def _check(value, name: str) -> None:
-    if isinstance(value, str):
-        others = NODE_INTERPOLATION.sub("", value)
-        if "${" in others:
-            raise UnsafeConfigError(
-                f"{name}={value[:100]!r} calls a resolver of OmegaConf; only ${{another.field}} is "
-                "allowed"
-            )
-        if name.split(".")[-1] in EVALUATED_FIELDS:
-            evaluate(value, name)
-    elif isinstance(value, bytes | bytearray) and name.split(".")[-1] in EVALUATED_FIELDS:
+    _check_resolvers(value, name)
+    if name.split(".")[-1] not in EVALUATED_FIELDS:
+        return
+    if isinstance(value, bytes | bytearray):
         raise UnsafeConfigError(f"{name} holds bytes, which fairseq would evaluate as Python")
+    if isinstance(value, str):
+        evaluate(value, name)
+
+
+def _check_resolvers(value, name: str) -> None:
+    text = value.decode("latin-1") if isinstance(value, bytes | bytearray) else value
+    if isinstance(text, str) and "${" in NODE_INTERPOLATION.sub("", text):
+        raise UnsafeConfigError(
+            f"{name[:200]}={value[:100]!r} calls a resolver of OmegaConf; only ${{another.field}} "
+            "is allowed"
+        )
 
 
 def evaluate(text: str, name: str):

@@ -168,6 +168,10 @@ def configs_with_code(w2v_path: Path, name: str, canary: Path) -> dict:
         state["cfg"] = cfg
     elif name == "escaped resolver":
         model["an_option"] = "${${common.seed}" + run.removeprefix("$")
+    elif name == "resolver in bytes":
+        model["an_option"] = run.encode()
+    elif name == "resolver in a key":
+        model["an_option"] = {run: 1}
     elif name == "YAML":
         state["cfg"] = f"model: {{_name: wav2vec2, conv_feature_layers: '{python}'}}"
     return state
@@ -188,6 +192,8 @@ CONFIGS = {
     "resolver of a node": "cfg.model.an_option=.*calls a resolver",
     "resolver of a section": "cfg.model=.*calls a resolver",
     "escaped resolver": "cfg.model.an_option=.*calls a resolver",
+    "resolver in bytes": "cfg.model.an_option=.*calls a resolver",
+    "resolver in a key": "the name of cfg.model.an_option..*calls a resolver",
     "YAML": "its cfg is a str, not a dict",
 }
 
@@ -335,7 +341,7 @@ def calls_torchs_module(path, overrides=None):
 def test_whatever_a_fairseq_distribution_asks_of_torch(tmp_path, pretrained, load, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     safe = checkpoints._safe(load, [])
-    assert safe(str(pretrained)).keys() == torch.load(pretrained).keys()
+    assert safe(str(pretrained)).keys() == torch.load(pretrained, weights_only=True).keys()
     canary, path = tmp_path / "canary", tmp_path / "evil.pt"
     torch.save({"model": gadgets(canary)["os.system"]}, path)
     before = torch.load
@@ -360,6 +366,21 @@ def test_inspect_trusts_nobody(tmp_path, monkeypatch):
 
 
 # -- spoilt from within: harmless types in a state that nobody would give them --------------------
+
+
+def endless_layers(state):
+    state["cfg"]["model"]["encoder_layers"] = 10**12
+    return "encoder_layers=1000000000000 is out of range; it must be 1 to 1000"
+
+
+def no_dictionary(state):
+    state["task_state"] = {"target_dictionary": OmegaConf.create({"symbols": ["a"]})}
+    return "task_state.target_dictionary is a DictConfig, not a dictionary of symbols"
+
+
+def no_symbols(state):
+    state["task_state"] = {"target_dictionary": Call(Dictionary, state={"symbols": 5})}
+    return "task_state.target_dictionary is a Dictionary, not a dictionary of symbols"
 
 
 def within_itself(state):
@@ -431,6 +452,9 @@ def no_names(state):
 @pytest.mark.parametrize(
     "spoil",
     [
+        endless_layers,
+        no_dictionary,
+        no_symbols,
         within_itself,
         doubling,
         huge_list,

@@ -68,11 +68,12 @@ def check_weights(w2v_model, weights: dict, source: str) -> None:
         if name in weights and weights[name].shape != ours[name].shape
     ]
     found = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
-    reasons = [f"{kind}: {_first(names)}" for kind, names in found if names]
+    reasons = [f"{kind}: {first_of(names)}" for kind, names in found if names]
     if reasons:
         raise CheckpointError(f"{source}: its weights do not fit its config; {'; '.join(reasons)}")
 
 
-def _first(names: list[str], count: int = 3) -> str:
+def first_of(names: list[str], count: int = 3) -> str:
+    """Some names for a message, and how many there are beside."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more

@@ -20,6 +20,8 @@ ENCODER_WEIGHTS = (
     "encoder.",
 )
 WAV2VEC2_FIELDS = {each.name for each in fields(Wav2Vec2Config)} - {"_name"}
+COUNTED_LAYERS = ("encoder_layers", "pos_conv_depth")
+MAX_LAYERS = 1000
 RELATIVE_BIAS = "encoder.layers.0.self_attn.relative_attention_bias.weight"
 
 
@@ -124,6 +126,12 @@ def as_wav2vec2(path: str, family: str, given: dict, normalize: bool) -> DictCon
     }
     check_conv_layers(path, options.get("conv_feature_layers"))
     check_conformer(path, options)
+    for name in COUNTED_LAYERS:
+        value = options.get(name, 1)
+        if not (type(value) is int and 1 <= value <= MAX_LAYERS):
+            raise CheckpointError(
+                f"{path}: {name}={value!r} is out of range; it must be 1 to {MAX_LAYERS}"
+            )
     try:
         cfg = pretraining_config(normalize=bool(normalize), **options)
     except Exception as error:

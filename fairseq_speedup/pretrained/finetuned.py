@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
-from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
+from fairseq_speedup.pretrained.encoder import build_encoder, check_weights, first_of
 from fairseq_speedup.pretrained.families import (
     RELATIVE_BIAS,
     Pretrained,
@@ -54,6 +54,7 @@ def upgrade(path: str, state: dict) -> Pretrained:
     _upgrade_task(path, cfg)
     found = _pretraining(path, cfg, _encoder_weights(path, state))
     if cfg.model._name in STOCK_KINDS:
+        _check_names(path, state["model"])
         with FakeTensorMode():  # shapes alone
             check_weights(build_encoder(found.cfg), found.weights, path)
         state["model"] = {ENCODER + name: weight for name, weight in found.weights.items()} | {
@@ -69,6 +70,18 @@ def upgrade(path: str, state: dict) -> Pretrained:
     if found.dropped:
         logger.info("%s: %d weights that only pretraining needs", path, len(found.dropped))
     return found
+
+
+def _check_names(path: str, weights: dict) -> None:
+    heads = [f"{HEAD}weight", f"{HEAD}bias"]
+    unknown = [name for name in weights if name not in heads and not name.startswith(ENCODER)]
+    missing = [name for name in heads if name not in weights]
+    for kind, names in (("unknown", unknown), ("missing", missing)):
+        if names:
+            raise CheckpointError(
+                f"{path}: {kind} weights: {first_of(names)}; a fine-tuned model has those of its "
+                f"encoder, {ENCODER}*, and {' and '.join(heads)}"
+            )
 
 
 def _upgrade_task(path: str, cfg: DictConfig) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fairseq.data import FileAudioDataset
 from fairseq.dataclass.utils import merge_with_parent
+from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
 from fairseq.tasks import register_task
 from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetuningTask
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +31,7 @@ from fairseq_speedup.decoding.run import DecodingRun
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
+from fairseq_speedup.models.speedup_ctc import SpeedupCtc
 from fairseq_speedup.profiling.compute import ComputeMeter
 from fairseq_speedup.profiling.training import (
     ForwardTimer,
@@ -126,6 +128,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.profile = TrainingProfile(model, self.sample_rate)
         if from_checkpoint:
             self._watch_for_inference(model)
+            self._watch_for_other_labels(model)
         return model
 
     def build_criterion(self, cfg: DictConfig, from_checkpoint=False):
@@ -150,6 +153,22 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             return prepare(cfg)
 
         model.prepare_for_inference_ = prepare_for_inference_
+
+    def _watch_for_other_labels(self, model) -> None:
+        """Old checkpoints have no dictionary: the size of their head tells whether it is ours."""
+        head, num_labels = model.w2v_encoder.proj, len(self.target_dictionary)
+
+        def check(module, state_dict, prefix, *unused):
+            weight = state_dict.get(f"{prefix}weight")
+            if weight is not None and weight.size(0) != num_labels:
+                raise ManifestError(
+                    f"the dictionary in {self.cfg.data} has {num_labels} symbols and is not the "
+                    f"checkpoint's, which has {weight.size(0)}; use the dict file that the model "
+                    "was fine-tuned with"
+                )
+
+        if isinstance(model, Wav2VecCtc) and not isinstance(model, SpeedupCtc):
+            head.register_load_state_dict_pre_hook(check)
 
     # -- data ------------------------------------------------------------------------------------
 
