@@ -4,10 +4,7 @@ import pytest
 import torch
 from conftest import LETTERS, batch_of, build_model, generate, write_dictionary
 from fairseq import checkpoint_utils
-from omegaconf import OmegaConf
 from test_end_to_end import check_results
-
-from fairseq_speedup.checkpoints import CheckpointError
 
 transformers = pytest.importorskip("transformers")
 from public_checkpoints import FINETUNED, FORMS, reference, write_finetuned  # noqa: E402
@@ -59,12 +56,3 @@ def test_it_is_a_starting_point_and_keeps_its_head_where_the_labels_agree(finetu
     other = build_model(path, normalize=normalize, labels=[*LETTERS[:-1], "Q"], **options)
     assert other.w2v_encoder.proj.weight.shape == head.shape
     assert not torch.equal(other.w2v_encoder.proj.weight, head)
-
-
-def test_a_reduced_model_is_not_taken_for_a_pretrained_one(tmp_path, pretrained):
-    model = build_model(pretrained, keep_layers="1", frame_pool=2)
-    options = OmegaConf.to_container(model.cfg, enum_to_str=True)
-    cfg = {"model": options | {"_name": "speedup_ctc"}, "task": {"normalize": True}}
-    torch.save({"cfg": cfg, "model": model.state_dict(), "args": None}, tmp_path / "reduced.pt")
-    with pytest.raises(CheckpointError, match=r"reduced model \(.*keep_layers=1.*finetune_from"):
-        build_model(tmp_path / "reduced.pt")

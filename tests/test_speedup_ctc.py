@@ -7,7 +7,6 @@ from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.lengths import conv_stack_length
 
 CONV_LAYERS = [(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8, 2, 2)] * 2
@@ -129,66 +128,3 @@ def test_conv_stack_of_the_public_models_is_20_ms():
     layers = [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2
     assert conv_stack_length(16000, layers) == 49
     assert conv_stack_length(400, layers) == 1
-
-
-def missing(path):
-    return path / "lost.pt", FileNotFoundError, "model.w2v_path=.*lost.pt: no such file"
-
-
-def truncated(path):
-    whole = write_pretrained(path / "whole.pt").read_bytes()
-    (path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    return path / "cut.pt", CheckpointError, r"model.w2v_path: .*cut.pt \([\d,]+ bytes\).*truncated"
-
-
-def empty(path):
-    (path / "empty.pt").touch()
-    return path / "empty.pt", CheckpointError, r"empty.pt \(0 bytes\) cannot be read"
-
-
-def text(path):
-    (path / "text.pt").write_text("not a checkpoint\n")
-    return path / "text.pt", CheckpointError, "text.pt .* cannot be read as a fairseq checkpoint"
-
-
-def weights_only(path):
-    torch.save({"weight": torch.zeros(1)}, path / "weights.pt")
-    return path / "weights.pt", CheckpointError, "weights.pt"
-
-
-def other_kind(path):
-    state = torch.load(write_pretrained(path / "whole.pt"))
-    state["cfg"]["model"]["_name"] = "transformer_lm"
-    torch.save(state, path / "lm.pt")
-    return path / "lm.pt", CheckpointError, "lm.pt holds a 'transformer_lm' model.*wav2vec2"
-
-
-def other_shape(path):
-    state = torch.load(write_pretrained(path / "whole.pt"))
-    state["cfg"]["model"]["encoder_embed_dim"] = 32
-    torch.save(state, path / "shape.pt")
-    return path / "shape.pt", CheckpointError, "shape.pt: its weights do not fit its config"
-
-
-def other_normalisation(path):
-    whole = write_pretrained(path / "raw.pt", normalize=False)
-    return whole, CheckpointError, "task.normalize=True disagrees.*set task.normalize=False"
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        missing,
-        truncated,
-        empty,
-        text,
-        weights_only,
-        other_kind,
-        other_shape,
-        other_normalisation,
-    ],
-)
-def test_a_bad_pretrained_checkpoint_is_named_with_the_field(tmp_path, make):
-    path, error, words = make(tmp_path)
-    with pytest.raises(error, match=words):
-        build_model(path)
