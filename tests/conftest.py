@@ -269,6 +269,21 @@ def generate(data: Path, checkpoint: Path, results: Path | None = None, *options
     )
 
 
+@pytest.fixture
+def parity(record_property):
+    """``assert_close`` with another implementation's numbers; families_table.py tells the largest
+    difference."""
+    largest = 0.0
+
+    def check(found, expected, atol=1e-4, rtol=1e-4):
+        nonlocal largest
+        largest = max(largest, (found - expected).abs().max().item())
+        torch.testing.assert_close(found, expected, atol=atol, rtol=rtol)
+
+    yield check
+    record_property("difference", largest)
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")

@@ -63,6 +63,7 @@ FORMS = {
     "distilhubert, s3prl": ("Hubert", {"feat_proj_layer_norm": False}, False),
     "wavlm base, Microsoft": ("WavLM", WAVLM, False),
     "wavlm large, Microsoft": ("WavLM", WAVLM | LARGE, True),
+    "distilled_student, ours": ("Wav2Vec2", LARGE, True),
 }
 
 
@@ -184,7 +185,24 @@ def _s3prl(form, weights, options, normalize):
     return {"Config": config, "Distiller": weights, "Step": 200000}
 
 
+def _student(form, weights, options, normalize):
+    """Of config/distillation: the student, and a head for each layer that it learned from."""
+    teacher = {"encoder_variant": {}, "task": {"normalize": normalize}}
+    teacher["model"] = {"_name": "wav2vec2", **options, "encoder_layers": 12}
+    cfg = {
+        "task": {"_name": "audio_pretraining", "normalize": normalize},
+        "model": {
+            "_name": "distilled_student",
+            "student_layers": options["encoder_layers"],
+            "w2v_args": teacher,
+        },
+    }
+    weights = {f"student.{name}": weight for name, weight in weights.items()}
+    return _fairseq(weights | {"heads.12.0.weight": torch.zeros(2, 2)}, cfg=cfg)
+
+
 WRITERS = {
+    "ours": _student,
     "Namespace": _namespace,
     "cfg": _cfg_dict,
     "OmegaConf": _omegaconf,

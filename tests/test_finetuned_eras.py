@@ -9,6 +9,9 @@ from test_end_to_end import check_results
 transformers = pytest.importorskip("transformers")
 from public_checkpoints import FINETUNED, FORMS, reference, write_finetuned  # noqa: E402
 
+from fairseq_speedup.inspection import inspect_file  # noqa: E402
+from fairseq_speedup.profiling.macs import MacCounter  # noqa: E402
+
 NUM_LABELS = 4 + len(LETTERS)
 
 
@@ -30,7 +33,7 @@ def test_it_is_decoded_without_its_pretrained_file(finetuned, corpus, tmp_path):
 
 
 @torch.no_grad()
-def test_its_logits_are_those_of_hugging_face_with_that_head(finetuned, corpus):
+def test_its_logits_are_those_of_hugging_face_with_that_head(finetuned, corpus, parity):
     path, theirs, head, _ = finetuned
     source = batch_of([9000])["source"]
     expected = theirs(source).last_hidden_state @ head.T
@@ -40,7 +43,35 @@ def test_its_logits_are_those_of_hugging_face_with_that_head(finetuned, corpus):
         )
         assert type(model).__name__ == ("SpeedupCtc" if overrides else "Wav2VecCtc")
         logits = model.eval()(source=source, padding_mask=None)["encoder_out"]
-        torch.testing.assert_close(logits[:, 0], expected[0], atol=1e-3, rtol=1e-3)
+        parity(logits[:, 0], expected[0], atol=1e-3, rtol=1e-3)
+
+
+def test_inspect_tells_what_it_is(finetuned, record_property):
+    path, theirs, head, normalize = finetuned
+    report = inspect_file(str(path))
+    era = f"{report['era']}; pretraining {report['pretraining_config'].split(':')[0]}"
+    for name, value in (("family", report["family"]), ("era", era), ("safe", report["safe"])):
+        record_property(name, value)
+    assert report["error"] is None
+    assert report["safe"]
+    assert (report["stage"], report["kind"]) == ("fine-tuned", "wav2vec_ctc")
+    assert report["reductions"] == {}
+    assert report["layers"] == theirs.config.num_hidden_layers
+    assert report["normalize"] == normalize
+    assert report["dictionary_size"] == NUM_LABELS == len(head)
+    assert report["first_symbols"] == ["<s>", "<pad>", "</s>", "<unk>", *LETTERS[:6]]
+    assert report["parameters_by_stage"]["head"] == head.numel() + NUM_LABELS
+    model = build_model(path, normalize=normalize, labels=LETTERS)
+    assert report["parameters"] == sum(p.numel() for p in model.parameters())
+    macs = sum(report["macs_per_second_by_stage"].values()) * report["macs_seconds"]
+    assert macs == pytest.approx(MacCounter(model).count([160000]).sum().total)
+    where = report["pretraining_config"]
+    state = torch.load(path, weights_only=False)
+    if state["cfg"] is None:
+        assert where == "lost with /lost/pretrained.pt: sizes are those of the weights"
+    else:
+        w2v_args = state["cfg"]["model"]["w2v_args"]
+        assert where == ("inside" if isinstance(w2v_args, dict) else "inside, a Namespace")
 
 
 def test_it_is_a_starting_point_and_keeps_its_head_where_the_labels_agree(finetuned):
