@@ -138,10 +138,7 @@ def _finetuned(path: str, state: dict, seconds: float) -> dict:
     cfg = state["cfg"]
     dictionary = (state.get("task_state") or {}).get("target_dictionary")
     symbols = dictionary.symbols if isinstance(dictionary, Dictionary) else None
-    if symbols:
-        num_labels = len(symbols)
-    else:
-        num_labels = before[f"{HEAD}weight"].size(0) // cfg.model.get("logit_upsample", 1)
+    num_labels = len(symbols) if symbols else _head_size(path, before, cfg.model)
     with FakeTensorMode():
         model = models.build_model(cfg.model, Labels(num_labels), from_checkpoint=True)
     check_weights(model, state["model"], path)
@@ -160,6 +157,14 @@ def _finetuned(path: str, state: dict, seconds: float) -> dict:
         **_costs(model, seconds),
         "dropped": _dropped(encoder.dropped, before),
     }
+
+
+def _head_size(path: str, weights: dict, model_cfg) -> int:
+    """Symbols of the dictionary, told by the last linear layer of the head."""
+    linear = [w for n, w in weights.items() if n.startswith(HEAD) and n.endswith("weight")]
+    if not linear:
+        raise CheckpointError(f"{path} has neither a dictionary nor weights under {HEAD}")
+    return linear[-1].size(0) // model_cfg.get("logit_upsample", 1)
 
 
 def _architecture(pretraining) -> dict:
@@ -224,7 +229,7 @@ def text(report: dict) -> str:
     if report["error"]:
         rows.append(("cannot be used", report["error"]))
     head = f", {report['stage']} {report['family']}" if "family" in report else ""
-    return "\n".join([f"{report['file']}{head}", *(f"  {n:<16}{value}" for n, value in rows)])
+    return "\n".join([f"{report['file']}{head}", *(f"  {name:<18}{value}" for name, value in rows)])
 
 
 def _model_rows(report: dict) -> list[tuple[str, str]]:
@@ -261,7 +266,7 @@ def _model_rows(report: dict) -> list[tuple[str, str]]:
     else:
         gmacs = {stage: value / 1e9 for stage, value in macs.items()}
         counted = _by_stage(sum(gmacs.values()), gmacs, "{:.3f}")
-        rows.append(("GMACs/s of audio", f" in {report['macs_seconds']:g} s: {counted}"))
+        rows.append(("GMACs/s of audio", f"in {report['macs_seconds']:g} s: {counted}"))
     dropped = [
         f"{each['module']} ({each['tensors']} tensors, {each['parameters']:,} parameters)"
         for each in report["dropped"]

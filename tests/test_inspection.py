@@ -1,0 +1,99 @@
+"""``python -m fairseq_speedup inspect``; every public form is inspected in test_families.py and
+test_finetuned_eras.py, refused files in test_bad_checkpoints.py and test_malicious_checkpoints.py.
+"""
+
+import json
+
+import pytest
+import torch
+from conftest import LETTERS, build_model, write_pretrained
+from test_bad_checkpoints import write_finetuned
+
+from fairseq_speedup.__main__ import main
+from fairseq_speedup.inspection import inspect_file
+from fairseq_speedup.profiling.macs import MacCounter
+
+REDUCTIONS = {
+    "conv2": {"downsample": "conv", "downsample_factor": 2.0},
+    "layers": {"keep_layers": "1"},
+    "exits": {"exit_layers": "0"},
+    "pool": {"frame_pool": 2},
+    "merge": {"merge_ratio": 0.2},
+    "fbank": {"frontend": "fbank"},
+    "mlp": {"head": "mlp"},
+    "bilstm": {"head": "bilstm", "head_dim": 8},
+    "upsampled": {"logit_upsample": 2},
+    "speeds": {"downsample": "conv", "downsample_factors": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("options", REDUCTIONS.values(), ids=REDUCTIONS)
+def test_a_reduced_model_is_told_with_its_reductions(tmp_path, pretrained, options):
+    path = tmp_path / "reduced.pt"
+    write_finetuned(path, pretrained, "speedup_ctc", labels=LETTERS, **options)
+    report = inspect_file(str(path))
+    assert report["error"] is None
+    assert report["reductions"] == options
+    assert report["kind"] == "speedup_ctc"
+    assert "model.w2v_path" not in report["use"]
+    assert report["dictionary_size"] == 4 + len(LETTERS)
+    model = build_model(pretrained, labels=LETTERS, **options)
+    assert report["parameters"] == sum(p.numel() for p in model.parameters())
+    macs = MacCounter(model).count([160000]).sum()
+    for stage, counted in macs.as_dict().items():
+        assert report["macs_per_second_by_stage"][stage] == pytest.approx(counted / 10)
+
+
+def test_a_whole_model_of_ours_is_a_starting_point_too(tmp_path, pretrained):
+    write_finetuned(tmp_path / "whole.pt", pretrained, "speedup_ctc")
+    report = inspect_file(str(tmp_path / "whole.pt"))
+    assert report["reductions"] == {}
+    assert report["use"].endswith("model.w2v_path")
+
+
+def test_a_model_without_a_head_is_named(tmp_path, pretrained, capsys):
+    path = tmp_path / "bad.pt"
+    state = write_finetuned(path, pretrained, "speedup_ctc")
+    state["model"] = {k: v for k, v in state["model"].items() if ".proj." not in k}
+    torch.save(state, path)
+    assert main(["inspect", str(path)]) == 1
+    assert "bad.pt has neither a dictionary nor weights under" in capsys.readouterr().err
+
+
+def test_an_encoder_without_its_cnn_is_told(tmp_path):
+    path = write_pretrained(tmp_path / "tiny.pt")
+    state = torch.load(path)
+    state["model"] = {k: v for k, v in state["model"].items() if "feature_extractor" not in k}
+    torch.save(state, path)
+    report = inspect_file(str(path))
+    assert report["error"] is None
+    assert "model.frontend=fbank" in report["use"]
+
+
+def test_people_and_machines_read_the_same(tmp_path, pretrained, capsys):
+    bad = tmp_path / "bad.pt"
+    bad.write_text("not a checkpoint")
+    assert main(["inspect", str(pretrained), "--seconds", "2"]) == 0
+    text = capsys.readouterr().out
+    assert main(["inspect", str(pretrained), str(bad), "--seconds", "2", "--json"]) == 1
+    good, refused = json.loads(capsys.readouterr().out)
+    assert f"{good['file']}, pretrained wav2vec2\n" in text
+    for expected in (
+        f"{good['bytes']:,} bytes, zip",
+        "model.w2v_path, with task.normalize=true",
+        "2 layers of 16, 2 heads, feed-forward 32, norm after each block",
+        "7 convolutions, a frame every 320 samples, layer norm after each convolution",
+        f"{good['parameters']:,} (front_end",
+        f"{sum(good['macs_per_second_by_stage'].values()) / 1e9:.3f} (front_end",
+        "in 2 s: ",
+        "quantizer (3 tensors, ",
+    ):
+        assert expected in text, expected
+    assert good["safe"] and not refused["safe"]
+    assert good["error"] is None
+    assert refused["file"] in refused["error"]
+
+
+def test_lengths_that_mean_nothing_are_refused(pretrained, capsys):
+    assert main(["inspect", str(pretrained), "--seconds", "0"]) == 1
+    assert "--seconds 0.0 is out of range; it must be 0.1 to 3600" in capsys.readouterr().err
