@@ -26,7 +26,8 @@ from fairseq_speedup.checkpoints import (
 from fairseq_speedup.models.config import SpeedupCtcConfig, switched_on
 from fairseq_speedup.models.speedup_encoder import CNN_PREFIX
 from fairseq_speedup.pickles import format_of, refused_types, types_asked_for
-from fairseq_speedup.pretrained import check_weights, read_state
+from fairseq_speedup.pretrained import Pretrained, check_weights, read_state
+from fairseq_speedup.pretrained.families import FAMILIES
 from fairseq_speedup.pretrained.finetuned import (
     ENCODER,
     FINETUNED_KINDS,
@@ -128,7 +129,7 @@ def _pretrained(path: str, state: dict, seconds: float) -> dict:
         "use": f"{use}task.normalize={str(found.cfg.task.normalize).lower()}",
         **_architecture(found.cfg),
         **costs,
-        "dropped": _dropped(found.dropped, weights),
+        "dropped": _dropped(found, weights),
     }
 
 
@@ -155,7 +156,7 @@ def _finetuned(path: str, state: dict, seconds: float) -> dict:
         "dictionary_size": num_labels,
         "first_symbols": symbols[:NUM_SYMBOLS] if symbols else None,
         **_costs(model, seconds),
-        "dropped": _dropped(encoder.dropped, before),
+        "dropped": _dropped(encoder, before),
     }
 
 
@@ -173,6 +174,7 @@ def _architecture(pretraining) -> dict:
     layers = evaluate(model.conv_feature_layers, "conv_feature_layers")
     return {
         "layers": model.encoder_layers,
+        "layer_type": model.layer_type,
         "width": model.encoder_embed_dim,
         "feed_forward": model.encoder_ffn_embed_dim,
         "heads": model.encoder_attention_heads,
@@ -198,19 +200,22 @@ def _costs(model, seconds: float) -> dict:
     return costs | {"macs_per_second_by_stage": {k: v / seconds for k, v in macs.items()}}
 
 
-def _dropped(names: list[str], weights: dict) -> list[dict]:
+def _dropped(pretrained: Pretrained, weights: dict) -> list[dict]:
     """Modules that only pretraining needs, with their counts."""
     found = {}
     for name, weight in weights.items():
         for prefix in DROPPED_PREFIXES:
             name = name.removeprefix(prefix)
-        if name in names:
-            module = found.setdefault(name.split(".")[0], {"tensors": 0, "parameters": 0})
-            # data2vec's exponential moving average is a dict
-            for tensor in weight.values() if isinstance(weight, dict) else [weight]:
-                if isinstance(tensor, torch.Tensor):
-                    module["tensors"] += 1
-                    module["parameters"] += tensor.numel()
+        if name not in pretrained.dropped:
+            continue
+        prefixes = FAMILIES[pretrained.family].dropped
+        module = next(prefix for prefix in prefixes if name.startswith(prefix)).rstrip(".")
+        counts = found.setdefault(module, {"tensors": 0, "parameters": 0})
+        # data2vec's exponential moving average is a dict
+        for tensor in weight.values() if isinstance(weight, dict) else [weight]:
+            if isinstance(tensor, torch.Tensor):
+                counts["tensors"] += 1
+                counts["parameters"] += tensor.numel()
     return [{"module": module, **counts} for module, counts in found.items()]
 
 
@@ -248,8 +253,8 @@ def _model_rows(report: dict) -> list[tuple[str, str]]:
     rows += [
         (
             "transformer",
-            f"{report['layers']} layers of {report['width']}, {report['heads']} heads, "
-            f"feed-forward {report['feed_forward']}, "
+            f"{report['layers']} {report['layer_type']} layers of {report['width']}, "
+            f"{report['heads']} heads, feed-forward {report['feed_forward']}, "
             f"norm {'before' if report['layer_norm_first'] else 'after'} each block",
         ),
         (

@@ -81,7 +81,7 @@ def test_people_and_machines_read_the_same(tmp_path, pretrained, capsys):
     for expected in (
         f"{good['bytes']:,} bytes, zip",
         "model.w2v_path, with task.normalize=true",
-        "2 layers of 16, 2 heads, feed-forward 32, norm after each block",
+        "2 transformer layers of 16, 2 heads, feed-forward 32, norm after each block",
         "7 convolutions, a frame every 320 samples, layer norm after each convolution",
         f"{good['parameters']:,} (front_end",
         f"{sum(good['macs_per_second_by_stage'].values()) / 1e9:.3f} (front_end",
