@@ -6,10 +6,12 @@ import sys
 from fairseq_speedup import calibration, inspection
 from fairseq_speedup.data import spm
 from fairseq_speedup.decoding import lexicon, merge, tune_lm
+from fairseq_speedup.hugging_face import command as convert
 from fairseq_speedup.profiling import command as profile
 
 COMMANDS = {
     "calibrate": calibration,
+    "convert": convert,
     "inspect": inspection,
     "lexicon": lexicon,
     "merge": merge,

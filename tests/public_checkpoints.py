@@ -4,15 +4,11 @@ form in which the family's authors publish them."""
 import argparse
 
 import torch
-import transformers.utils
-import transformers.utils.import_utils
 from omegaconf import OmegaConf
 
-from fairseq_speedup.hugging_face import to_fairseq, wav2vec2_options
+from fairseq_speedup.hugging_face import library, to_fairseq, wav2vec2_options
 
-# A CPU build of PyTorch may lie beside a torchaudio that cannot be imported; nothing here needs it.
-for module in (transformers.utils, transformers.utils.import_utils):
-    module.is_torchaudio_available = lambda: False
+transformers = library()
 
 CNN = {
     "conv_dim": [8] * 7,
@@ -70,9 +66,14 @@ FORMS = {
 def reference(form: str, seed: int = 0):
     """Hugging Face's model of a form, random, in eval mode."""
     kind, options, _ = FORMS[form]
+    return random_model(kind, "Model", options, seed)
+
+
+def random_model(kind: str, end: str, options: dict, seed: int = 0):
+    """Hugging Face's class ``{kind}{end}`` with ``options``, small and random, in eval mode."""
     config = getattr(transformers, f"{kind}Config")(**(SIZES | CNN | options))
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{kind}Model")(config).eval()
+    model = getattr(transformers, f"{kind}{end}")(config).eval()
     for parameter in model.parameters():  # biases and norms too: nothing at its default
         with torch.no_grad():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -96,3 +96,9 @@ def reduction_options(cfg) -> dict:
 def switched_on(cfg) -> dict:
     """The reduction options in ``cfg`` that are not at their default, off."""
     return {k: v for k, v in reduction_options(cfg).items() if v != DEFAULTS[k]}
+
+
+def reductions(cfg) -> dict:
+    """Those of :func:`switched_on` that make a model another than fairseq's: not ``padding``, which
+    no weight depends on."""
+    return {k: v for k, v in switched_on(cfg).items() if k != "padding"}

@@ -31,8 +31,8 @@ class Pretrained:
 
     Attributes:
         family: one of FAMILIES, or another reader's name
-        cfg: fairseq's config of its pretraining; ``cfg.encoder_variant`` holds what :func:`adapt`
-            needs
+        cfg: fairseq's config of its pretraining; ``cfg.encoder_variant`` holds its family and what
+            :func:`adapt` needs
         weights: of the encoder, under wav2vec 2.0's names
         dropped: names of those that only pretraining needs
         head: ``weight`` and ``bias`` of a CTC head, of a fine-tuned checkpoint
@@ -137,7 +137,7 @@ def as_wav2vec2(path: str, family: str, given: dict, normalize: bool) -> DictCon
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(f"{path}: its {family} config is not valid: {reason}") from None
-    variant = {}
+    variant = {"family": family}
     if family in ("wavlm",) and given.get("relative_position_embedding"):
         variant["relative_positions"] = {
             "num_buckets": given.get("num_buckets", 320),

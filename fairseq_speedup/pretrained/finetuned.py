@@ -132,12 +132,12 @@ def from_finetuned(path: str, cfg: DictConfig, state: dict) -> Pretrained:
     Raises:
         CheckpointError: a model with reductions, which is not a pretrained encoder
     """
-    from fairseq_speedup.models.config import switched_on
+    from fairseq_speedup.models.config import reductions
 
     if cfg.model._name == "speedup_ctc":
-        reductions = switched_on(cfg.model)
-        if reductions:
-            named = ", ".join(f"{name}={value}" for name, value in reductions.items())
+        reduced = reductions(cfg.model)
+        if reduced:
+            named = ", ".join(f"{name}={value}" for name, value in reduced.items())
             raise CheckpointError(
                 f"{path} is a reduced model ({named}), not a pretrained one; to go on training it, "
                 "give it as checkpoint.finetune_from_model, with its model.w2v_path and options"

@@ -158,5 +158,5 @@ def _distilhubert(path: str, state: dict) -> Pretrained:
     cfg = as_wav2vec2(path, "distilhubert", options, normalize=False)
     kept, dropped = sort_weights(path, "distilhubert", weights)
     # it was trained without masks: those of fine-tuning begin as silence
-    kept["mask_emb"] = torch.zeros(cfg.model.encoder_embed_dim)
+    kept.setdefault("mask_emb", torch.zeros(cfg.model.encoder_embed_dim))
     return Pretrained("distilhubert", cfg, kept, dropped)

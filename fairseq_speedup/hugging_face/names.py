@@ -1,4 +1,4 @@
-"""Hugging Face's names for what fairseq calls otherwise, in both directions."""
+"""Hugging Face's names of weights and fairseq's, in both directions."""
 
 import re
 
@@ -32,7 +32,6 @@ CONFORMER_NAMES = [
     ("encoder.layers.{}.ffn{}.w_1.", "encoder.layers.{}.ffn{}.intermediate_dense."),
     ("encoder.layers.{}.ffn{}.w_2.", "encoder.layers.{}.ffn{}.output_dense."),
 ]
-POSITIONS = {"relative": "rel_pos", "rotary": "rope"}
 # the ends of weights of a weight-normed convolution: old and new form there, fairseq's here
 WEIGHT_NORM = {
     "parametrizations.weight.original0": "weight_g",
@@ -86,59 +85,3 @@ def _replace(name: str, old: str, new: str) -> str | None:
         return None
     filled = new.format(*match.groups()) if match.groups() else new
     return filled + name[match.end() :]
-
-
-def wav2vec2_options(config: dict) -> dict:
-    """fairseq's options of an encoder, from ``config.json``."""
-    kernel, depth = config.get("num_conv_pos_embeddings", 128), 1
-    if config["model_type"] == "data2vec-audio":
-        depth, kernel = config["num_conv_pos_embeddings"], config["conv_pos_kernel_size"]
-        kernel = kernel * depth  # fairseq divides it among the convolutions
-    layers = zip(config["conv_dim"], config["conv_kernel"], config["conv_stride"], strict=True)
-    options = {
-        "extractor_mode": "layer_norm" if config["feat_extract_norm"] == "layer" else "default",
-        "conv_bias": config["conv_bias"],
-        "conv_feature_layers": str([tuple(layer) for layer in layers]),
-        "encoder_layers": config["num_hidden_layers"],
-        "encoder_embed_dim": config["hidden_size"],
-        "encoder_ffn_embed_dim": config["intermediate_size"],
-        "encoder_attention_heads": config["num_attention_heads"],
-        "layer_norm_first": config.get("do_stable_layer_norm", False),
-        "conv_pos": kernel,
-        "conv_pos_groups": config["num_conv_pos_embedding_groups"],
-        "pos_conv_depth": depth,
-        "activation_fn": config["hidden_act"],
-    }
-    if config["model_type"] == "wavlm":
-        options |= {
-            "relative_position_embedding": True,
-            "gru_rel_pos": True,
-            "num_buckets": config["num_buckets"],
-            "max_distance": config["max_bucket_distance"],
-        }
-    if config["model_type"] == "wav2vec2-conformer":
-        options |= _conformer_options(config)
-    return options
-
-
-def _conformer_options(config: dict) -> dict:
-    """
-    Raises:
-        ValueError: what fairseq's Conformer cannot be
-    """
-    positions = config["position_embeddings_type"]
-    if positions not in POSITIONS:
-        raise ValueError(
-            f"position_embeddings_type={positions!r}: fairseq's Conformer has "
-            f"{' or '.join(POSITIONS)} positions"
-        )
-    if config["hidden_act"] not in ("swish", "silu"):
-        raise ValueError(f"hidden_act={config['hidden_act']!r}: fairseq's Conformer has swish")
-    return {
-        "layer_type": "conformer",
-        "attn_type": "espnet",
-        "pos_enc_type": POSITIONS[positions],
-        "depthwise_conv_kernel_size": config["conv_depthwise_kernel_size"],
-        "layer_norm_first": True,  # Hugging Face's norm after the last layer
-        "activation_fn": "gelu",  # fairseq's Conformer does not read it
-    }

@@ -1,0 +1,255 @@
+"""Convert a Hugging Face folder to a fairseq checkpoint, or the other way round, and compare.
+
+SOURCE is a folder with config.json and weights (Wav2Vec2, HuBERT, WavLM or Data2VecAudio; the
+base model, ForPreTraining or ForCTC), or a fairseq checkpoint, pretrained or fine-tuned with CTC,
+stock or ours without reductions. What is written is loaded again and run beside the source on
+random audio, alone and in a padded batch; where they differ, nothing is written.
+"""
+
+import os
+import tempfile
+
+from fairseq.data import Dictionary
+
+from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint, write_checkpoint
+from fairseq_speedup.frontend import CnnFrontEnd
+from fairseq_speedup.hugging_face.check import (
+    LIMIT,
+    fairseq_outputs,
+    hugging_face_outputs,
+    largest_differences,
+    load_ctc,
+    load_encoder,
+    load_written,
+    quiet,
+)
+from fairseq_speedup.hugging_face.folder import (
+    WRITTEN,
+    library,
+    load_folder,
+    read_folder,
+    write_folder,
+)
+from fairseq_speedup.models.config import reductions
+from fairseq_speedup.pretrained import read_state
+from fairseq_speedup.pretrained.write import checkpoint_of, dictionary_of
+
+DICTIONARY = "dict.ltr.txt"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("source", help="folder in Hugging Face's form, or fairseq checkpoint")
+    parser.add_argument("target", help="checkpoint, or folder, to write")
+    parser.add_argument(
+        "--normalize",
+        choices=["true", "false"],
+        help="whether waveforms are normalised, for a folder without preprocessor_config.json",
+    )
+    parser.add_argument(
+        "--dictionary", help="dict.ltr.txt of a CTC checkpoint that does not hold its own"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def run(args) -> None:
+    library()
+    quiet()
+    parent = os.path.dirname(os.path.abspath(args.target))
+    if not os.path.isdir(parent):
+        raise FileNotFoundError(f"folder {parent} does not exist")
+    if os.path.isdir(args.source):
+        _to_fairseq(args, parent)
+    else:
+        _to_hugging_face(args, parent)
+
+
+def _to_fairseq(args, parent: str) -> None:
+    _refuse(args.dictionary is not None, "--dictionary is for a CTC checkpoint, not for a folder")
+    _refuse(os.path.isdir(args.target), f"{args.target} is a folder; give a checkpoint to write")
+    _refuse(
+        os.path.exists(args.target) and not args.overwrite,
+        f"{args.target} exists; give --overwrite to replace it",
+    )
+    normalize = None if args.normalize is None else args.normalize == "true"
+    found = read_folder(args.source, normalize)
+    pretrained = found.pretrained
+    beside = os.path.join(parent, DICTIONARY)
+    writes_dictionary = pretrained.labels is not None and not _same_symbols(
+        beside, pretrained.labels, args.overwrite
+    )
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as part:
+        path = os.path.join(part, os.path.basename(args.target))
+        write_checkpoint(checkpoint_of(pretrained), path)
+        expected = hugging_face_outputs(found.model)
+        if pretrained.labels is None:
+            model = load_written(path)
+            encoder, ours = model, fairseq_outputs(model)
+        else:
+            dictionary_of(pretrained.labels).save(os.path.join(part, DICTIONARY))
+            symbols = Dictionary.load(os.path.join(part, DICTIONARY)).symbols
+            model = load_ctc(path, symbols, pretrained.cfg.task.normalize)
+            encoder = model.w2v_encoder.w2v_model
+            ours, expected = _shared_rows(fairseq_outputs(model), expected, found.labels)
+        compared = _compare(args, ours, expected, encoder)
+        os.replace(path, args.target)
+        if writes_dictionary:
+            os.replace(os.path.join(part, DICTIONARY), beside)
+    _report(args.source, pretrained, found.notes, compared)
+    if pretrained.labels is None:
+        print(
+            f"wrote {args.target}: model.w2v_path of fine-tuning, with task.normalize="
+            f"{str(bool(pretrained.cfg.task.normalize)).lower()}"
+        )
+    else:
+        print(f"wrote {args.target} and {beside}: --path of fairseq-generate, with that dictionary")
+
+
+def _to_hugging_face(args, parent: str) -> None:
+    _refuse(args.normalize is not None, "--normalize is for a folder, and a checkpoint says it")
+    _refuse(
+        os.path.exists(args.target) and not os.path.isdir(args.target),
+        f"{args.target} is a file; give a folder to write",
+    )
+    existing = [name for name in WRITTEN if os.path.exists(os.path.join(args.target, name))]
+    _refuse(
+        bool(existing) and not args.overwrite,
+        f"{args.target} has {', '.join(existing)}; give --overwrite to replace what is there",
+    )
+    pretrained = _read_checkpoint(args.source, args.dictionary)
+    if pretrained.head:
+        model = load_ctc(args.source, pretrained.labels, pretrained.cfg.task.normalize)
+        encoder = model.w2v_encoder.w2v_model
+    else:
+        encoder = model = load_encoder(pretrained, args.source)
+    conv_layers = CnnFrontEnd(encoder.feature_extractor).conv_layers
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as part:
+        folder = os.path.join(part, "folder")
+        os.mkdir(folder)
+        write_folder(folder, args.source, pretrained, conv_layers)
+        ours = hugging_face_outputs(load_folder(folder))
+        compared = _compare(args, ours, fairseq_outputs(model), encoder)
+        _put(folder, args.target, existing)
+    notes = []
+    if any("\u2581" in symbol for symbol in pretrained.labels or []):
+        notes.append("its labels are sentencepiece's: transcripts there have \u2581 for a space")
+    _report(args.source, pretrained, notes, compared)
+    auto = "AutoModelForCTC and AutoProcessor" if pretrained.head else "AutoModel"
+    print(f"wrote {args.target}: for transformers' {auto}")
+
+
+def _refuse(condition: bool, reason: str) -> None:
+    if condition:
+        raise ValueError(reason)
+
+
+def _same_symbols(path: str, symbols: list[str], overwrite: bool) -> bool:
+    """Whether a dictionary is there and is this one.
+
+    Raises:
+        ValueError: another one, which is not to be replaced
+    """
+    if not os.path.exists(path):
+        return False
+    try:
+        same = Dictionary.load(path).symbols == symbols
+    except Exception:  # fairseq's are of any kind
+        same = False
+    _refuse(
+        not same and not overwrite,
+        f"{path} exists and is another dictionary; write elsewhere, or give --overwrite",
+    )
+    return same
+
+
+def _shared_rows(ours, theirs, labels):
+    """Both outputs with the labels alone that both have, in one order."""
+    here, there = labels.shared()
+    return (
+        lambda *batch: ours(*batch)[..., here],
+        lambda *batch: theirs(*batch)[..., there],
+    )
+
+
+def _read_checkpoint(path: str, dictionary: str | None):
+    """
+    Raises:
+        CheckpointError: a model that has no counterpart, or labels that are not the head's
+    """
+    state = open_checkpoint(path)
+    cfg = state.get("cfg") if isinstance(state, dict) else None
+    model_cfg = (cfg or {}).get("model") or {}
+    reduced = reductions(model_cfg)
+    if reduced:
+        named = ", ".join(f"{name}={value}" for name, value in reduced.items())
+        raise CheckpointError(
+            f"{path} is a reduced model ({named}), which Hugging Face has not: convert needs all "
+            "reductions off"
+        )
+    if model_cfg.get("blank_weight"):
+        raise CheckpointError(
+            f"{path}: blank_weight={model_cfg['blank_weight']} has no counterpart; it must be 0"
+        )
+    pretrained = read_state(path, state)
+    if not pretrained.head:
+        _refuse(dictionary is not None, f"--dictionary: {path} is pretrained and has no labels")
+        return pretrained
+    if dictionary is not None:
+        symbols = _read_dictionary(dictionary)
+        if pretrained.labels not in (None, symbols):
+            raise CheckpointError(f"--dictionary {dictionary} is not the one that {path} holds")
+        pretrained.labels = symbols
+    if pretrained.labels is None:
+        raise CheckpointError(f"{path} does not hold its dictionary: give --dictionary")
+    num_rows = pretrained.head["bias"].numel()
+    if len(pretrained.labels) != num_rows:
+        raise CheckpointError(
+            f"{path}: its head has {num_rows} rows, its dictionary {len(pretrained.labels)} symbols"
+        )
+    return pretrained
+
+
+def _read_dictionary(path: str) -> list[str]:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"--dictionary {path} does not exist")
+    try:
+        return Dictionary.load(path).symbols
+    except Exception as error:  # fairseq's are of any kind
+        raise CheckpointError(f"--dictionary {path}: {' '.join(str(error).split())}") from None
+
+
+def _compare(args, found, expected, encoder) -> list[float]:
+    lengths = CnnFrontEnd(encoder.feature_extractor).output_lengths
+    differences = largest_differences(found, expected, lengths)
+    if not max(differences) <= LIMIT:  # not a number either
+        raise CheckpointError(
+            f"{args.source} and what it was converted to differ by {max(differences):.1e} on "
+            f"random audio, more than {LIMIT:.0e}: nothing is written"
+        )
+    return differences
+
+
+def _put(folder: str, target: str, existing: list[str]) -> None:
+    if not os.path.isdir(target):
+        os.rename(folder, target)
+        return
+    written = os.listdir(folder)
+    for name in written:
+        os.replace(os.path.join(folder, name), os.path.join(target, name))
+    for name in set(existing) - set(written):
+        os.remove(os.path.join(target, name))
+
+
+def _report(source: str, pretrained, notes: list[str], differences: list[float]) -> None:
+    parameters = sum(weight.numel() for weight in pretrained.weights.values())
+    labels = f", {len(pretrained.labels)} labels" if pretrained.head else ""
+    print(
+        f"{source}: {pretrained.family}, {parameters:,} parameters of its encoder{labels}; "
+        f"{len(pretrained.dropped)} weights that only pretraining needs are left out"
+    )
+    for note in notes:
+        print(f"note: {note}")
+    alone, padded = differences
+    print(
+        f"largest difference on random audio, in float64: {alone:.1e} alone, {padded:.1e} in a "
+        f"padded batch (limit {LIMIT:.0e})"
+    )

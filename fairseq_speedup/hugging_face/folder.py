@@ -1,0 +1,328 @@
+"""Folders in Hugging Face's form: ``config.json``, weights, and for CTC a processor."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+
+import torch
+
+from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
+from fairseq_speedup.hugging_face.config import (
+    FIXED_HERE,
+    MODEL_TYPES,
+    check_fixed,
+    config_options,
+    family_of_config,
+    wav2vec2_options,
+)
+from fairseq_speedup.hugging_face.labels import Labels, read_json, read_labels, vocabulary
+from fairseq_speedup.hugging_face.names import HEAD, PREFIXES, from_fairseq, to_fairseq
+from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2
+
+SAMPLE_RATE = 16000  # Hz, of every public model
+CLASSES = ("Model", "ForPreTraining", "ForCTC")  # ends of the classes that are converted
+# weights of pretraining, in the library's own classes and in others' uploads
+PRETRAINING_ONLY = ("quantizer.", "project_hid.", "project_q.", "final_proj.", "label_embs_concat")
+MASK = "masked_spec_embed"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WRITTEN = (
+    *("config.json", "model.safetensors", "preprocessor_config.json"),
+    *("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
+
+
+@dataclass
+class Folder:
+    """What a folder holds.
+
+    Attributes:
+        model: transformers', in eval mode
+        pretrained: the same as fairseq's
+        labels: of a CTC model, or None
+        notes: what was made up, in words
+    """
+
+    model: torch.nn.Module
+    pretrained: Pretrained
+    labels: Labels | None
+    notes: list[str]
+
+
+def library():
+    """The module transformers.
+
+    Raises:
+        ValueError: it or safetensors is not installed
+    """
+    try:
+        import safetensors.torch  # noqa: F401
+        import transformers
+        import transformers.utils
+        import transformers.utils.import_utils
+    except ImportError as error:
+        raise ValueError(
+            f"convert needs Hugging Face's safetensors and transformers, the latter to compare "
+            f"numbers with ({error}): pip install '.[convert]' in the plugin's checkout"
+        ) from None
+    try:
+        import torchaudio  # noqa: F401
+    except Exception:  # one for CUDA beside a torch for the CPU: transformers would import it
+        for module in (transformers.utils, transformers.utils.import_utils):
+            module.is_torchaudio_available = lambda: False
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def read_folder(folder: str, normalize: bool | None) -> Folder:
+    """
+    Args:
+        normalize: whether waveforms are normalised, for a folder that does not say it
+    Raises:
+        FileNotFoundError, CheckpointError: naming the file, and what would be valid
+    """
+    config = _read_config(folder)
+    weights = read_weights(folder)
+    name, ctc = _class_of(folder, config, weights)
+    model, dropped, notes = _load(folder, name, config, weights)
+    normalize = _normalize(folder, normalize)
+    options = model.config.to_dict() | {"model_type": config.model_type}
+    family = family_of_config(options)
+    encoder, head = _sort(folder, model, options)
+    cfg = as_wav2vec2(folder, family, wav2vec2_options(options), normalize)
+    pretrained = Pretrained(family, cfg, encoder, dropped)
+    if not ctc:
+        return Folder(model, pretrained, None, notes)
+    tokenizer = library().Wav2Vec2CTCTokenizer
+    num_rows = head["bias"].numel()
+    labels = read_labels(folder, tokenizer, num_rows, model.config.pad_token_id)
+    pretrained.head, pretrained.labels = labels.head(**head), labels.symbols
+    return Folder(model, pretrained, labels, notes)
+
+
+def load_folder(folder: str):
+    """transformers' own model of a folder, in eval mode."""
+    transformers = library()
+    config = _read_config(folder)
+    auto = transformers.AutoModelForCTC if _is_ctc(config) else transformers.AutoModel
+    return auto.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+
+
+def write_folder(folder: str, path: str, pretrained: Pretrained, conv_layers) -> None:
+    """Writes an encoder, as ForCTC where it has a head, for transformers' ``AutoModel``,
+    ``AutoModelForCTC`` and ``AutoProcessor``.
+
+    Args:
+        folder: that exists
+        path: of the checkpoint, for messages
+        conv_layers: (dim, kernel_size, stride) of each convolution
+    Raises:
+        CheckpointError: a model that no such class can be
+    """
+    transformers = library()
+    options = config_options(path, pretrained.cfg, conv_layers)
+    prefix = MODEL_TYPES[options.pop("model_type")][0]
+    group_norm = options["feat_extract_norm"] == "group"
+    kind = "Model"
+    if pretrained.head:
+        kind = "ForCTC"
+        vocab = vocabulary(path, pretrained.labels)
+        options |= {"vocab_size": len(vocab), "pad_token_id": 0}
+    config = getattr(transformers, f"{prefix}Config")(**options)
+    model = getattr(transformers, f"{prefix}{kind}")(config)
+    _fill(path, model, pretrained, group_norm)
+    model.save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(
+        sampling_rate=SAMPLE_RATE,
+        do_normalize=bool(pretrained.cfg.task.normalize),
+        return_attention_mask=not group_norm,
+    ).save_pretrained(folder)
+    if pretrained.head:
+        vocab_path = os.path.join(folder, "vocab.json")
+        with open(vocab_path, "w", encoding="utf-8") as file:
+            json.dump(vocab, file, ensure_ascii=False)
+        tokenizer = transformers.Wav2Vec2CTCTokenizer(
+            vocab_path, processor_class="Wav2Vec2Processor"
+        )
+        tokenizer.save_pretrained(folder)
+
+
+def read_weights(folder: str) -> dict[str, torch.Tensor]:
+    """All weights of a folder, in one file or several.
+
+    Raises:
+        FileNotFoundError, CheckpointError: naming the file
+    """
+    for name in WEIGHTS:
+        path = os.path.join(folder, name)
+        index = f"{path}.index.json"
+        if os.path.isfile(path):
+            return _read_file(path)
+        if os.path.isfile(index):
+            return _read_shards(folder, index)
+    raise FileNotFoundError(
+        f"{folder} has no weights: neither {' nor '.join(WEIGHTS)}, nor an index of shards"
+    )
+
+
+def _read_shards(folder: str, index: str) -> dict[str, torch.Tensor]:
+    places = read_json(index).get("weight_map")
+    shards = set(places.values()) if isinstance(places, dict) else set()
+    if not shards or any(not isinstance(s, str) or os.path.basename(s) != s for s in shards):
+        raise CheckpointError(f"{index}: its weight_map does not name files of this folder")
+    missing = [s for s in sorted(shards) if not os.path.isfile(os.path.join(folder, s))]
+    if missing:
+        raise FileNotFoundError(f"{index} names {', '.join(missing)}, not in {folder}")
+    weights = {}
+    for shard in sorted(shards):
+        weights |= _read_file(os.path.join(folder, shard))
+    return weights
+
+
+def _read_file(path: str) -> dict[str, torch.Tensor]:
+    if path.endswith(".bin"):
+        weights = open_checkpoint(path)
+    else:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            weights = load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{path} ({os.path.getsize(path):,} bytes) cannot be read: truncated, or no "
+                f"safetensors file ({error})"
+            ) from None
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+        raise CheckpointError(f"{path} holds something else than weights by name")
+    return weights
+
+
+def _read_config(folder: str):
+    """transformers' config, every option at its value or default."""
+    path = os.path.join(folder, "config.json")
+    given = read_json(path)
+    model_type = given.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{path}: model_type={model_type!r} is not converted; valid values: "
+            f"{', '.join(MODEL_TYPES)}"
+        )
+    try:
+        config = getattr(library(), f"{MODEL_TYPES[model_type][0]}Config").from_dict(given)
+    except Exception as error:  # transformers checks each field, with errors of its own
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: {reason}") from None
+    check_fixed(path, config.to_dict(), FIXED_HERE, "fairseq's encoder")
+    # a model that is fine-tuned without masks has no embedding for them there, and fairseq's has
+    config.mask_time_prob = config.mask_time_prob or 0.05
+    return config
+
+
+def _is_ctc(config) -> bool:
+    return any(name.endswith("ForCTC") for name in config.architectures or [])
+
+
+def _class_of(folder: str, config, weights: dict) -> tuple[str, bool]:
+    """transformers' class for what is converted, and whether it has a CTC head."""
+    prefix = MODEL_TYPES[config.model_type][0]
+    given = (config.architectures or [None])[0]
+    valid = [prefix + end for end in CLASSES]
+    if given is not None and given not in valid:
+        raise CheckpointError(
+            f"{os.path.join(folder, 'config.json')}: architectures={given} is not converted; valid "
+            f"values: {', '.join(valid)}"
+        )
+    ctc = _is_ctc(config) or (given is None and f"{HEAD}weight" in weights)
+    return f"{prefix}ForCTC" if ctc else f"{prefix}Model", ctc
+
+
+def _load(folder: str, name: str, config, weights: dict):
+    """The model, the names of weights that only pretraining needs, and notes."""
+    try:
+        model, info = getattr(library(), name).from_pretrained(
+            None,
+            config=config,
+            state_dict=weights,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # named below
+            output_loading_info=True,
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{folder}: transformers cannot load it as {name}: {reason}"
+        ) from None
+    extra = {_without_prefix(key): key for key in info["unexpected_keys"]}
+    dropped = [key for short, key in extra.items() if short.startswith(PRETRAINING_ONLY)]
+    missing = [key for key in info["missing_keys"] if _without_prefix(key) != MASK]
+    unknown = [key for key in extra.values() if key not in dropped]
+    shapes = [str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]]
+    found = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
+    reasons = [f"{kind}: {', '.join(sorted(keys)[:3])}" for kind, keys in found if keys]
+    if reasons:
+        raise CheckpointError(f"{folder}: its weights are not a {name}'s; {'; '.join(reasons)}")
+    notes = []
+    if info["missing_keys"]:
+        base = getattr(model, model.base_model_prefix, model)
+        torch.nn.init.zeros_(base.masked_spec_embed)
+        notes.append("it has no embedding of masked frames, which begins as zero")
+    return model.eval(), dropped, notes
+
+
+def _without_prefix(key: str) -> str:
+    return re.sub(rf"^({'|'.join(map(re.escape, PREFIXES))})", "", key)
+
+
+def _normalize(folder: str, given: bool | None) -> bool:
+    path = os.path.join(folder, "preprocessor_config.json")
+    if not os.path.isfile(path):
+        if given is None:
+            raise CheckpointError(
+                f"{path} does not exist, and nothing else says whether waveforms are normalised: "
+                "give --normalize true or --normalize false"
+            )
+        return given
+    preprocessor = read_json(path)
+    sample_rate = preprocessor.get("sampling_rate", SAMPLE_RATE)
+    if sample_rate != SAMPLE_RATE:
+        raise CheckpointError(f"{path}: sampling_rate={sample_rate}; it must be {SAMPLE_RATE}")
+    normalize = preprocessor.get("do_normalize", True)  # transformers' default
+    if not isinstance(normalize, bool) or given not in (None, normalize):
+        raise CheckpointError(
+            f"{path}: do_normalize={normalize}, which --normalize is for where it is missing"
+        )
+    return normalize
+
+
+def _sort(folder: str, model, options: dict) -> tuple[dict, dict]:
+    """Weights of the encoder under fairseq's names, and of the head."""
+    group_norm = options.get("feat_extract_norm") == "group"
+    encoder, head = {}, {}
+    for name, weight in model.state_dict().items():
+        if name.startswith(HEAD):
+            head[name.removeprefix(HEAD)] = weight
+            continue
+        ours = to_fairseq(name, group_norm)
+        if ours is None:
+            raise CheckpointError(f"{folder}: fairseq's encoder has nothing like {name}")
+        encoder[ours] = weight
+    return encoder, head
+
+
+def _fill(path: str, model, pretrained: Pretrained, group_norm: bool) -> None:
+    base = getattr(model, model.base_model_prefix, model)
+    weights = {}
+    for name, weight in pretrained.weights.items():
+        theirs = from_fairseq(name, group_norm)
+        if theirs is None:
+            raise CheckpointError(f"{path}: Hugging Face's {type(model).__name__} has no {name}")
+        weights[theirs] = weight
+    try:
+        base.load_state_dict(weights, strict=True)
+        if pretrained.head:
+            model.lm_head.load_state_dict(pretrained.head, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: {reason}") from None

@@ -1,0 +1,150 @@
+"""CTC labels: Hugging Face's vocabulary and fairseq's dictionary, in both directions.
+
+Hugging Face's blank is the pad token, wherever it is; fairseq's is ``<s>``, the first of four
+symbols that every dictionary begins with. Each other token is a symbol of its own.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+
+import torch
+
+from fairseq_speedup.checkpoints import CheckpointError
+
+SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]  # fairseq's, in order
+SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<unk>"]  # what takes their places there
+WORD_DELIMITER = "|"
+NEVER = -1e4  # logit of a symbol that the other side lacks; within the range of fp16
+
+
+@dataclass
+class Labels:
+    """
+    Attributes:
+        symbols: of fairseq's dictionary, its special ones first
+        rows: of Hugging Face's head, one for each symbol; None where it has none
+    """
+
+    symbols: list[str]
+    rows: list[int | None]
+
+    def head(self, weight: torch.Tensor, bias: torch.Tensor) -> dict:
+        """fairseq's head, from Hugging Face's (V', C) and (V',)."""
+        head = {
+            "weight": weight.new_zeros(len(self.rows), weight.size(1)),
+            "bias": bias.new_full((len(self.rows),), NEVER),
+        }
+        ours, theirs = self.shared()
+        head["weight"][ours], head["bias"][ours] = weight[theirs], bias[theirs]
+        return head
+
+    def shared(self) -> tuple[list[int], list[int]]:
+        """Rows of fairseq's head that have one in Hugging Face's, and those."""
+        ours = [index for index, row in enumerate(self.rows) if row is not None]
+        return ours, [self.rows[index] for index in ours]
+
+
+def read_labels(folder: str, tokenizer_class, num_rows: int, blank: int) -> Labels:
+    """The labels of a head with ``num_rows``.
+
+    Args:
+        tokenizer_class: transformers' ``Wav2Vec2CTCTokenizer``
+        blank: ``pad_token_id`` of ``config.json``
+    Raises:
+        CheckpointError: a vocabulary that is none, or that is not the head's
+    """
+    path = os.path.join(folder, "vocab.json")
+    _check_vocabulary(path, read_json(path), num_rows)
+    try:
+        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{folder}: its tokenizer cannot be read: {error}") from None
+    ids = tokenizer.get_vocab()
+    tokens = {row: token for token, row in ids.items() if row < num_rows}
+    nameless = [str(row) for row in range(num_rows) if row not in tokens]
+    if nameless:
+        raise CheckpointError(
+            f"{path}: the head has {num_rows} rows, and no token is for {', '.join(nameless)}"
+        )
+    if ids.get(tokenizer.pad_token) != blank:
+        raise CheckpointError(
+            f"{folder}: pad_token={tokenizer.pad_token}, CTC's blank, is "
+            f"{ids.get(tokenizer.pad_token)} in vocab.json, and pad_token_id={blank} in config.json"
+        )
+    special = [tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token]
+    rows: list[int | None] = []
+    for token in special:
+        row = ids.get(token)
+        rows.append(row if row in tokens and row not in rows else None)
+    others = [row for row in range(num_rows) if row not in rows]
+    delimiter = ids.get(tokenizer.word_delimiter_token)
+    symbols = [WORD_DELIMITER if row == delimiter else tokens[row] for row in others]
+    _check_symbols(path, symbols)
+    return Labels(SPECIAL_SYMBOLS + symbols, rows + others)
+
+
+def vocabulary(path: str, symbols: list[str]) -> dict[str, int]:
+    """``vocab.json`` for the symbols of a fairseq dictionary, each at its index.
+
+    Raises:
+        CheckpointError: a dictionary that does not begin as fairseq's do
+    """
+    if symbols[: len(SPECIAL_SYMBOLS)] != SPECIAL_SYMBOLS:
+        raise CheckpointError(
+            f"{path}: its dictionary begins with {' '.join(symbols[: len(SPECIAL_SYMBOLS)])}, not "
+            f"with {' '.join(SPECIAL_SYMBOLS)}"
+        )
+    tokens = SPECIAL_TOKENS + symbols[len(SPECIAL_SYMBOLS) :]
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def read_json(path: str) -> dict:
+    """
+    Raises:
+        FileNotFoundError, CheckpointError: naming the file
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, not an object")
+    return found
+
+
+def _check_vocabulary(path: str, vocab: dict, num_rows: int) -> None:
+    for token, row in vocab.items():
+        if type(row) is not int:
+            raise CheckpointError(
+                f"{path}: {token!r} has no number but a {type(row).__name__}; vocabularies by "
+                "language are not converted"
+            )
+    if len(set(vocab.values())) < len(vocab):
+        raise CheckpointError(f"{path}: two tokens have the same number")
+    outside = [token for token, row in vocab.items() if not 0 <= row < num_rows]
+    if outside:
+        raise CheckpointError(
+            f"{path} has {len(vocab)} tokens, and the head {num_rows} rows: none for "
+            f"{' '.join(outside[:5])}"
+        )
+
+
+def _check_symbols(path: str, symbols: list[str]) -> None:
+    """fairseq's dictionaries and labels are split at white space."""
+    for symbol in symbols:
+        if not symbol or re.search(r"\s", symbol):
+            raise CheckpointError(
+                f"{path}: {symbol!r} is empty or has white space, which no symbol of a fairseq "
+                "dictionary can"
+            )
+        if symbol in SPECIAL_SYMBOLS or symbols.count(symbol) > 1:
+            raise CheckpointError(
+                f"{path}: {symbol!r} would be twice in fairseq's dictionary, whose symbols are "
+                f"{' '.join(SPECIAL_SYMBOLS)} and the tokens that are not special, with "
+                f"{WORD_DELIMITER} for the word delimiter"
+            )

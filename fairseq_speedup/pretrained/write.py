@@ -1,0 +1,126 @@
+"""Checkpoints out of encoders: in the form of the family's authors, or fine-tuned with CTC."""
+
+import copy
+
+from fairseq.data import Dictionary
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.models.hubert.hubert import HubertConfig
+from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig
+from fairseq.tasks.audio_finetuning import AudioFinetuningConfig
+from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
+from omegaconf import OmegaConf
+
+from fairseq_speedup.pretrained.families import RELATIVE_BIAS, Pretrained
+from fairseq_speedup.pretrained.finetuned import ENCODER, HEAD
+from fairseq_speedup.pretrained.read import S3PRL_FIELDS
+
+NO_TRAINING = {
+    "args": None,
+    "optimizer_history": [
+        {
+            "criterion_name": "converted",
+            "optimizer_name": "converted",
+            "lr_scheduler_state": {"best": None},
+            "num_updates": 0,
+        }
+    ],
+    "extra_state": {"train_iterator": {"epoch": 1}},
+    "last_optimizer_state": None,
+}
+
+
+def checkpoint_of(pretrained: Pretrained) -> dict:
+    """What ``torch.save`` is given for an encoder, or for a CTC model where it has a head."""
+    if pretrained.head:
+        return _finetuned(pretrained)
+    return PRETRAINED_FORMS.get(pretrained.family, _fairseq)(pretrained)
+
+
+def dictionary_of(symbols: list[str]) -> Dictionary:
+    """fairseq's dictionary of ``symbols``, whose first ones it has by itself."""
+    dictionary = Dictionary()
+    for symbol in symbols[dictionary.nspecial :]:
+        dictionary.add_symbol(symbol)
+    return dictionary
+
+
+def _state(weights: dict, **others) -> dict:
+    return copy.deepcopy(NO_TRAINING) | {"model": weights} | others
+
+
+def _defaults(config) -> dict:
+    """The fields of one of fairseq's dataclasses; enumerations as strings."""
+    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+
+
+def _fairseq(pretrained: Pretrained) -> dict:
+    cfg = OmegaConf.to_container(pretrained.cfg)
+    del cfg["encoder_variant"]
+    cfg["model"]["_name"] = pretrained.family
+    return _state(pretrained.weights, cfg=cfg)
+
+
+def _hubert(pretrained: Pretrained) -> dict:
+    """Its clusters are not known, nor needed."""
+    state = _fairseq(pretrained)
+    cfg, ours = state["cfg"], set(HubertConfig.__dataclass_fields__)
+    cfg["model"] = _defaults(HubertConfig) | {k: v for k, v in cfg["model"].items() if k in ours}
+    normalize = cfg["task"]["normalize"]
+    task = HubertPretrainingConfig(data="", normalize=normalize, label_rate=50.0)
+    cfg["task"] = vars(task) | {"_name": "hubert_pretraining"}
+    cfg["model"]["label_rate"] = task.label_rate
+    return state | {"task_state": {"dictionaries": [None]}}
+
+
+def _wavlm(pretrained: Pretrained) -> dict:
+    """Microsoft's form: a flat config, the bias table in the first layer."""
+    cfg = OmegaConf.to_container(pretrained.cfg)
+    positions = cfg["encoder_variant"]["relative_positions"]
+    options = {
+        **cfg["model"],
+        "normalize": cfg["task"]["normalize"],
+        "relative_position_embedding": True,
+        "num_buckets": positions["num_buckets"],
+        "max_distance": positions["max_distance"],
+        "gru_rel_pos": positions["gated"],
+    }
+    weights = dict(pretrained.weights)
+    weights[RELATIVE_BIAS] = weights.pop("encoder.relative_attention_bias.weight")
+    return {"cfg": options, "model": weights}
+
+
+def _distilhubert(pretrained: Pretrained) -> dict:
+    """s3prl's form."""
+    options = OmegaConf.to_container(pretrained.cfg.model)
+    for theirs, ours in S3PRL_FIELDS.items():
+        options[theirs] = options.pop(ours)
+    return {"Config": {"distiller": options}, "Distiller": pretrained.weights, "Step": 0}
+
+
+PRETRAINED_FORMS = {"hubert": _hubert, "wavlm": _wavlm, "distilhubert": _distilhubert}
+
+
+def _finetuned(pretrained: Pretrained) -> dict:
+    """fairseq's ``wav2vec_ctc``, or ``speedup_ctc`` where the encoder has what fairseq's lacks."""
+    from fairseq_speedup.models.config import SpeedupCtcConfig
+    from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningConfig
+
+    ours = set(pretrained.cfg.encoder_variant) - {"family"}
+    model, task = Wav2Vec2CtcConfig, AudioFinetuningConfig
+    names = {"model": "wav2vec_ctc", "task": "audio_finetuning"}
+    if ours:
+        model, task = SpeedupCtcConfig, SpeedupFinetuningConfig
+        names = {"model": "speedup_ctc", "task": "speedup_finetuning"}
+    cfg = OmegaConf.create(_defaults(FairseqConfig))
+    cfg.model, cfg.task = _defaults(model), _defaults(task)
+    cfg.model._name, cfg.task._name = names["model"], names["task"]
+    cfg.model.w2v_path = cfg.task.data = ""
+    cfg.task.labels, cfg.task.normalize = "ltr", pretrained.cfg.task.normalize
+    if ours:
+        cfg.model.padding = "stock"
+    cfg = OmegaConf.to_container(cfg, resolve=True)
+    cfg["model"]["w2v_args"] = OmegaConf.to_container(pretrained.cfg)
+    weights = {ENCODER + name: weight for name, weight in pretrained.weights.items()}
+    weights |= {HEAD + name: weight for name, weight in pretrained.head.items()}
+    task_state = {"target_dictionary": dictionary_of(pretrained.labels)}
+    return _state(weights, cfg=cfg, task_state=task_state)
