@@ -1,14 +1,11 @@
 """Whether two models give the same numbers: what was converted, and what it was converted from."""
 
-import logging
-from collections.abc import Callable
-
 import torch
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 from torch import nn
 
-from fairseq_speedup.lengths import padding_mask_of
+from fairseq_speedup.lengths import conv_stack_length, padding_mask_of
 from fairseq_speedup.pretrained import Pretrained, build_encoder, load_weights, read_file
 from fairseq_speedup.pretrained.write import dictionary_of
 
@@ -18,51 +15,43 @@ SINGLE = [48000]
 BATCH = [48000, 31000, 40500]
 
 
-def hugging_face_outputs(model) -> Callable:
-    """(source (B, S), padding mask (B, S)) -> logits, or last hidden states, (B, T, V)."""
-    model = model.double().eval()
-
-    def run(source, padding_mask):
-        output = model(source, attention_mask=(~padding_mask).long())
-        return output.logits if "logits" in output else output.last_hidden_state
-
-    return run
-
-
-def fairseq_outputs(model) -> Callable:
-    """The same of a CTC model of fairseq's or ours, or of an encoder."""
-    model = model.double().eval()
-
-    def run(source, padding_mask):
-        if hasattr(model, "w2v_encoder"):
-            output = model(source=source, padding_mask=padding_mask)
-            return output["encoder_out"].transpose(0, 1)  # T x B x V -> B x T x V
-        return model.extract_features(source, padding_mask)["x"]
-
-    return run
-
-
 @torch.no_grad()
-def largest_differences(found: Callable, expected: Callable, output_lengths) -> list[float]:
-    """Of one utterance, and of a padded batch, in valid frames.
+def outputs_of(model: nn.Module, conv_layers) -> list[torch.Tensor]:
+    """Logits, or last hidden states, of random audio, in float64: of one utterance, then of each
+    in a padded batch, (T, V) with its own length. The model is left in float64.
 
     Args:
-        found: (source, padding mask) -> (B, T, V), in float64
-        expected: the same
-        output_lengths: frames of a number of samples
+        model: fairseq's or ours, with CTC or the encoder alone, or transformers'
+        conv_layers: (dim, kernel_size, stride) of each convolution of its front-end
     """
-    differences = []
+    model = model.double().eval()
+    found = []
     for counts in (SINGLE, BATCH):
         generator = torch.Generator().manual_seed(len(counts))
         source = torch.randn(len(counts), max(counts), generator=generator, dtype=torch.float64)
         padding_mask = padding_mask_of(torch.tensor(counts), max(counts))
-        source = source.masked_fill(padding_mask, 0)
-        ours, theirs = found(source, padding_mask), expected(source, padding_mask)
-        frames = [output_lengths(count) for count in counts]
-        pairs = zip(ours, theirs, frames, strict=True)
-        worst = [float((a[:n] - b[:n]).abs().max()) for a, b, n in pairs]
-        differences.append(max(worst))
-    return differences
+        batch = _run(model, source.masked_fill(padding_mask, 0), padding_mask)
+        for row, count in zip(batch, counts, strict=True):
+            found.append(row[: conv_stack_length(count, conv_layers)])
+    return found
+
+
+def _run(model, source, padding_mask):
+    """(B, T, V)"""
+    if hasattr(model, "w2v_encoder"):
+        output = model(source=source, padding_mask=padding_mask)
+        return output["encoder_out"].transpose(0, 1)  # T x B x V -> B x T x V
+    if hasattr(model, "extract_features"):
+        return model.extract_features(source, padding_mask)["x"]
+    output = model(source, attention_mask=(~padding_mask).long())
+    return output.logits if "logits" in output else output.last_hidden_state
+
+
+def largest_differences(found: list[torch.Tensor], expected: list[torch.Tensor]) -> list[float]:
+    """Between two models' :func:`outputs_of`: of the one utterance, and in the padded batch."""
+    pairs = zip(found, expected, strict=True)
+    worst = [float((ours - theirs).abs().max()) for ours, theirs in pairs]
+    return [worst[0], float(torch.tensor(worst[1:]).max())]
 
 
 def load_encoder(pretrained: Pretrained, source: str) -> nn.Module:
@@ -97,8 +86,3 @@ def load_ctc(path: str, symbols: list[str], normalize: bool) -> nn.Module:
 def load_written(path: str) -> nn.Module:
     """The encoder in a checkpoint."""
     return load_encoder(read_file(path), path)
-
-
-def quiet() -> None:
-    """fairseq logs each config whole."""
-    logging.getLogger("fairseq").setLevel(logging.WARNING)

@@ -15,13 +15,11 @@ from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint, write_
 from fairseq_speedup.frontend import CnnFrontEnd
 from fairseq_speedup.hugging_face.check import (
     LIMIT,
-    fairseq_outputs,
-    hugging_face_outputs,
     largest_differences,
     load_ctc,
     load_encoder,
     load_written,
-    quiet,
+    outputs_of,
 )
 from fairseq_speedup.hugging_face.folder import (
     WRITTEN,
@@ -53,7 +51,6 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     library()
-    quiet()
     parent = os.path.dirname(os.path.abspath(args.target))
     if not os.path.isdir(parent):
         raise FileNotFoundError(f"folder {parent} does not exist")
@@ -70,38 +67,39 @@ def _to_fairseq(args, parent: str) -> None:
         os.path.exists(args.target) and not args.overwrite,
         f"{args.target} exists; give --overwrite to replace it",
     )
-    normalize = None if args.normalize is None else args.normalize == "true"
-    found = read_folder(args.source, normalize)
-    pretrained = found.pretrained
-    beside = os.path.join(parent, DICTIONARY)
-    writes_dictionary = pretrained.labels is not None and not _same_symbols(
-        beside, pretrained.labels, args.overwrite
-    )
+    found = read_folder(args.source, None if args.normalize is None else args.normalize == "true")
+    symbols, beside = found.pretrained.labels, os.path.join(parent, DICTIONARY)
+    writes_dictionary = symbols and not _is_there(beside, symbols, args.overwrite)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as part:
         path = os.path.join(part, os.path.basename(args.target))
-        write_checkpoint(checkpoint_of(pretrained), path)
-        expected = hugging_face_outputs(found.model)
-        if pretrained.labels is None:
-            model = load_written(path)
-            encoder, ours = model, fairseq_outputs(model)
-        else:
-            dictionary_of(pretrained.labels).save(os.path.join(part, DICTIONARY))
-            symbols = Dictionary.load(os.path.join(part, DICTIONARY)).symbols
-            model = load_ctc(path, symbols, pretrained.cfg.task.normalize)
-            encoder = model.w2v_encoder.w2v_model
-            ours, expected = _shared_rows(fairseq_outputs(model), expected, found.labels)
-        compared = _compare(args, ours, expected, encoder)
+        dictionary = os.path.join(part, DICTIONARY)
+        write_checkpoint(checkpoint_of(found.pretrained), path)
+        if symbols:
+            dictionary_of(symbols).save(dictionary)
+        differences = _compare(args.source, *_outputs_of_both(found, path, dictionary))
         os.replace(path, args.target)
         if writes_dictionary:
-            os.replace(os.path.join(part, DICTIONARY), beside)
-    _report(args.source, pretrained, found.notes, compared)
-    if pretrained.labels is None:
-        print(
-            f"wrote {args.target}: model.w2v_path of fine-tuning, with task.normalize="
-            f"{str(bool(pretrained.cfg.task.normalize)).lower()}"
-        )
-    else:
-        print(f"wrote {args.target} and {beside}: --path of fairseq-generate, with that dictionary")
+            os.replace(dictionary, beside)
+    _report(args.source, found.pretrained, found.notes, differences)
+    normalize = str(bool(found.pretrained.cfg.task.normalize)).lower()
+    use = f": model.w2v_path of fine-tuning, with task.normalize={normalize}"
+    if symbols:
+        use = f" and {beside}: --path of fairseq-generate, whose data have that dictionary"
+    print(f"wrote {args.target}{use}")
+
+
+def _outputs_of_both(found, path: str, dictionary: str) -> tuple[list, list]:
+    """What a written checkpoint and the folder it was made of give, with the labels alone that both
+    have, in one order."""
+    theirs = outputs_of(found.model, found.conv_layers)
+    found.model = None  # large, and in float64
+    if found.labels is None:
+        return outputs_of(load_written(path), found.conv_layers), theirs
+    symbols = Dictionary.load(dictionary).symbols
+    model = load_ctc(path, symbols, found.pretrained.cfg.task.normalize)
+    here, there = found.labels.shared()
+    ours = outputs_of(model, found.conv_layers)
+    return [logits[:, here] for logits in ours], [logits[:, there] for logits in theirs]
 
 
 def _to_hugging_face(args, parent: str) -> None:
@@ -116,25 +114,31 @@ def _to_hugging_face(args, parent: str) -> None:
         f"{args.target} has {', '.join(existing)}; give --overwrite to replace what is there",
     )
     pretrained = _read_checkpoint(args.source, args.dictionary)
-    if pretrained.head:
-        model = load_ctc(args.source, pretrained.labels, pretrained.cfg.task.normalize)
-        encoder = model.w2v_encoder.w2v_model
-    else:
-        encoder = model = load_encoder(pretrained, args.source)
-    conv_layers = CnnFrontEnd(encoder.feature_extractor).conv_layers
+    conv_layers, expected = _outputs_of_checkpoint(args.source, pretrained)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as part:
         folder = os.path.join(part, "folder")
         os.mkdir(folder)
         write_folder(folder, args.source, pretrained, conv_layers)
-        ours = hugging_face_outputs(load_folder(folder))
-        compared = _compare(args, ours, fairseq_outputs(model), encoder)
+        found = outputs_of(load_folder(folder), conv_layers)
+        differences = _compare(args.source, found, expected)
         _put(folder, args.target, existing)
     notes = []
     if any("\u2581" in symbol for symbol in pretrained.labels or []):
         notes.append("its labels are sentencepiece's: transcripts there have \u2581 for a space")
-    _report(args.source, pretrained, notes, compared)
+    _report(args.source, pretrained, notes, differences)
     auto = "AutoModelForCTC and AutoProcessor" if pretrained.head else "AutoModel"
     print(f"wrote {args.target}: for transformers' {auto}")
+
+
+def _outputs_of_checkpoint(path: str, pretrained) -> tuple[list, list]:
+    """The convolutions of its front-end, and what it gives."""
+    if pretrained.head:
+        model = load_ctc(path, pretrained.labels, pretrained.cfg.task.normalize)
+        encoder = model.w2v_encoder.w2v_model
+    else:
+        encoder = model = load_encoder(pretrained, path)
+    conv_layers = CnnFrontEnd(encoder.feature_extractor).conv_layers
+    return conv_layers, outputs_of(model, conv_layers)
 
 
 def _refuse(condition: bool, reason: str) -> None:
@@ -142,7 +146,7 @@ def _refuse(condition: bool, reason: str) -> None:
         raise ValueError(reason)
 
 
-def _same_symbols(path: str, symbols: list[str], overwrite: bool) -> bool:
+def _is_there(path: str, symbols: list[str], overwrite: bool) -> bool:
     """Whether a dictionary is there and is this one.
 
     Raises:
@@ -159,15 +163,6 @@ def _same_symbols(path: str, symbols: list[str], overwrite: bool) -> bool:
         f"{path} exists and is another dictionary; write elsewhere, or give --overwrite",
     )
     return same
-
-
-def _shared_rows(ours, theirs, labels):
-    """Both outputs with the labels alone that both have, in one order."""
-    here, there = labels.shared()
-    return (
-        lambda *batch: ours(*batch)[..., here],
-        lambda *batch: theirs(*batch)[..., there],
-    )
 
 
 def _read_checkpoint(path: str, dictionary: str | None):
@@ -217,14 +212,14 @@ def _read_dictionary(path: str) -> list[str]:
         raise CheckpointError(f"--dictionary {path}: {' '.join(str(error).split())}") from None
 
 
-def _compare(args, found, expected, encoder) -> list[float]:
-    lengths = CnnFrontEnd(encoder.feature_extractor).output_lengths
-    differences = largest_differences(found, expected, lengths)
-    if not max(differences) <= LIMIT:  # not a number either
-        raise CheckpointError(
-            f"{args.source} and what it was converted to differ by {max(differences):.1e} on "
-            f"random audio, more than {LIMIT:.0e}: nothing is written"
-        )
+def _compare(source: str, found: list, expected: list) -> list[float]:
+    differences = largest_differences(found, expected)
+    for difference in differences:
+        if not difference <= LIMIT:  # not a number either
+            raise CheckpointError(
+                f"{source} and what it was converted to differ by {difference:.1e} on random "
+                f"audio, more than {LIMIT:.0e}: nothing is written"
+            )
     return differences
 
 

@@ -48,12 +48,11 @@ def wav2vec2_options(config: dict) -> dict:
     if data2vec:
         depth, kernel = config["num_conv_pos_embeddings"], config["conv_pos_kernel_size"]
         kernel = kernel * depth  # fairseq divides it among the convolutions
-    layers = zip(config["conv_dim"], config["conv_kernel"], config["conv_stride"], strict=True)
     modes = {theirs: ours for ours, theirs in EXTRACTOR_MODES.items()}
     options = {
         # data2vec's is no option there
         "extractor_mode": "layer_norm" if data2vec else modes[config["feat_extract_norm"]],
-        "conv_feature_layers": str([tuple(layer) for layer in layers]),
+        "conv_feature_layers": str(conv_layers_of(config)),
         "layer_norm_first": config.get("do_stable_layer_norm", False),
         "conv_pos": kernel,
         "pos_conv_depth": depth,
@@ -92,6 +91,11 @@ def _conformer_options(config: dict) -> dict:
         "layer_norm_first": True,  # Hugging Face's norm after the last layer
         "activation_fn": "gelu",  # fairseq's Conformer does not read it
     }
+
+
+def conv_layers_of(config: dict) -> list[tuple[int, int, int]]:
+    """(dim, kernel_size, stride) of each convolution of a ``config.json``."""
+    return list(zip(config["conv_dim"], config["conv_kernel"], config["conv_stride"], strict=True))
 
 
 def family_of_config(config: dict) -> str:

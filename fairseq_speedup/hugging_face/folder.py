@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -13,6 +13,7 @@ from fairseq_speedup.hugging_face.config import (
     MODEL_TYPES,
     check_fixed,
     config_options,
+    conv_layers_of,
     family_of_config,
     wav2vec2_options,
 )
@@ -38,15 +39,17 @@ class Folder:
 
     Attributes:
         model: transformers', in eval mode
+        conv_layers: (dim, kernel_size, stride) of each convolution of its front-end
         pretrained: the same as fairseq's
         labels: of a CTC model, or None
         notes: what was made up, in words
     """
 
     model: torch.nn.Module
+    conv_layers: list[tuple[int, int, int]]
     pretrained: Pretrained
-    labels: Labels | None
-    notes: list[str]
+    labels: Labels | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def library():
@@ -91,14 +94,13 @@ def read_folder(folder: str, normalize: bool | None) -> Folder:
     family = family_of_config(options)
     encoder, head = _sort(folder, model, options)
     cfg = as_wav2vec2(folder, family, wav2vec2_options(options), normalize)
-    pretrained = Pretrained(family, cfg, encoder, dropped)
-    if not ctc:
-        return Folder(model, pretrained, None, notes)
-    tokenizer = library().Wav2Vec2CTCTokenizer
-    num_rows = head["bias"].numel()
-    labels = read_labels(folder, tokenizer, num_rows, model.config.pad_token_id)
-    pretrained.head, pretrained.labels = labels.head(**head), labels.symbols
-    return Folder(model, pretrained, labels, notes)
+    found = Folder(model, conv_layers_of(options), Pretrained(family, cfg, encoder, dropped))
+    found.notes = notes
+    if ctc:
+        labels = read_labels(folder, head["bias"].numel(), model.config.pad_token_id)
+        found.labels = labels
+        found.pretrained.head, found.pretrained.labels = labels.head(**head), labels.symbols
+    return found
 
 
 def load_folder(folder: str):

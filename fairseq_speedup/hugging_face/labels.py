@@ -14,7 +14,13 @@ import torch
 from fairseq_speedup.checkpoints import CheckpointError
 
 SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]  # fairseq's, in order
-SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<unk>"]  # what takes their places there
+# what takes their places there, with its usual names
+SPECIAL_TOKENS = {
+    "pad_token": "<pad>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+}
 WORD_DELIMITER = "|"
 NEVER = -1e4  # logit of a symbol that the other side lacks; within the range of fp16
 
@@ -46,43 +52,68 @@ class Labels:
         return ours, [self.rows[index] for index in ours]
 
 
-def read_labels(folder: str, tokenizer_class, num_rows: int, blank: int) -> Labels:
-    """The labels of a head with ``num_rows``.
+def read_labels(folder: str, num_rows: int, blank: int) -> Labels:
+    """The labels of a head with ``num_rows``, from what a tokenizer has saved. transformers' own
+    reading is not used: it takes no other word delimiter than ``|`` from a folder.
 
     Args:
-        tokenizer_class: transformers' ``Wav2Vec2CTCTokenizer``
         blank: ``pad_token_id`` of ``config.json``
     Raises:
-        CheckpointError: a vocabulary that is none, or that is not the head's
+        FileNotFoundError, CheckpointError: a vocabulary that is none, or that is not the head's
     """
     path = os.path.join(folder, "vocab.json")
-    _check_vocabulary(path, read_json(path), num_rows)
-    try:
-        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{folder}: its tokenizer cannot be read: {error}") from None
-    ids = tokenizer.get_vocab()
+    ids = read_json(path)
+    _check_vocabulary(path, ids, num_rows)
+    added, special = _read_tokenizer(folder)
+    ids = added | ids
     tokens = {row: token for token, row in ids.items() if row < num_rows}
     nameless = [str(row) for row in range(num_rows) if row not in tokens]
     if nameless:
         raise CheckpointError(
             f"{path}: the head has {num_rows} rows, and no token is for {', '.join(nameless)}"
         )
-    if ids.get(tokenizer.pad_token) != blank:
+    if ids.get(special["pad_token"]) != blank:
         raise CheckpointError(
-            f"{folder}: pad_token={tokenizer.pad_token}, CTC's blank, is "
-            f"{ids.get(tokenizer.pad_token)} in vocab.json, and pad_token_id={blank} in config.json"
+            f"{folder}: pad_token={special['pad_token']}, CTC's blank, is "
+            f"{ids.get(special['pad_token'])} in vocab.json, and pad_token_id={blank} in "
+            "config.json"
         )
-    special = [tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token]
     rows: list[int | None] = []
-    for token in special:
-        row = ids.get(token)
+    for name in SPECIAL_TOKENS:
+        row = ids.get(special[name])
         rows.append(row if row in tokens and row not in rows else None)
     others = [row for row in range(num_rows) if row not in rows]
-    delimiter = ids.get(tokenizer.word_delimiter_token)
+    delimiter = ids.get(special["word_delimiter_token"])
     symbols = [WORD_DELIMITER if row == delimiter else tokens[row] for row in others]
     _check_symbols(path, symbols)
     return Labels(SPECIAL_SYMBOLS + symbols, rows + others)
+
+
+def _read_tokenizer(folder: str) -> tuple[dict[str, int], dict[str, str | None]]:
+    """Tokens that a tokenizer has beside its vocabulary; its special ones, by what they are for."""
+    found = {}
+    for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"):
+        path = os.path.join(folder, name)
+        found[name] = read_json(path) if os.path.isfile(path) else {}
+    config = found["tokenizer_config.json"]
+    try:
+        added = {token: int(row) for token, row in found["added_tokens.json"].items()}
+        for row, token in (config.get("added_tokens_decoder") or {}).items():
+            added[_text(token)] = int(row)
+    except (AttributeError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{folder}: added_tokens.json or added_tokens_decoder of tokenizer_config.json does "
+            "not give each token a number"
+        ) from None
+    given = SPECIAL_TOKENS | {"word_delimiter_token": WORD_DELIMITER}
+    given |= found["special_tokens_map.json"] | config
+    return added, {name: _text(token) for name, token in given.items() if name.endswith("_token")}
+
+
+def _text(token) -> str | None:
+    """Of a token, or of an object with what surrounds it."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
 
 
 def vocabulary(path: str, symbols: list[str]) -> dict[str, int]:
@@ -96,7 +127,7 @@ def vocabulary(path: str, symbols: list[str]) -> dict[str, int]:
             f"{path}: its dictionary begins with {' '.join(symbols[: len(SPECIAL_SYMBOLS)])}, not "
             f"with {' '.join(SPECIAL_SYMBOLS)}"
         )
-    tokens = SPECIAL_TOKENS + symbols[len(SPECIAL_SYMBOLS) :]
+    tokens = [*SPECIAL_TOKENS.values(), *symbols[len(SPECIAL_SYMBOLS) :]]
     return {token: index for index, token in enumerate(tokens)}
 
 
