@@ -25,6 +25,7 @@ setup(
         "fvcore",
     ],
     extras_require={
+        "convert": ["safetensors", "transformers>=5"],
         "fairseq": ["ve-fairseq>=0.12.3"],
         "quickstart": ["espeakng-loader", "matplotlib", "scipy"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "tensorboardX", "transformers"],

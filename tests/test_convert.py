@@ -111,7 +111,10 @@ def test_there_and_back_gives_the_same_weights(name, end, tmp_path, capsys):
         assert processor.tokenizer.get_vocab() == {t: i for i, t in enumerate(CANONICAL)}
 
 
-@pytest.mark.parametrize("form", FORMS)
+TRANSFORMERS = [form for form in FORMS if "conformer" not in form]
+
+
+@pytest.mark.parametrize("form", TRANSFORMERS)
 def test_the_public_forms_become_folders(form, tmp_path):
     kind, _, normalize = FORMS[form]
     model = reference(form)
@@ -126,10 +129,10 @@ def test_the_public_forms_become_folders(form, tmp_path):
     assert config["do_normalize"] == normalize
 
 
-@pytest.mark.parametrize("name", FINETUNED)
-@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("name", [n for n in FINETUNED if FINETUNED[n][0] in TRANSFORMERS])
 @torch.no_grad()
-def test_public_finetuned_forms_become_folders(name, inside, tmp_path, capsys):
+def test_public_finetuned_forms_become_folders(name, tmp_path, capsys):
+    inside = "cfg, Namespace" not in name
     model = reference(FINETUNED[name][0])
     path, written = tmp_path / "public.pt", tmp_path / "dict.ltr.txt"
     dictionary = Dictionary()
@@ -410,11 +413,15 @@ BAD_FOLDERS = {
     "adapter": (lambda s: edit(s / "config.json", add_adapter=True), r"add_adapter=True cannot"),
     "language adapter": (
         lambda s: edit(s / "config.json", adapter_attn_dim=16),
-        r"adapter_attn_dim=16 cannot be converted; fairseq's encoder can have None",
+        r"adapter_attn_dim=16 cannot be converted; valid values: None",
     ),
     "activation": (
         lambda s: edit(s / "config.json", hidden_act="gelu_new"),
-        r"hidden_act=gelu_new cannot be converted; .* can have gelu or relu",
+        r"hidden_act=gelu_new cannot be converted; valid values: gelu, relu",
+    ),
+    "no projection in fairseq": (
+        lambda s: edit(s / "config.json", hidden_size=8),
+        r"hidden_size=8 is the last of conv_dim",
     ),
     "option of a wrong type": (
         lambda s: edit(s / "config.json", hidden_size="wide"),
@@ -472,6 +479,16 @@ def test_bad_folders_are_refused_in_one_line(name, tmp_path, capsys):
     source = write_folder(tmp_path / "source", ctc())
     spoil(source)
     assert re.search(words, refused(source, tmp_path / "model.pt", capsys))
+
+
+def test_what_fairseq_would_build_otherwise_is_refused(tmp_path, capsys):
+    """Its positional convolutions are 3 frames long at least."""
+    model = random_model("Data2VecAudio", "ForCTC", DATA2VEC | {"conv_pos_kernel_size": 1})
+    vocab = [str(number) for number in range(32)]
+    source = write_folder(tmp_path / "source", model, vocab=vocab, pad_token="0")
+    line = refused(source, tmp_path / "model.pt", capsys)
+    assert "what it was converted to cannot be loaded" in line
+    assert "pos_conv" in line
 
 
 def test_normalize_is_asked_for_where_nothing_says_it(tmp_path, capsys):
@@ -597,10 +614,12 @@ def test_bad_checkpoints_are_refused(pretrained, tmp_path, capsys):
     assert "holds a 'wav2vec' model" in refused(tmp_path / "other.pt", target, capsys)
     state["cfg"]["model"] |= {"_name": "wav2vec2", "activation_fn": "tanh"}
     torch.save(state, tmp_path / "tanh.pt")
-    assert re.search(
-        "activation_fn=tanh cannot be converted; .* gelu or relu",
-        refused(tmp_path / "tanh.pt", target, capsys),
-    )
+    words = "activation_fn=tanh cannot be converted; valid values: gelu, relu"
+    assert words in refused(tmp_path / "tanh.pt", target, capsys)
+    form = "wav2vec2 conformer rel_pos, cfg"
+    write_form(tmp_path / "conformer.pt", form, reference(form))
+    words = "layer_type=conformer cannot be converted; valid values: transformer"
+    assert words in refused(tmp_path / "conformer.pt", target, capsys)
     options = ["--dictionary", str(tmp_path / "dict.txt")]
     assert "is pretrained and has no labels" in refused(pretrained, target, capsys, *options)
     options = ["--normalize", "true"]

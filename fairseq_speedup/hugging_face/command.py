@@ -6,10 +6,12 @@ stock or ours without reductions. What is written is loaded again and run beside
 random audio, alone and in a padded batch; where they differ, nothing is written.
 """
 
+import contextlib
 import os
 import tempfile
 
 from fairseq.data import Dictionary
+from omegaconf import DictConfig
 
 from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint, write_checkpoint
 from fairseq_speedup.frontend import CnnFrontEnd
@@ -76,7 +78,9 @@ def _to_fairseq(args, parent: str) -> None:
         write_checkpoint(checkpoint_of(found.pretrained), path)
         if symbols:
             dictionary_of(symbols).save(dictionary)
-        differences = _compare(args.source, *_outputs_of_both(found, path, dictionary))
+        with _named(f"{args.source}: what it was converted to cannot be loaded"):
+            outputs = _outputs_of_both(found, path, dictionary)
+        differences = _compare(args.source, *outputs)
         os.replace(path, args.target)
         if writes_dictionary:
             os.replace(dictionary, beside)
@@ -114,7 +118,8 @@ def _to_hugging_face(args, parent: str) -> None:
         f"{args.target} has {', '.join(existing)}; give --overwrite to replace what is there",
     )
     pretrained = _read_checkpoint(args.source, args.dictionary)
-    conv_layers, expected = _outputs_of_checkpoint(args.source, pretrained)
+    with _named(f"{args.source} cannot be loaded"):
+        conv_layers, expected = _outputs_of_checkpoint(args.source, pretrained)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as part:
         folder = os.path.join(part, "folder")
         os.mkdir(folder)
@@ -139,6 +144,15 @@ def _outputs_of_checkpoint(path: str, pretrained) -> tuple[list, list]:
         encoder = model = load_encoder(pretrained, path)
     conv_layers = CnnFrontEnd(encoder.feature_extractor).conv_layers
     return conv_layers, outputs_of(model, conv_layers)
+
+
+@contextlib.contextmanager
+def _named(what: str):
+    """Weights that do not fit their config are RuntimeErrors of torch's, many lines long."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CheckpointError(f"{what}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _refuse(condition: bool, reason: str) -> None:
@@ -172,7 +186,8 @@ def _read_checkpoint(path: str, dictionary: str | None):
     """
     state = open_checkpoint(path)
     cfg = state.get("cfg") if isinstance(state, dict) else None
-    model_cfg = (cfg or {}).get("model") or {}
+    model_cfg = (cfg or {}).get("model")
+    model_cfg = model_cfg if isinstance(model_cfg, dict | DictConfig) else {}
     reduced = reductions(model_cfg)
     if reduced:
         named = ", ".join(f"{name}={value}" for name, value in reduced.items())

@@ -116,7 +116,7 @@ def config_options(path: str, cfg: DictConfig, conv_layers) -> dict:
         CheckpointError: an option whose value no such model can have
     """
     model, variant = cfg.model, cfg.get("encoder_variant") or {}
-    check_fixed(path, model, FIXED_THERE, "Hugging Face's models")
+    check_fixed(path, model, FIXED_THERE)
     feature_layer_norm = variant.get("feature_layer_norm", True)
     positions = variant.get("relative_positions")
     dims, kernels, strides = zip(*conv_layers, strict=True)
@@ -130,14 +130,14 @@ def config_options(path: str, cfg: DictConfig, conv_layers) -> dict:
         **{theirs: model[ours] for ours, theirs in OPTIONS},
     }
     if positions is not None:
-        check_fixed(path, positions, {"gated": (True,)}, "Hugging Face's WavLM")
+        check_fixed(path, positions, {"gated": (True,)})
         return options | {
             "model_type": "wavlm",
             "num_buckets": positions.num_buckets,
             "max_bucket_distance": positions.max_distance,
         }
     if model.pos_conv_depth > 1:
-        check_fixed(path, model, DATA2VEC_FIXED_THERE, "Hugging Face's Data2VecAudio")
+        check_fixed(path, model, DATA2VEC_FIXED_THERE)
         return options | {
             "model_type": "data2vec-audio",
             "num_conv_pos_embeddings": model.pos_conv_depth,
@@ -148,12 +148,12 @@ def config_options(path: str, cfg: DictConfig, conv_layers) -> dict:
     return options | {"model_type": "wav2vec2"}
 
 
-def check_fixed(path: str, options, valid: dict, whose: str) -> None:
+def check_fixed(path: str, options, valid: dict) -> None:
     """Raises CheckpointError for an option that has none of its ``valid`` values."""
     for name, values in valid.items():
         value = options.get(name, values[0])
         if value not in values:
-            named = " or ".join(map(str, values))
+            named = ", ".join(map(str, values))
             raise CheckpointError(
-                f"{path}: {name}={value} cannot be converted; {whose} can have {named}"
+                f"{path}: {name}={value} cannot be converted; valid values: {named}"
             )

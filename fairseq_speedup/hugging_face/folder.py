@@ -216,7 +216,12 @@ def _read_config(folder: str):
     except Exception as error:  # transformers checks each field, with errors of its own
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: {reason}") from None
-    check_fixed(path, config.to_dict(), FIXED_HERE, "fairseq's encoder")
+    check_fixed(path, config.to_dict(), FIXED_HERE)
+    if config.hidden_size == config.conv_dim[-1]:
+        raise CheckpointError(
+            f"{path}: hidden_size={config.hidden_size} is the last of conv_dim; fairseq's encoder "
+            "then has no feature projection, which this one has"
+        )
     # a model that is fine-tuned without masks has no embedding for them there, and fairseq's has
     config.mask_time_prob = config.mask_time_prob or 0.05
     return config

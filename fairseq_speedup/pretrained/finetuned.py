@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights, first_of
 from fairseq_speedup.pretrained.families import (
-    RELATIVE_BIAS,
+    FAMILIES,
     Pretrained,
     as_wav2vec2,
     family_name,
@@ -181,7 +181,9 @@ def _pretraining(path: str, cfg: DictConfig, weights: dict) -> Pretrained:
     if w2v_args.get("model") is None:
         raise CheckpointError(f"{path}: its cfg.model.w2v_args has no section 'model'")
     if w2v_args.get("encoder_variant") is not None:  # written here: already a wav2vec 2.0
-        family = "wavlm" if RELATIVE_BIAS in weights else family_name(w2v_args["model"])
+        family = w2v_args["encoder_variant"].get("family")
+        if family not in FAMILIES:  # written before it was
+            family = family_name(w2v_args["model"])
         cfg = made_anew(path, w2v_args)
         return Pretrained(family, cfg, *sort_weights(path, family, weights))
     return family_of(path, w2v_args["model"], w2v_args.get("task"), weights)
