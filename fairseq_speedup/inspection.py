@@ -23,7 +23,7 @@ from fairseq_speedup.checkpoints import (
     unpickle,
     without_code,
 )
-from fairseq_speedup.models.config import SpeedupCtcConfig, switched_on
+from fairseq_speedup.models.config import SpeedupCtcConfig, reductions, switched_on
 from fairseq_speedup.models.speedup_encoder import CNN_PREFIX
 from fairseq_speedup.pickles import format_of, refused_types, types_asked_for
 from fairseq_speedup.pretrained import Pretrained, check_weights, read_state
@@ -143,14 +143,13 @@ def _finetuned(path: str, state: dict, seconds: float) -> dict:
     with FakeTensorMode():
         model = models.build_model(cfg.model, Labels(num_labels), from_checkpoint=True)
     check_weights(model, state["model"], path)
-    reductions = switched_on(cfg.model)
     use = "fairseq-generate --path, checkpoint.finetune_from_model"
     return {
         "family": encoder.family,
         "stage": "fine-tuned",
-        "use": use if reductions else f"{use}, model.w2v_path",
+        "use": use if reductions(cfg.model) else f"{use}, model.w2v_path",
         "kind": kind_of({"cfg": cfg}),
-        "reductions": reductions,
+        "reductions": switched_on(cfg.model),
         "pretraining_config": where,
         **_architecture(cfg.model.w2v_args),
         "dictionary_size": num_labels,
