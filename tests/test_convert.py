@@ -419,10 +419,6 @@ BAD_FOLDERS = {
         lambda s: edit(s / "config.json", hidden_act="gelu_new"),
         r"hidden_act=gelu_new cannot be converted; valid values: gelu, relu",
     ),
-    "no projection in fairseq": (
-        lambda s: edit(s / "config.json", hidden_size=8),
-        r"hidden_size=8 is the last of conv_dim",
-    ),
     "option of a wrong type": (
         lambda s: edit(s / "config.json", hidden_size="wide"),
         r"config.json: .*hidden_size",
@@ -481,14 +477,21 @@ def test_bad_folders_are_refused_in_one_line(name, tmp_path, capsys):
     assert re.search(words, refused(source, tmp_path / "model.pt", capsys))
 
 
-def test_what_fairseq_would_build_otherwise_is_refused(tmp_path, capsys):
-    """Its positional convolutions are 3 frames long at least."""
-    model = random_model("Data2VecAudio", "ForCTC", DATA2VEC | {"conv_pos_kernel_size": 1})
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        # fairseq's positional convolutions are 3 frames long at least
+        ("Data2VecAudio", DATA2VEC | {"conv_pos_kernel_size": 1}, "of another shape: .*pos_conv"),
+        # it projects nothing where the CNN is as wide as the transformer
+        ("Wav2Vec2", {"hidden_size": 8}, "unknown: post_extract_proj.weight"),
+    ],
+)
+def test_what_fairseq_would_build_otherwise_is_refused(kind, options, words, tmp_path, capsys):
+    model = random_model(kind, "ForCTC", options)
     vocab = [str(number) for number in range(32)]
     source = write_folder(tmp_path / "source", model, vocab=vocab, pad_token="0")
     line = refused(source, tmp_path / "model.pt", capsys)
-    assert "what it was converted to cannot be loaded" in line
-    assert "pos_conv" in line
+    assert re.search(f"source: its weights do not fit its config; {words}", line)
 
 
 def test_normalize_is_asked_for_where_nothing_says_it(tmp_path, capsys):
@@ -633,6 +636,10 @@ def test_a_dictionary_that_is_not_the_heads_is_refused(pretrained, tmp_path, cap
     state = torch.load(tmp_path / "ours.pt")
     other = tmp_path / "dict.txt"
     other.write_text("A 1\nB 1\n")
+    mask = state["model"].pop("w2v_encoder.w2v_model.mask_emb")
+    torch.save(state, tmp_path / "cut.pt")
+    assert "mask_emb" in refused(tmp_path / "cut.pt", tmp_path / "f", capsys)
+    state["model"]["w2v_encoder.w2v_model.mask_emb"] = mask
     line = refused(tmp_path / "ours.pt", tmp_path / "f", capsys, "--dictionary", str(other))
     assert f"--dictionary {other} is not the one that" in line
     del state["task_state"]

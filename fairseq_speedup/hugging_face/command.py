@@ -6,14 +6,18 @@ stock or ours without reductions. What is written is loaded again and run beside
 random audio, alone and in a padded batch; where they differ, nothing is written.
 """
 
-import contextlib
 import os
 import tempfile
 
 from fairseq.data import Dictionary
-from omegaconf import DictConfig
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint, write_checkpoint
+from fairseq_speedup.checkpoints import (
+    CheckpointError,
+    clear_layout_errors,
+    open_checkpoint,
+    write_checkpoint,
+)
 from fairseq_speedup.frontend import CnnFrontEnd
 from fairseq_speedup.hugging_face.check import (
     LIMIT,
@@ -31,7 +35,7 @@ from fairseq_speedup.hugging_face.folder import (
     write_folder,
 )
 from fairseq_speedup.models.config import reductions
-from fairseq_speedup.pretrained import read_state
+from fairseq_speedup.pretrained import build_encoder, check_weights, read_state
 from fairseq_speedup.pretrained.write import checkpoint_of, dictionary_of
 
 DICTIONARY = "dict.ltr.txt"
@@ -78,9 +82,7 @@ def _to_fairseq(args, parent: str) -> None:
         write_checkpoint(checkpoint_of(found.pretrained), path)
         if symbols:
             dictionary_of(symbols).save(dictionary)
-        with _named(f"{args.source}: what it was converted to cannot be loaded"):
-            outputs = _outputs_of_both(found, path, dictionary)
-        differences = _compare(args.source, *outputs)
+        differences = _compare(args.source, *_outputs_of_both(found, path, dictionary))
         os.replace(path, args.target)
         if writes_dictionary:
             os.replace(dictionary, beside)
@@ -118,8 +120,7 @@ def _to_hugging_face(args, parent: str) -> None:
         f"{args.target} has {', '.join(existing)}; give --overwrite to replace what is there",
     )
     pretrained = _read_checkpoint(args.source, args.dictionary)
-    with _named(f"{args.source} cannot be loaded"):
-        conv_layers, expected = _outputs_of_checkpoint(args.source, pretrained)
+    conv_layers, expected = _outputs_of_checkpoint(args.source, pretrained)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as part:
         folder = os.path.join(part, "folder")
         os.mkdir(folder)
@@ -144,15 +145,6 @@ def _outputs_of_checkpoint(path: str, pretrained) -> tuple[list, list]:
         encoder = model = load_encoder(pretrained, path)
     conv_layers = CnnFrontEnd(encoder.feature_extractor).conv_layers
     return conv_layers, outputs_of(model, conv_layers)
-
-
-@contextlib.contextmanager
-def _named(what: str):
-    """Weights that do not fit their config are RuntimeErrors of torch's, many lines long."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise CheckpointError(f"{what}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _refuse(condition: bool, reason: str) -> None:
@@ -185,9 +177,8 @@ def _read_checkpoint(path: str, dictionary: str | None):
         CheckpointError: a model that has no counterpart, or labels that are not the head's
     """
     state = open_checkpoint(path)
-    cfg = state.get("cfg") if isinstance(state, dict) else None
-    model_cfg = (cfg or {}).get("model")
-    model_cfg = model_cfg if isinstance(model_cfg, dict | DictConfig) else {}
+    model_cfg = (state.get("cfg") or {}).get("model")
+    model_cfg = model_cfg if isinstance(model_cfg, dict) else {}
     reduced = reductions(model_cfg)
     if reduced:
         named = ", ".join(f"{name}={value}" for name, value in reduced.items())
@@ -199,7 +190,10 @@ def _read_checkpoint(path: str, dictionary: str | None):
         raise CheckpointError(
             f"{path}: blank_weight={model_cfg['blank_weight']} has no counterpart; it must be 0"
         )
-    pretrained = read_state(path, state)
+    with clear_layout_errors(path):
+        pretrained = read_state(path, state)
+    with FakeTensorMode():  # shapes alone
+        check_weights(build_encoder(pretrained.cfg), pretrained.weights, path)
     if not pretrained.head:
         _refuse(dictionary is not None, f"--dictionary: {path} is pretrained and has no labels")
         return pretrained

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
 from fairseq_speedup.hugging_face.config import (
@@ -19,6 +20,7 @@ from fairseq_speedup.hugging_face.config import (
 )
 from fairseq_speedup.hugging_face.labels import Labels, read_json, read_labels, vocabulary
 from fairseq_speedup.hugging_face.names import HEAD, PREFIXES, from_fairseq, to_fairseq
+from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
 from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2
 
 SAMPLE_RATE = 16000  # Hz, of every public model
@@ -94,6 +96,8 @@ def read_folder(folder: str, normalize: bool | None) -> Folder:
     family = family_of_config(options)
     encoder, head = _sort(folder, model, options)
     cfg = as_wav2vec2(folder, family, wav2vec2_options(options), normalize)
+    with FakeTensorMode():  # shapes alone
+        check_weights(build_encoder(cfg), encoder, folder)
     found = Folder(model, conv_layers_of(options), Pretrained(family, cfg, encoder, dropped))
     found.notes = notes
     if ctc:
@@ -217,11 +221,6 @@ def _read_config(folder: str):
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: {reason}") from None
     check_fixed(path, config.to_dict(), FIXED_HERE)
-    if config.hidden_size == config.conv_dim[-1]:
-        raise CheckpointError(
-            f"{path}: hidden_size={config.hidden_size} is the last of conv_dim; fairseq's encoder "
-            "then has no feature projection, which this one has"
-        )
     # a model that is fine-tuned without masks has no embedding for them there, and fairseq's has
     config.mask_time_prob = config.mask_time_prob or 0.05
     return config
