@@ -76,9 +76,13 @@ def write_finetuned(path: Path, w2v_path: Path, dictionary: Dictionary, labels="
     """A random fine-tuned model in the form of fairseq's checkpoints, which decodes to something:
     its labels vary from frame to frame."""
     model = build_model(w2v_path, labels=dictionary.symbols[dictionary.nspecial :], **options)
-    with torch.no_grad():
-        model.w2v_encoder.proj.weight.mul_(30)
-        model.w2v_encoder.proj.bias[BLANK] += 4
+    for head in model.w2v_encoder.modules():
+        if isinstance(head, torch.nn.Linear) and head.out_features % len(dictionary) == 0:
+            with torch.no_grad():
+                head.weight.mul_(30)
+                bias = head.bias.view(-1, len(dictionary))
+                bias[:, BLANK] += 4
+                bias[:, BLANK + 1 : dictionary.nspecial] -= 1000
     model_cfg = OmegaConf.to_container(model.cfg, enum_to_str=True)
     task = {"_name": "speedup_finetuning", "data": "", "labels": labels, "normalize": True}
     state = {

@@ -39,7 +39,7 @@ def arpa(tmp_path_factory, make_lm):
     return path
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("order", [2, 3])
 def test_each_context_of_an_estimated_model_sums_to_one(make_lm, order):
     sentences = [line.split() for line in SENTENCES]
     probabilities, backoffs = make_lm.estimate(sentences, order)

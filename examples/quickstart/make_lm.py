@@ -109,8 +109,8 @@ def main() -> None:
     args = parser.parse_args()
     sentences = [line.split() for line in args.text.read_text(encoding="utf-8").splitlines()]
     sentences = [sentence for sentence in sentences if sentence]
-    if args.order < 1 or not sentences:
-        sys.exit(f"--order must be 1 or more and {args.text} must have a sentence in it")
+    if args.order < 2 or not sentences:  # KenLM reads nothing below bigrams
+        sys.exit(f"--order must be 2 or more and {args.text} must have a sentence in it")
     probabilities, backoffs = estimate(sentences, args.order)
     write_arpa(args.arpa, probabilities, backoffs)
     sizes = ", ".join(f"{len(level)} {n}-grams" for n, level in enumerate(probabilities, start=1))

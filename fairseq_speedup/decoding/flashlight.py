@@ -70,20 +70,22 @@ class _FlashlightSearch:
         return found
 
     def _found(self, result, num_frames: int) -> Found:
-        path = self.path_of(result)[:num_frames]
+        # flashlight's begins with where it started from and ends with where it finished
+        path = np.array(result.tokens[1:-1], dtype=np.int64)
+        silent_frames = int((path[:num_frames] == self.silence).sum())
         num_words = self.num_words(result)
         acoustic = (
             result.score
             - self.lm_weight * result.lmScore
             - self.word_score * num_words
-            - self.options.sil_score * int((path == self.silence).sum())
+            - self.options.sil_score * silent_frames
         )
+        path = self.cleaned(path, result)[:num_frames]
         return Found(path, result.score, acoustic, result.lmScore, num_words)
 
-    def path_of(self, result) -> np.ndarray:
-        """A label for each frame that was searched."""
-        # flashlight's begins with where it started from and ends with where it finished
-        return np.array(result.tokens[1:-1], dtype=np.int64)
+    def cleaned(self, path: np.ndarray, result) -> np.ndarray:
+        """Of a path (T,), what belongs to the hypothesis."""
+        return path
 
     def _common_options(self) -> dict:
         limit = self.options.beam_size_token or self.num_labels
@@ -163,14 +165,18 @@ class LexiconSearch(_FlashlightSearch):
         end[0, self.silence] = -self.options.sil_score
         return np.concatenate([log_probs, end])
 
-    def path_of(self, result) -> np.ndarray:
-        """Without the letters of a word that the utterance's end cut off, where the beam had no
-        whole one left."""
-        path = super().path_of(result)
-        ends = np.flatnonzero(np.array(result.words[1:-1]) >= 0)
-        unfinished = path[ends[-1] + 1 if len(ends) else 0 :]
-        unfinished[unfinished != self.silence] = self.blank
-        return path
+    def cleaned(self, path: np.ndarray, result) -> np.ndarray:
+        """Without silence that ends no word, and without the letters of a word that the utterance's
+        end cut off, where the beam had no whole one left."""
+        ends = np.flatnonzero(np.array(result.words[1:-1]) >= 0).tolist()
+        kept = path.copy()
+        kept[ends[-1] + 1 if ends else 0 :] = self.blank
+        word_ends = set(ends)
+        starts = np.flatnonzero(np.append(True, path[1:] != path[:-1])).tolist()
+        for start, end in zip(starts, [*starts[1:], len(path)], strict=True):
+            if path[start] == self.silence:
+                kept[start:end] = self.silence if start in word_ends else self.blank
+        return kept
 
     def words_of(self, result) -> tuple[int, ...]:
         return tuple(word for word in result.words if word >= 0)
@@ -215,7 +221,8 @@ class LexiconFreeSearch(_FlashlightSearch):
         return log_probs
 
     def words_of(self, result) -> tuple[str, ...]:
-        return self.words.of_path(self.path_of(result), self.blank)
+        path = np.array(result.tokens[1:-1], dtype=np.int64)
+        return self.words.of_path(path, self.blank)
 
     def num_words(self, result) -> int:
         return 0

@@ -190,7 +190,8 @@ class Beams:
     blanks, spoken: (U, B), log-probability of all alignments that end in blank, in the last label
     best_blanks, best_spoken: (U, B), of the best such alignment
     last: (U, B), last label, NO_LABEL of the empty prefix
-    prefix, parent: (U, B), 64-bit hash of the prefix and of it without its last label
+    prefix, parent: (U, B), 64-bit hash of the prefix and of it without its last label, which
+        differ from utterance to utterance
     """
 
     FIELDS = ("blanks", "spoken", "best_blanks", "best_spoken", "last", "prefix", "parent")
@@ -205,7 +206,7 @@ class Beams:
         self.prefix = np.zeros(shape, dtype=np.uint64)
         self.parent = np.zeros(shape, dtype=np.uint64)
         self.blanks[:, 0] = self.best_blanks[:, 0] = 0.0
-        self.prefix[:, 0] = 1
+        self.prefix[:, 0] = np.arange(1, num_utterances + 1, dtype=np.uint64) * HASH_FACTOR
 
     def first(self, count: int) -> "Beams":
         """Views of the first utterances."""
@@ -227,10 +228,14 @@ class Beams:
 
     def families(self):
         """(utterance, place of a prefix, place of its parent) of pairs both in the beam."""
-        alive = self.total > -np.inf
-        same = self.parent[:, :, None] == self.prefix[:, None, :]
-        same &= alive[:, :, None] & alive[:, None, :]
-        return np.nonzero(same)
+        alive = (self.total > -np.inf).ravel()
+        prefix, parent = np.where(alive, self.prefix.ravel(), 0), self.parent.ravel()
+        in_order = np.argsort(prefix)
+        position = np.searchsorted(prefix, parent, sorter=in_order)
+        found = in_order[np.minimum(position, len(in_order) - 1)]
+        (child,) = np.nonzero((prefix[found] == parent) & alive & alive[found])
+        utterance, place = np.divmod(child, self.last.shape[1])
+        return utterance, place, found[child] % self.last.shape[1]
 
     def before(self, where, label):
         """Of the prefixes at ``where``, which are extended by ``label``: the log-probability of all

@@ -82,6 +82,12 @@ class DecodingRun:
             iterator: fairseq's EpochBatchIterator
             dataset: what it iterates over
         """
+        num_batches = len(iterator.frozen_batches)
+        if self.num_shards > num_batches:
+            raise ValueError(
+                f"--num-shards {self.num_shards}: there are {num_batches} batches, which cannot be "
+                "shared out so; use fewer shards or smaller batches"
+            )
         next_epoch_itr = iterator.next_epoch_itr
 
         def watched(*args, **kwargs):
