@@ -27,7 +27,16 @@ setup(
     extras_require={
         "convert": ["safetensors", "transformers>=5"],
         "fairseq": ["ve-fairseq>=0.12.3"],
+        "beam": ["flashlight-text"],
         "quickstart": ["espeakng-loader", "matplotlib", "scipy"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "tensorboardX", "transformers"],
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "tensorboardX",
+            "transformers",
+            "flashlight-text",
+        ],
     },
 )

@@ -1,10 +1,11 @@
 """Prints the quickstart's table and draws WER against MACs, from fairseq-generate's results.
 
-    python report.py FOLDER [--rows ROWS.tsv]
+    python report.py FOLDER [--rows ROWS.tsv] [--decoders]
 
 FOLDER holds one folder a row and in it one folder a decoding run, each with the generate-test.txt
 and compute.json that fairseq-generate left there. Times are medians over runs. ROWS.tsv names the
-rows in order, folder and label; costs are compared with the first.
+rows in order, folder and label; costs are compared with the first. --decoders has rows that differ
+in how they are decoded: its table tells the encoder's time from the decoder's, and has no picture.
 """
 
 import argparse
@@ -31,6 +32,9 @@ class Row:
     num_utterances: int
     num_runs: int
     mean_layers_run: float | None  # of a model with exits
+    encoder_seconds: float
+    decoder_seconds: float
+    share_searched: float | None  # of frames, by a beam search
 
 
 def read_wer(results: Path) -> float:
@@ -57,6 +61,9 @@ def read_model(folder: Path, name: str) -> Row:
         reports[0]["num_utterances"],
         len(runs),
         reports[0].get("mean_layers_run"),
+        median(report["encoder_seconds"] for report in reports),
+        median(report["decoder_seconds"] for report in reports),
+        reports[0].get("share_of_frames_searched"),
     )
 
 
@@ -83,6 +90,21 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def decoder_table(rows: list[Row]) -> str:
+    """Markdown: what decoding gains and costs."""
+    lines = [
+        "| | WER % | encoder s | decoder s | RTF | frames searched % |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        searched = "" if row.share_searched is None else f"{100 * row.share_searched:.1f}"
+        lines.append(
+            f"| {row.name} | {row.wer_percent:.2f} | {row.encoder_seconds:.2f} "
+            f"| {row.decoder_seconds:.2f} | {row.real_time_factor:.5f} | {searched} |"
+        )
+    return "\n".join(lines)
+
+
 def draw(rows: list[Row], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(5, 3.5) if len(rows) < 5 else (10, 7))
     for row in rows:
@@ -104,11 +126,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=Path, help="TSV of folder and label")
+    parser.add_argument("--decoders", action="store_true", help="rows differ in the decoder")
     args = parser.parse_args()
     folder, models = args.folder, MODELS
     if args.rows:
         models = dict(line.split("\t") for line in args.rows.read_text().splitlines())
     rows = [read_model(folder / model, name) for model, name in models.items()]
+    if args.decoders:
+        print(decoder_table(rows))
+        return
     text = table(rows)
     (folder / "table.md").write_text(text + "\n")
     draw(rows, folder / "wer_vs_macs.png")

@@ -43,13 +43,16 @@ finetune() { # NAME OPTIONS...
         "model.w2v_path='$OUT/pretrained/checkpoint_last.pt'" "$@"
 }
 
-decode() { # MODEL ROW RUN [OVERRIDES]: results of the row, with one option or several changed
-    local folder="$OUT/results/$2/run$3" overrides="${4:-}"
+# decode MODEL ROW RUN [OVERRIDES [OPTIONS...]]: results of the row, with options of the model changed
+# and of decoding added
+decode() {
+    local model="$1" folder="$OUT/results/$2/run$3" overrides="${4:-}"
+    shift $(($# < 4 ? $# : 4))
     grep -q 'WER: ' "$folder/generate-test.txt" 2>/dev/null && return 0
     OMP_NUM_THREADS=2 stage "$folder/log.txt" fairseq-generate "$DATA" --cpu \
         --user-dir "$PLUGIN" --task speedup_finetuning --labels ltr \
-        --path "$OUT/$1/checkpoint_last.pt" --gen-subset test --batch-size 8 \
+        --path "$OUT/$model/checkpoint_last.pt" --gen-subset test --batch-size 8 \
         --scoring wer --post-process letter --results-path "$folder" \
-        --model-overrides "${overrides:-$NO_OVERRIDES}"
+        --model-overrides "${overrides:-$NO_OVERRIDES}" "$@"
 }
 
