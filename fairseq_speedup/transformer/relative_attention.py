@@ -92,11 +92,15 @@ class RelativeAttention(nn.Module):
             self._heads(projection(batch_first))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        bias = self.positions.bias(query.size(0))
-        bias = self._gate(self._heads(batch_first)) * bias if self.gated else bias[None]
+        bias = self.bias_of(batch_first)
         dropout_prob = self.dropout_module.p if self.training else 0.0
         attended = attend(q, k, v, bias, key_padding_mask, dropout_prob)
         return self.out_proj(attended).transpose(0, 1), None
+
+    def bias_of(self, frames):
+        """Bias (B or 1, heads, T, T) of frames (B, T, C)"""
+        bias = self.positions.bias(frames.size(1))
+        return self._gate(self._heads(frames)) * bias if self.gated else bias[None]
 
     def _heads(self, frames):
         """(B, T, C) -> (B, heads, T, C / heads)"""

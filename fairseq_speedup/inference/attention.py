@@ -1,0 +1,85 @@
+"""Fused self-attention: one projection for query, key and value, and no work for padding."""
+
+import torch
+from torch import nn
+
+from fairseq_speedup.inference.linear import stacked
+from fairseq_speedup.transformer.attention import attend
+from fairseq_speedup.transformer.relative_attention import RelativeAttention
+
+
+class Packing:
+    """What the layers are given: utterances one behind another, or a padded batch.
+
+    Attributes:
+        lengths: frames of each utterance in ``(sum of lengths, 1, C)``; None for ``(T, B, C)``
+    """
+
+    def __init__(self):
+        self.lengths: list[int] | None = None
+
+
+class FusedAttention(nn.Module):
+    """Takes the place of fairseq's MultiheadAttention, or of RelativeAttention.
+
+    Args:
+        attention: the one whose weights it takes
+        linear: builds the linear layers of the inference form
+        packing: shared by the layers
+    """
+
+    def __init__(self, attention, linear, packing: Packing):
+        super().__init__()
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.packing = (packing,)
+        self.in_proj = linear(stacked([attention.q_proj, attention.k_proj, attention.v_proj]))
+        self.out_proj = linear(attention.out_proj)
+        self.dtype = self.out_proj.dtype
+        # keeps the gate and the table of distances
+        self.relative = attention if isinstance(attention, RelativeAttention) else None
+        if self.relative is not None:
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                delattr(self.relative, name)
+
+    def forward(self, frames, padding_mask=None):
+        """
+        Args:
+            frames: (T, B, C), padded or packed
+            padding_mask: (B, T), True at padding, or None
+        """
+        (packing,) = self.packing
+        projected = self.in_proj(frames).to(self.dtype).unflatten(2, (3, self.num_heads, -1))
+        # T x B x 3 x H x D -> 3 x B x H x T x D
+        projected = projected.permute(2, 1, 3, 0, 4)
+        if packing.lengths is None:
+            attended = self._attend(projected, frames, padding_mask)
+        else:
+            parts = zip(
+                projected.split(packing.lengths, dim=3),
+                frames.split(packing.lengths),
+                strict=True,
+            )
+            attended = torch.cat([self._attend(*part, None) for part in parts], dim=1)
+        return self.out_proj(attended.transpose(0, 1).float())  # B x T x C -> T x B x C
+
+    def _attend(self, projected, frames, padding_mask):
+        query, key, value = projected
+        bias = None if self.relative is None else self.relative.bias_of(frames.transpose(0, 1))
+        if query.dtype == torch.bfloat16 and query.device.type == "cpu":
+            return attend_in_parts(query, key, value, bias, padding_mask)
+        return attend(query, key, value, bias, padding_mask)
+
+    def macs_per_frame(self) -> int:
+        return self.relative.macs_per_frame() if self.relative is not None else 0
+
+
+def attend_in_parts(query, key, value, bias, padding_mask):
+    """What :func:`attend` gives, by products and a softmax: in bf16 on CPUs faster than torch's
+    fused kernel."""
+    scores = torch.matmul(query * query.size(-1) ** -0.5, key.transpose(2, 3))
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
+    if padding_mask is not None:
+        scores = scores.masked_fill(padding_mask[:, None, None, :], -torch.inf)
+    attended = torch.matmul(torch.softmax(scores, dim=-1), value)
+    return attended.transpose(1, 2).flatten(2)  # B x H x T x D -> B x T x C

@@ -1,0 +1,121 @@
+"""The CNN front-end in channels-last form: convolutions as matrix products over windows of frames,
+piece by piece so that what passes between them stays in the cache, and no work for padding."""
+
+import torch
+import torch.nn.functional as F
+from fairseq.modules.fp32_group_norm import Fp32GroupNorm
+from torch import nn
+
+from fairseq_speedup.frontend.cnn import conv_layers_of
+from fairseq_speedup.lengths import conv_length, conv_stack_length, needed_conv_stack_length
+
+PIECE_FRAMES = 100  # of the front-end's output, 2 seconds at the CNN's 20 ms
+
+
+def as_linear(conv: nn.Conv1d) -> nn.Linear:
+    """The linear layer that gives of a window of frames (kernel_size * channels) what the
+    convolution gives."""
+    weight = conv.weight.detach().transpose(1, 2).flatten(1)  # (C', C, K) -> (C', K * C)
+    linear = nn.Linear(weight.size(1), weight.size(0), bias=conv.bias is not None)
+    linear.weight = nn.Parameter(weight)
+    linear.bias = conv.bias
+    return linear
+
+
+def windows_of(frames: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
+    """(T, C), contiguous, -> (T', kernel_size * C), a view"""
+    num_frames, dim = frames.shape
+    num_windows = conv_length(num_frames, kernel_size, stride)
+    return frames.as_strided((num_windows, kernel_size * dim), (stride * dim, 1))
+
+
+class ChannelsLastCnn(nn.Module):
+    """(B, S) -> (B, C, T), what fairseq's ``ConvFeatureExtractionModel`` gives; zero at padding.
+
+    A group norm after the first convolution, one group a channel over time, is folded into that
+    convolution's weights, for each utterance its own: mean and variance of ``w x`` over all windows
+    x follow from the windows' mean and covariance, 10 by 10 numbers, before anything is convolved.
+
+    Args:
+        cnn: fairseq's, whose weights it takes
+        linear: builds the linear layers of the inference form
+        masked: the group norm leaves padding out, see MaskedGroupNorm
+    """
+
+    def __init__(self, cnn, linear, masked: bool):
+        super().__init__()
+        self.layers = conv_layers_of(cnn)  # (dim, kernel_size, stride)
+        first, *others = cnn.conv_layers
+        self.first = (as_linear(first[0]),)  # in a tuple: it stays as it is in every form
+        self.group_norm = first[2] if isinstance(first[2], Fp32GroupNorm) else None
+        self.masked = masked
+        self.linears = nn.ModuleList([linear(as_linear(block[0])) for block in others])
+        self.norms = [
+            block[2][1] if isinstance(block[2], nn.Sequential) else None
+            for block in cnn.conv_layers
+        ]
+        self.num_samples = None  # (B,), set before, of a padded batch
+
+    def forward(self, waveform):
+        num_samples = self.num_samples
+        if num_samples is None:
+            num_samples = [waveform.size(1)] * waveform.size(0)
+        else:
+            num_samples = num_samples.tolist()
+        num_frames = conv_stack_length(waveform.size(1), self.layers)
+        dim, _, _ = self.layers[-1]
+        frames = waveform.new_zeros(waveform.size(0), num_frames, dim)
+        for utterance, length, out in zip(waveform, num_samples, frames, strict=True):
+            heard = utterance[:length] if self.masked else utterance
+            weight, bias = self._first_weights(heard)
+            for start in range(0, conv_stack_length(length, self.layers), PIECE_FRAMES):
+                piece = self._piece(utterance[:length], start)
+                values = self._run(piece, weight, bias)
+                out[start : start + len(values)] = values
+        return frames.transpose(1, 2)
+
+    def _piece(self, waveform, start: int):
+        """Samples (S',) that give PIECE_FRAMES frames, or what is left, from frame ``start``."""
+        stride = 1
+        for _, _, each in self.layers:
+            stride *= each
+        needed = needed_conv_stack_length(PIECE_FRAMES, self.layers)
+        return waveform[start * stride : start * stride + needed]
+
+    def _run(self, samples, weight, bias):
+        """(S',) -> (T', C)"""
+        _, kernel_size, stride = self.layers[0]
+        frames = torch.addmm(bias, samples.unfold(0, kernel_size, stride), weight)
+        frames = F.gelu(self._normalised(0, frames))
+        for position, linear in enumerate(self.linears, start=1):
+            _, kernel_size, stride = self.layers[position]
+            windows = windows_of(frames, kernel_size, stride)
+            if self.norms[position] is None:
+                frames = linear.gelu(windows)
+            else:
+                frames = F.gelu(self._normalised(position, linear(windows)))
+        return frames
+
+    def _normalised(self, position: int, frames):
+        norm = self.norms[position]
+        if norm is None:
+            return frames
+        return F.layer_norm(frames, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+    def _first_weights(self, waveform):
+        """Weights (K, C) and bias (C,) of the first convolution for one utterance (S,)."""
+        (first,) = self.first
+        weight, bias, norm = first.weight, first.bias, self.group_norm
+        if norm is None:
+            return weight.T, weight.new_zeros(weight.size(0)) if bias is None else bias
+        _, kernel_size, stride = self.layers[0]
+        windows = waveform.double().unfold(0, kernel_size, stride)
+        mean = windows.mean(dim=0)
+        centred = windows - mean
+        covariance = centred.T @ centred / len(windows)
+        weight = weight.double()
+        # a bias of the convolution would go out with the mean
+        variance = ((weight @ covariance) * weight).sum(dim=1)
+        scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
+        shift = norm.bias.double() - scale * (weight @ mean)
+        return (weight * scale[:, None]).T.to(waveform.dtype), shift.to(waveform.dtype)

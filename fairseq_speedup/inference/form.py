@@ -1,0 +1,96 @@
+"""Turns a loaded model into its inference form."""
+
+import torch
+from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
+from torch import nn
+
+from fairseq_speedup.inference.attention import Packing
+from fairseq_speedup.inference.cnn import ChannelsLastCnn
+from fairseq_speedup.inference.layer import FusedLayer
+from fairseq_speedup.inference.linear import LINEARS
+from fairseq_speedup.inference.positions import PackedConv1d
+from fairseq_speedup.inference.transformer import PackedLoop
+
+FORMS = ("none", *LINEARS)
+
+
+def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
+    """Changes a CTC model, ours or stock ``wav2vec_ctc``, in place. It cannot be trained or saved
+    any more.
+
+    Args:
+        model: on its device
+        form: ``fp32``, the model's numbers to 1e-4; ``bf16`` or ``fp16``, those types throughout;
+            ``int8``, linear layers with int8 weights and activations, on CPUs; ``none``, no change
+    Returns:
+        what was switched on, and why something was not
+    Raises:
+        ValueError: a form that does not exist or that this device cannot run
+    """
+    if form == "none":
+        return {}
+    linear = LINEARS.lookup(form)
+    encoder = model.w2v_encoder
+    w2v_model = encoder.w2v_model
+    check_device(form, next(model.parameters()).device)
+    model.eval().requires_grad_(False)
+    report = {"linear layers": form}
+    report["cnn"] = _front_end(encoder, linear)
+    report["positional convolution"] = _positions(w2v_model.encoder, linear)
+    packing = Packing()
+    report["attention"] = _layers(w2v_model.encoder.layers, linear, packing)
+    report["padding"] = _packing(encoder, w2v_model.encoder, packing, report["attention"])
+    _other_linears(model, linear)
+    return report
+
+
+def check_device(form: str, device: torch.device) -> None:
+    """Raises ValueError for a form that the device cannot run."""
+    if form == "int8" and device.type != "cpu":
+        raise ValueError(f"--inference int8 runs on CPUs, not on {device.type}: use fp16 or bf16")
+    if form == "fp16" and device.type == "cpu":
+        raise ValueError("--inference fp16 is for GPUs: CPUs run none, fp32, bf16 or int8")
+
+
+def _front_end(encoder, linear) -> str:
+    w2v_model = encoder.w2v_model
+    if getattr(encoder, "fbank", None) is not None:
+        return "filterbanks, as they are"
+    masked_norms = getattr(encoder, "masked_norms", ())
+    cnn = ChannelsLastCnn(w2v_model.feature_extractor, linear, masked=bool(masked_norms))
+    w2v_model.feature_extractor = cnn
+    encoder.masked_norms = (cnn,)  # is told the lengths
+    folded = cnn.group_norm is not None
+    return "channels last" + (", group norm folded into the first convolution" if folded else "")
+
+
+def _positions(transformer, linear) -> str:
+    for module in list(transformer.pos_conv.modules()):
+        if isinstance(module, nn.Conv1d):
+            PackedConv1d.convert(module, linear.dtype)
+    return "weight norm folded, weights packed"
+
+
+def _layers(layers, linear, packing: Packing) -> str:
+    for name, layer in layers.named_children():
+        if type(layer) is not TransformerSentenceEncoderLayer:
+            return f"as it is: {type(layer).__name__} has no fused form"
+        layers._modules[name] = FusedLayer.of(layer, linear, packing)
+    return "fused"
+
+
+def _packing(encoder, transformer, packing: Packing, attention: str) -> str:
+    transformer.required_seq_len_multiple = 1
+    if attention != "fused":
+        return "computed: the layers are not fused"
+    if getattr(encoder, "loop", None) is not None:
+        return "computed: exits and merging follow the batch through the layers"
+    transformer.extract_features = PackedLoop(transformer, packing)
+    return "left out of the layers"
+
+
+def _other_linears(model, linear) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, linear(child))

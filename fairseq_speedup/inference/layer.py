@@ -1,0 +1,39 @@
+"""The transformer's layers in their inference form."""
+
+from fairseq import utils
+from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
+
+from fairseq_speedup.inference.attention import FusedAttention, Packing
+
+
+class FusedLayer(TransformerSentenceEncoderLayer):
+    """fairseq's layer without dropout, with fused attention and the form's linear layers."""
+
+    @classmethod
+    def of(cls, layer: TransformerSentenceEncoderLayer, linear, packing: Packing) -> "FusedLayer":
+        """Takes the weights and the hooks of ``layer``, which is not to be used any more."""
+        fused = cls.__new__(cls)
+        fused.__dict__.update(layer.__dict__)
+        fused.self_attn = FusedAttention(layer.self_attn, linear, packing)
+        fused.fc1, fused.fc2 = linear(layer.fc1), linear(layer.fc2)
+        fused.uses_gelu = layer.activation_fn is utils.get_activation_fn("gelu")
+        return fused
+
+    def forward(self, x, self_attn_padding_mask=None, **unused):
+        """
+        Args:
+            x: (T, B, C)
+            self_attn_padding_mask: (B, T), True at padding, or None
+        Returns:
+            (T, B, C), and Nones for what fairseq's layer also returns
+        """
+        if self.layer_norm_first:
+            x = x + self.self_attn(self.self_attn_layer_norm(x), self_attn_padding_mask)
+            x = x + self._feed_forward(self.final_layer_norm(x))
+        else:
+            x = self.self_attn_layer_norm(x + self.self_attn(x, self_attn_padding_mask))
+            x = self.final_layer_norm(x + self._feed_forward(x))
+        return x, (None, None)
+
+    def _feed_forward(self, x):
+        return self.fc2(self.fc1.gelu(x) if self.uses_gelu else self.activation_fn(self.fc1(x)))

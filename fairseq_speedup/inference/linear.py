@@ -1,0 +1,126 @@
+"""Linear layers of each inference form. All take and give fp32, whatever they compute in."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fairseq_speedup.registry import Registry
+
+LINEARS = Registry("inference")
+LARGEST = 127  # of int8, symmetric
+ZERO_POINT = 128  # of uint8 activations
+
+
+def stacked(linears: list[nn.Linear]) -> nn.Linear:
+    """One linear layer that gives what several give of the same input, in order."""
+    joined = nn.Linear(linears[0].in_features, sum(each.out_features for each in linears))
+    joined.weight = nn.Parameter(torch.cat([each.weight.detach() for each in linears]))
+    joined.bias = nn.Parameter(torch.cat([each.bias.detach() for each in linears]))
+    return joined
+
+
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether torch has oneDNN's kernels for weights that are packed beforehand."""
+    return (
+        weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+class InferenceLinear(nn.Module):
+    """(..., in_features) -> (..., out_features), with weights made ready once.
+
+    Attributes:
+        dtype: that attention between such layers is computed in
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        bias = linear.bias
+        self.bias = torch.zeros(linear.out_features) if bias is None else bias.detach().float()
+
+    def gelu(self, frames):
+        """GELU of what the layer gives."""
+        return F.gelu(self(frames))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class FloatLinear(InferenceLinear):
+    """On CPUs the weights are in the layout of oneDNN's kernels, which are often faster than those
+    that ``nn.Linear`` gets."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear)
+        # no buffers: oneDNN's layout can be neither saved nor moved
+        self.weight = linear.weight.detach().to(self.dtype)
+        self.bias = self.bias.to(self.dtype)
+        self.packed = can_pack(self.weight)
+        if self.packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+
+    def forward(self, frames):
+        return self._product(frames, "none")
+
+    def gelu(self, frames):
+        return self._product(frames, "gelu")
+
+    def _product(self, frames, activation: str):
+        frames = frames.to(self.dtype)
+        if self.packed:
+            product = torch.ops.mkldnn._linear_pointwise(
+                frames.contiguous(), self.weight, self.bias, activation, [], "none"
+            )
+        else:
+            product = F.linear(frames, self.weight, self.bias)
+            product = F.gelu(product) if activation == "gelu" else product
+        return product.float()
+
+
+@LINEARS.register("fp32")
+class Fp32Linear(FloatLinear):
+    dtype = torch.float32
+
+
+@LINEARS.register("bf16")
+class Bf16Linear(FloatLinear):
+    dtype = torch.bfloat16
+
+
+@LINEARS.register("fp16")
+class Fp16Linear(FloatLinear):
+    dtype = torch.float16
+
+
+@LINEARS.register("int8")
+class Int8Linear(InferenceLinear):
+    """int8 weights with a scale for each output; activations become uint8 as they come, with a
+    scale for each frame, so that no frame's numbers depend on what else is in the batch."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear)
+        weight = linear.weight.detach().float()
+        self.scales = weight.abs().amax(dim=1).clamp(min=1e-12) / LARGEST
+        rounded = (weight / self.scales[:, None]).round().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.zero_points = torch.zeros(self.out_features, dtype=torch.int32)
+
+    def forward(self, frames):
+        rows = frames.reshape(-1, frames.size(-1))
+        highest, lowest = rows.amax(dim=1, keepdim=True), rows.amin(dim=1, keepdim=True)
+        largest = torch.maximum(highest, -lowest).clamp(min=1e-12)  # faster than of abs()
+        # adding a half and cutting off rounds
+        shifted = torch.addcmul(rows.new_tensor(ZERO_POINT + 0.5), rows, LARGEST / largest)
+        product = torch.ops.onednn.qlinear_pointwise(
+            shifted.to(torch.uint8), 1.0, ZERO_POINT, self.weight, self.scales, self.zero_points,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        product = torch.addcmul(self.bias, product, largest / LARGEST)
+        return product.view(*frames.shape[:-1], -1)

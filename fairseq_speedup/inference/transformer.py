@@ -1,0 +1,50 @@
+"""fairseq's transformer in its inference form."""
+
+import torch
+
+from fairseq_speedup.inference.attention import Packing
+
+
+class PackedLoop:
+    """Runs the layers over a batch without its padding: utterances one behind another.
+
+    Takes the place of ``extract_features`` of fairseq's transformer.
+    """
+
+    def __init__(self, encoder, packing: Packing):
+        self.encoder = encoder
+        self.packing = packing
+
+    def __call__(self, x, padding_mask=None, tgt_layer=None, min_layer=0, corpus_key=None):
+        """
+        Args:
+            x: (B, T, C)
+            padding_mask: (B, T), True at padding, or None
+        Returns:
+            (B, T, C), zero at padding, and no layer results
+        """
+        encoder = self.encoder
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask[:, :, None], 0)
+        if encoder.pos_conv is not None:
+            x = x + encoder.pos_conv(x.transpose(1, 2)).transpose(1, 2)
+        if not encoder.layer_norm_first:
+            x = encoder.layer_norm(x)
+        if padding_mask is None and x.size(0) > 1:
+            padding_mask = x.new_zeros(x.shape[:2], dtype=torch.bool)
+        if padding_mask is None:
+            return self._run(x.transpose(0, 1), None).transpose(0, 1), []
+        valid = ~padding_mask
+        packed = self._run(x[valid][:, None], valid.sum(dim=1).tolist())
+        out = x.new_zeros(x.shape)
+        out[valid] = packed[:, 0]
+        return out, []
+
+    def _run(self, x, lengths: list[int] | None):
+        self.packing.lengths = lengths
+        try:
+            for layer in self.encoder.layers:
+                x, _ = layer(x)
+        finally:
+            self.packing.lengths = None
+        return x
