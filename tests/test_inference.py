@@ -1,0 +1,120 @@
+"""The inference form: the model's numbers, whatever is reduced, alone and in a batch."""
+
+import pytest
+import torch
+from conftest import batch_of, build_model, write_pretrained
+from test_combinations import REDUCTIONS, name_of
+
+from fairseq_speedup.inference import to_inference_form
+from fairseq_speedup.inference.cnn import PIECE_FRAMES
+from fairseq_speedup.inference.linear import LINEARS, Int8Linear
+from fairseq_speedup.profiling.macs import MacCounter
+
+COUNTS = [9000, 6000, 7777]
+WEIGHTS = {"fp32": 1e-4, "bf16": 0.1, "int8": 0.2}  # of logits between -2 and 2
+
+
+@pytest.fixture(scope="module", params=["group_norm", "layer_norm"])
+def four_layers(tmp_path_factory, request):
+    path = tmp_path_factory.mktemp(request.param) / "four.pt"
+    large = request.param == "layer_norm"
+    return write_pretrained(
+        path,
+        encoder_layers=4,
+        extractor_mode="layer_norm" if large else "default",
+        layer_norm_first=large,
+        conv_bias=large,
+    )
+
+
+def pair(path, name: str, **options):
+    """A model, and the same in an inference form."""
+    model, form = (build_model(path, **options).eval() for _ in range(2))
+    assert to_inference_form(form, name)["linear layers"] == name
+    return model, form
+
+
+@torch.no_grad()
+def run(model, net_input):
+    output = model(**net_input)
+    return model.get_logits(output), output
+
+
+def valid(logits, output):
+    """The logits of each utterance, without padding."""
+    mask = output["padding_mask"]
+    lengths = (~mask).sum(dim=1) if mask is not None else [len(logits)] * logits.size(1)
+    return [logits[:length, index] for index, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("options", [{}, *REDUCTIONS.values()], ids=name_of)
+def test_the_fp32_form_gives_the_models_numbers(four_layers, options):
+    model, form = pair(four_layers, "fp32", **options)
+    for net_input in (batch_of(COUNTS), batch_of([7777])):
+        for ours, theirs in zip(
+            valid(*run(form, net_input)), valid(*run(model, net_input)), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, atol=WEIGHTS["fp32"], rtol=0)
+
+
+@pytest.mark.parametrize("form", ["bf16", "int8"])
+@pytest.mark.parametrize("name", [None, "conv", "conv_pool", "fbank", "upsample"])
+def test_other_forms_stay_near_and_give_the_same_in_any_batch(four_layers, form, name):
+    model, near = pair(four_layers, form, **REDUCTIONS.get(name, {}))
+    net_input = batch_of(COUNTS)
+    together = valid(*run(near, net_input))
+    for ours, theirs in zip(together, valid(*run(model, net_input)), strict=True):
+        assert 0 < (ours - theirs).abs().max() < WEIGHTS[form]
+    for index, count in enumerate(COUNTS):
+        alone = {"source": net_input["source"][index : index + 1, :count], "padding_mask": None}
+        (ours,) = valid(*run(near, alone))
+        assert (ours - together[index]).abs().max() < WEIGHTS[form] / 4
+
+
+def test_stock_padding_stays_stock(four_layers):
+    model, form = pair(four_layers, "fp32", padding="stock")
+    net_input = batch_of(COUNTS)
+    for ours, theirs in zip(
+        valid(*run(form, net_input)), valid(*run(model, net_input)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_long_utterances_are_convolved_in_pieces(four_layers):
+    model, form = pair(four_layers, "fp32")
+    cnn = model.w2v_encoder.front_end
+    count = cnn.needed_samples(2 * PIECE_FRAMES + 7) + 3
+    net_input = batch_of([count])
+    torch.testing.assert_close(
+        run(form, net_input)[0], run(model, net_input)[0], atol=1e-4, rtol=0
+    )
+
+
+def test_costs_are_counted_as_before(four_layers):
+    model, form = pair(four_layers, "int8", frame_pool=2, keep_layers="3")
+    counts = [MacCounter(each).count([16000]).sum() for each in (model, form)]
+    assert counts[0] == counts[1]
+
+
+def test_a_scale_for_each_frame_leaves_the_others_alone():
+    linear = Int8Linear(torch.nn.Linear(64, 32))
+    frames = torch.randn(5, 64)
+    expected = linear(frames)[:4]
+    frames[4] *= 1000
+    assert torch.equal(linear(frames)[:4], expected)
+
+
+def test_int8_errs_by_less_than_its_steps():
+    plain = torch.nn.Linear(64, 32)
+    frames = torch.randn(50, 64)
+    step = frames.abs().amax(dim=1) / 127 * plain.weight.abs().max() * 64
+    error = (Int8Linear(plain)(frames) - plain(frames)).abs().amax(dim=1)
+    assert (error < step).all() and error.max() > 0
+
+
+def test_an_unknown_form_is_refused_in_words(four_layers):
+    model = build_model(four_layers)
+    with pytest.raises(ValueError, match=f"unknown inference='int4'; valid.*{sorted(LINEARS)[0]}"):
+        to_inference_form(model, "int4")
+    with pytest.raises(ValueError, match="fp16 is for GPUs"):
+        to_inference_form(model, "fp16")
