@@ -111,14 +111,13 @@ def run_head(head: nn.Module, frames: torch.Tensor, lengths: torch.Tensor) -> to
 
 def head_macs_per_frame(head: nn.Module) -> int:
     """Every weight of a head's linear and LSTM layers is used once in a frame."""
-    weights = [
-        parameter.numel()
-        for module in head.modules()
-        if isinstance(module, (nn.Linear, nn.LSTM))
-        for parameter in module.parameters(recurse=False)
-        if parameter.dim() > 1
-    ]
-    return sum(weights)
+    macs = 0
+    for module in head.modules():
+        if isinstance(module, nn.LSTM):
+            macs += sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
+        elif hasattr(module, "in_features"):  # linear, in any inference form
+            macs += module.in_features * module.out_features
+    return macs
 
 
 def upsample_logits(logits: torch.Tensor, factor: int) -> torch.Tensor:

@@ -171,7 +171,7 @@ class FbankFrontEnd(nn.Module):
             if self.training and self.log_mel.num_gathered < self.statistics_updates:
                 self.log_mel.gather(energies, lengths)
             frames = self.log_mel.normalise(energies)
-        frames = frames.to(self.linear.weight.dtype).transpose(1, 2)  # (B, mels, T)
+        frames = frames.to(self.convolutions[0].weight.dtype).transpose(1, 2)  # (B, mels, T)
         for conv, norm in zip(self.convolutions, self.norms, strict=True):
             frames = frames.masked_fill(padding_mask_of(lengths, frames.size(2))[:, None], 0)
             frames = conv(frames)

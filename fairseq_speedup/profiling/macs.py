@@ -14,11 +14,13 @@ from torch import nn
 
 from fairseq_speedup.frontend import CnnFrontEnd
 from fairseq_speedup.heads import head_macs_per_frame
+from fairseq_speedup.inference.layer import FusedLayer
 from fairseq_speedup.lengths import conv_length, multiple_length
 from fairseq_speedup.transformer.conformer import ConformerAttention, ConformerLayer
 from fairseq_speedup.waveform import NoReduction
 
 COUNTS = ("full", "modules")
+COUNTABLE_LAYERS = (TransformerSentenceEncoderLayer, ConformerLayer, FusedLayer)
 
 
 class UncountableError(NotImplementedError):
@@ -76,7 +78,7 @@ class MacCounter:
         self.head_macs_per_frame = head_macs_per_frame(encoder.proj)
         self.with_attention = count == "full"
         for layer in self.w2v.encoder.layers:
-            if type(layer) not in (TransformerSentenceEncoderLayer, ConformerLayer):
+            if type(layer) not in COUNTABLE_LAYERS:
                 raise UncountableError(f"MACs of {type(layer).__name__} are not known")
 
     def count(self, num_samples, layer_frames=None) -> Macs:
