@@ -1,0 +1,244 @@
+"""Times engines against each other on the lengths of a data set; see README.md.
+
+    python benchmark.py OUTPUT_FOLDER --lengths test-clean.tsv --subsample 8 [options]
+
+Each engine runs in a process of its own. In every round each batch goes through all engines, one
+after another in changing order, so that what else the machine does falls on all alike. A ratio is
+that of two totals of the same round; printed are medians over rounds, and the range.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import nn
+
+from fairseq_speedup.inference.linear import Bf16Linear, Fp32Linear, Int8Linear
+from fairseq_speedup.profiling.command import read_lengths
+from fairseq_speedup.profiling.environment import hardware, versions
+from fairseq_speedup.profiling.macs import MacCounter
+
+HERE = Path(__file__).parent
+BASELINE = "stock fairseq"
+PEERS = [BASELINE, "transformers", "ONNX Runtime fp32", "ONNX Runtime int8"]
+OURS = ["ours fp32", "ours bf16", "ours int8"]
+SAMPLE_RATE = 16000
+
+
+@dataclass
+class Engine:
+    """An engine's process.
+
+    Attributes:
+        seconds: by factor, for each round the time of all batches
+    """
+
+    name: str
+    process: subprocess.Popen
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+
+    @classmethod
+    def start(cls, name: str, arch: str, threads: int, folder: Path) -> "Engine":
+        command = [sys.executable, str(HERE / "worker.py"), name, arch, str(threads), str(folder)]
+        log = (folder / f"{name} {arch}.log").open("w")
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        engine = cls(name, process)
+        try:
+            engine.answer()
+        except EOFError:
+            raise SystemExit(f"{name} did not start; see {log.name}") from None
+        return engine
+
+    def answer(self) -> float:
+        line = self.process.stdout.readline()
+        if not line:
+            raise EOFError
+        found = json.loads(line)
+        self.peak_memory_bytes = found["peak_memory_bytes"]
+        return found["seconds"]
+
+    def run(self, lengths: list[int], factor: int) -> float:
+        """Seconds that a batch takes."""
+        print(json.dumps({"lengths": lengths, "factor": factor}), file=self.process.stdin)
+        self.process.stdin.flush()
+        return self.answer()
+
+
+def subsampled(lengths, count: int | None) -> list[int]:
+    """``count`` lengths at equal distances of their order, all with None."""
+    ordered = sorted(int(length) for length in lengths)
+    if count is None or count >= len(ordered):
+        return ordered
+    places = (np.arange(count) + 0.5) / count * len(ordered)
+    return [ordered[int(place)] for place in places]
+
+
+def batches_of(lengths: list[int], batch_size: int) -> list[list[int]]:
+    return [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
+
+
+def race(engines: list[Engine], batches, factor: int, rounds: int) -> None:
+    """Fills in the engines' seconds; a round before the first warms them up and is not counted."""
+    for number in range(rounds + 1):
+        totals = dict.fromkeys(range(len(engines)), 0.0)
+        for position, batch in enumerate(batches):
+            for turn in range(len(engines)):
+                index = (turn + position + number) % len(engines)
+                totals[index] += engines[index].run(batch, factor)
+        if number > 0:
+            for index, engine in enumerate(engines):
+                engine.seconds.setdefault(factor, []).append(totals[index])
+
+
+def peaks(threads: int) -> dict[str, float]:
+    """The machine's fastest matrix products, in MACs per second, of the size of a large model's
+    feed-forward layer, median of 15."""
+    torch.set_num_threads(threads)
+    rows, linear = torch.randn(500, 1024), nn.Linear(1024, 4096)
+    products = {"nn.Linear": linear, "fp32": Fp32Linear(linear)}
+    products |= {"bf16": Bf16Linear(linear), "int8": Int8Linear(linear)}
+    found = {}
+    with torch.inference_mode():
+        for name, product in products.items():
+            seconds = []
+            for _ in range(16):
+                start = time.perf_counter()
+                product(rows)
+                seconds.append(time.perf_counter() - start)
+            found[name] = rows.size(0) * linear.weight.numel() / median(seconds[1:])
+    return found
+
+
+def macs_of(arch: str, batches, factors) -> dict[int, int]:
+    """MACs of all batches by factor, true lengths."""
+    from engines import model_of
+
+    counter = MacCounter(model_of(arch))
+    samples = np.array([length for batch in batches for length in batch])
+    return {factor: counter.count(samples // factor).sum().total for factor in factors}
+
+
+def table(report: dict) -> str:
+    factors = report["factors"]
+    head = [f"x{factor}" for factor in factors]
+    lines = [
+        "| engine | " + " | ".join(head) + " | RTF x1 | GMACs/s x1 | peak memory, MiB |",
+        "| --- |" + " ---: |" * (len(factors) + 3),
+    ]
+    for row in report["engines"]:
+        ratios = [
+            f"{row['ratio'][str(f)]['median']:.2f} ({row['ratio'][str(f)]['least']:.2f} to "
+            f"{row['ratio'][str(f)]['most']:.2f})"
+            for f in factors
+        ]
+        lines.append(
+            f"| {row['name']} | {' | '.join(ratios)} | {row['real_time_factor']:.3f} | "
+            f"{row['gmacs_per_second']:.0f} | {row['peak_memory_bytes'] / 2**20:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(report: dict, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    width = 0.8 / len(report["engines"])
+    for index, row in enumerate(report["engines"]):
+        found = [row["ratio"][str(factor)] for factor in report["factors"]]
+        middle = [each["median"] for each in found]
+        spread = [
+            [each["median"] - each["least"] for each in found],
+            [each["most"] - each["median"] for each in found],
+        ]
+        places = np.arange(len(found)) + index * width
+        axes.bar(places, middle, width, yerr=spread, label=row["name"])
+    axes.set_xticks(np.arange(len(report["factors"])) + 0.4 - width / 2)
+    axes.set_xticklabels([f"x{factor}" for factor in report["factors"]])
+    axes.set_ylabel(f"time, as a fraction of {BASELINE} at x1")
+    axes.set_title(f"{report['arch']}, batches of {report['batch_size']}")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="for the table, JSON, picture and ONNX files")
+    parser.add_argument("--lengths", help="seconds a line, or a manifest .tsv")
+    parser.add_argument("--seconds", default="2.4,4,5.5,7,8.5,10.5,13,16.7", help="or these")
+    parser.add_argument("--subsample", type=int, help="so many of the lengths, evenly")
+    parser.add_argument("--arch", choices=["base", "large"], default="large")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--factors", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
+    parser.add_argument("--engines", nargs="+", default=PEERS + OURS, choices=PEERS + OURS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    if BASELINE not in args.engines:
+        parser.error(f"--engines must hold {BASELINE!r}: ratios are of its time")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    lengths = subsampled(read_lengths(args), args.subsample)
+    batches = batches_of(lengths, args.batch_size)
+    torch.set_num_threads(args.threads)
+    peak = peaks(args.threads)
+    macs = macs_of(args.arch, batches, args.factors)
+    engines = [Engine.start(name, args.arch, args.threads, args.folder) for name in args.engines]
+    baseline = engines[args.engines.index(BASELINE)]
+    for factor in args.factors:
+        race(engines, batches, factor, args.rounds)
+    audio_seconds = sum(lengths) / SAMPLE_RATE
+    rows = []
+    for engine in engines:
+        ratios = {}
+        for factor in args.factors:
+            paired = zip(engine.seconds[factor], baseline.seconds[args.factors[0]], strict=True)
+            found = [mine / theirs for mine, theirs in paired]
+            ratios[str(factor)] = {
+                "median": median(found), "least": min(found), "most": max(found)
+            }  # fmt: skip
+        seconds = median(engine.seconds[args.factors[0]])
+        rows.append(
+            {
+                "name": engine.name,
+                "ratio": ratios,
+                "seconds": {str(f): engine.seconds[f] for f in args.factors},
+                "real_time_factor": seconds / audio_seconds,
+                "gmacs_per_second": macs[args.factors[0]] / seconds / 1e9,
+                "peak_memory_bytes": engine.peak_memory_bytes,
+            }
+        )
+    report = {
+        **{"arch": args.arch, "batch_size": args.batch_size, "factors": args.factors},
+        **{"rounds": args.rounds, "threads": args.threads},
+        "lengths_samples": lengths,
+        "macs": {str(factor): count for factor, count in macs.items()},
+        "peak_macs_per_second": peak,
+        "engines": rows,
+        "hardware": hardware(torch.device("cpu")),
+        "versions": versions(),
+    }
+    name = f"{args.arch}_batch{args.batch_size}"
+    (args.folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(report, args.folder / f"{name}.png")
+    print(table(report))
+    print(
+        f"{len(lengths)} utterances, {audio_seconds:.1f} s of audio, batches of "
+        f"{args.batch_size}, {args.threads} threads, {args.rounds} rounds; ratios to {BASELINE} at "
+        f"x{args.factors[0]}: median (range). Matrix products of this machine, GMACs/s: "
+        + ", ".join(f"{name} {value / 1e9:.0f}" for name, value in peak.items())
+    )
+
+
+if __name__ == "__main__":
+    main()

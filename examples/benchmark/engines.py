@@ -1,0 +1,165 @@
+"""The engines that are compared: each runs a batch of waveforms through a CTC model of a public
+size with random weights.
+
+An engine is built as ``ENGINES[name](arch, folder)`` and called with a waveform (B, S), lengths
+(B,) and the factor by which the waveform is to be shortened; ours shortens by averaging, for the
+others it is cut to that length, which costs nothing.
+"""
+
+import argparse
+import dataclasses
+import functools
+from pathlib import Path
+
+import torch
+
+from fairseq_speedup.inference import to_inference_form
+from fairseq_speedup.profiling.command import load_model
+
+NUM_LABELS = 32
+FACTORS = (1, 2, 3)
+ENGINES = {}
+
+
+def engine(name: str):
+    def add(build):
+        ENGINES[name] = build
+        return build
+
+    return add
+
+
+def shortened(waveform, lengths, factor: int):
+    if factor == 1:
+        return waveform, lengths
+    return waveform[:, : waveform.size(1) // factor].contiguous(), lengths // factor
+
+
+def padding_mask(waveform, lengths):
+    mask = torch.arange(waveform.size(1)) >= lengths[:, None]
+    return mask if mask.any() else None
+
+
+def model_of(arch: str, *options: str):
+    names = argparse.Namespace(
+        arch=arch, config=None, checkpoint=None, num_labels=NUM_LABELS, options=list(options)
+    )
+    torch.manual_seed(0)
+    return load_model(names)[0].eval()
+
+
+@engine("stock fairseq")
+def stock(arch: str, folder: Path):
+    model = model_of(arch, "padding=stock")
+
+    def run(waveform, lengths, factor):
+        waveform, lengths = shortened(waveform, lengths, factor)
+        model(source=waveform, padding_mask=padding_mask(waveform, lengths))
+
+    return run
+
+
+def ours(form: str, arch: str, folder: Path):
+    model = model_of(arch, "downsample=average", "downsample_factors=[1,2,3]")
+    to_inference_form(model, form)
+    speeds = model.w2v_encoder.speeds
+
+    def run(waveform, lengths, factor):
+        speeds.default = dataclasses.replace(speeds.default, factor=float(factor))
+        model(source=waveform, padding_mask=padding_mask(waveform, lengths))
+
+    return run
+
+
+for _form in ("fp32", "bf16", "int8"):
+    ENGINES[f"ours {_form}"] = functools.partial(ours, _form)
+
+
+def hugging_face(arch: str):
+    import transformers
+
+    # a CPU build of PyTorch may lie beside a torchaudio that cannot be imported; it is not needed
+    for module in (transformers.utils, transformers.utils.import_utils):
+        module.is_torchaudio_available = lambda: False
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+    large = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+        "conv_bias": True,
+    }
+    config = Wav2Vec2Config(vocab_size=NUM_LABELS, **(large if arch == "large" else {}))
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    return Wav2Vec2ForCTC(config).eval()
+
+
+@engine("transformers")
+def hugging_face_sdpa(arch: str, folder: Path):
+    model = hugging_face(arch)
+
+    def run(waveform, lengths, factor):
+        waveform, lengths = shortened(waveform, lengths, factor)
+        mask = padding_mask(waveform, lengths)
+        model(waveform, attention_mask=None if mask is None else (~mask).long())
+
+    return run
+
+
+class Exported(torch.nn.Module):
+    """Logits of a waveform (B, S); a mask costs nothing worth measuring and is left out."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, waveform):
+        return self.model(waveform).logits
+
+
+def onnx_runtime(int8: bool, arch: str, folder: Path):
+    import onnxruntime
+
+    path = folder / f"{arch}.onnx"
+    if not path.exists():
+        part = path.with_suffix(".part")
+        torch.onnx.export(
+            Exported(hugging_face(arch)),
+            (torch.randn(1, 32000),),
+            str(part),
+            input_names=["waveform"],
+            output_names=["logits"],
+            dynamic_axes={"waveform": {0: "batch", 1: "samples"}, "logits": {0: "batch", 1: "t"}},
+            opset_version=17,
+            dynamo=False,
+        )
+        part.rename(path)
+    if int8:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantised = folder / f"{arch}.int8.onnx"
+        if not quantised.exists():
+            part = quantised.with_suffix(".part")
+            quantize_dynamic(
+                str(path), str(part), op_types_to_quantize=["MatMul", "Gemm"],
+                weight_type=QuantType.QInt8, per_channel=True,
+            )  # fmt: skip
+            part.rename(quantised)
+        path = quantised
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+
+    def run(waveform, lengths, factor):
+        waveform, lengths = shortened(waveform, lengths, factor)
+        session.run(None, {"waveform": waveform.numpy()})
+
+    return run
+
+
+ENGINES["ONNX Runtime fp32"] = functools.partial(onnx_runtime, False)
+ENGINES["ONNX Runtime int8"] = functools.partial(onnx_runtime, True)
