@@ -1,6 +1,9 @@
 """Turns a loaded model into its inference form."""
 
+from dataclasses import dataclass, field
+
 import torch
+from fairseq.dataclass import FairseqDataclass
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from torch import nn
 
@@ -12,6 +15,17 @@ from fairseq_speedup.inference.positions import PackedConv1d
 from fairseq_speedup.inference.transformer import PackedLoop
 
 FORMS = ("none", *LINEARS)
+
+
+@dataclass
+class InferenceConfig(FairseqDataclass):
+    inference: str = field(
+        default="none",
+        metadata={
+            "help": "form of the model that decodes: none, as it was trained, fp32 (the same "
+            "numbers, faster), bf16, int8 (on CPUs) or fp16 (on GPUs)"
+        },
+    )
 
 
 def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
@@ -34,12 +48,12 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
     w2v_model = encoder.w2v_model
     check_device(form, next(model.parameters()).device)
     model.eval().requires_grad_(False)
-    report = {"linear layers": form}
-    report["cnn"] = _front_end(encoder, linear)
-    report["positional convolution"] = _positions(w2v_model.encoder, linear)
+    report = {"form": form}
+    report["front_end"] = _front_end(encoder, linear)
+    report["positional_convolution"] = _positions(w2v_model.encoder, linear)
     packing = Packing()
-    report["attention"] = _layers(w2v_model.encoder.layers, linear, packing)
-    report["padding"] = _packing(encoder, w2v_model.encoder, packing, report["attention"])
+    report["layers"] = _layers(w2v_model.encoder.layers, linear, packing)
+    report["padding"] = _packing(encoder, w2v_model.encoder, packing, report["layers"])
     _other_linears(model, linear)
     return report
 
@@ -65,6 +79,8 @@ def _front_end(encoder, linear) -> str:
 
 
 def _positions(transformer, linear) -> str:
+    if transformer.pos_conv is None:
+        return "none"
     for module in list(transformer.pos_conv.modules()):
         if isinstance(module, nn.Conv1d):
             PackedConv1d.convert(module, linear.dtype)
@@ -79,9 +95,9 @@ def _layers(layers, linear, packing: Packing) -> str:
     return "fused"
 
 
-def _packing(encoder, transformer, packing: Packing, attention: str) -> str:
+def _packing(encoder, transformer, packing: Packing, layers: str) -> str:
     transformer.required_seq_len_multiple = 1
-    if attention != "fused":
+    if layers != "fused":
         return "computed: the layers are not fused"
     if getattr(encoder, "loop", None) is not None:
         return "computed: exits and merging follow the batch through the layers"

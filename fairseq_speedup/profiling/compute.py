@@ -38,6 +38,8 @@ class ComputeMeter:
         self.models = models
         self.sample_rate = sample_rate
         self.device = next(models[0].parameters()).device
+        self.num_parameters = sum(p.numel() for model in models for p in model.parameters())
+        self.inference: list[dict] = []  # what each model's inference form switched on
         self.encoder_seconds = 0.0
         self.decoder_seconds = 0.0  # wherever it runs
         self.wait_seconds = 0.0  # in which nothing but the decoder ran
@@ -86,11 +88,16 @@ class ComputeMeter:
         audio_seconds = sum(self.num_samples) / self.sample_rate
         seconds = self.encoder_seconds + self.wait_seconds
         return {
-            "parameters": sum(p.numel() for m in self.models for p in m.parameters()),
+            "parameters": self.num_parameters,
+            "inference": self.inference[0] if self.inference else {},
             "num_utterances": len(self.num_samples),
             "audio_seconds": audio_seconds,
             **macs_report(
-                self.models, np.array(self.num_samples), self.sample_rate, self.layer_frames
+                self.models,
+                np.array(self.num_samples),
+                self.sample_rate,
+                self.layer_frames,
+                can_trace=not any(self.inference),
             ),
             **layer_report(self.models, self.layer_frames),
             "encoder_seconds": self.encoder_seconds,
@@ -122,10 +129,14 @@ def layer_report(models, layer_frames: list[list[int]]) -> dict:
 
 
 def macs_report(
-    models, num_samples: np.ndarray, sample_rate: int, layer_frames: list[list[int]]
+    models,
+    num_samples: np.ndarray,
+    sample_rate: int,
+    layer_frames: list[list[int]],
+    can_trace: bool = True,
 ) -> dict:
     """MACs per second of audio, in all and by stage, and their check against fvcore on the
-    shortest utterance, through all layers."""
+    shortest utterance, through all layers; fvcore cannot trace an inference form."""
     if len(num_samples) == 0:
         return {"macs_per_second": None}
     try:
@@ -139,7 +150,7 @@ def macs_report(
     return {
         "macs_per_second": sum(by_stage.values()),
         "macs_per_second_by_stage": by_stage,
-        "macs_check": check_macs(models, int(num_samples.min())),
+        "macs_check": check_macs(models, int(num_samples.min())) if can_trace else None,
     }
 
 

@@ -29,6 +29,7 @@ from fairseq_speedup.decoding.options import DecodingOptions, check_options, des
 from fairseq_speedup.decoding.results import result_files
 from fairseq_speedup.decoding.run import DecodingRun
 from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.inference import InferenceConfig, to_inference_form
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc
@@ -46,7 +47,7 @@ MAX_NAMED = 5  # bad utterances named in one message
 
 
 @dataclass
-class SpeedupFinetuningConfig(DecodingOptions, AudioFinetuningConfig):
+class SpeedupFinetuningConfig(InferenceConfig, DecodingOptions, AudioFinetuningConfig):
     allow_infeasible_ctc: bool = field(
         default=False,
         metadata={
@@ -301,6 +302,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         check_options(self.cfg, args)
         blank = self.target_dictionary.index(self.blank_symbol)
         meter = ComputeMeter(models, self.sample_rate)
+        meter.inference = [to_inference_form(model, self.cfg.inference) for model in models]
         training_labels = os.path.join(self.cfg.data, f"train.{self.cfg.labels}")
         decoder = build_decoder(self.cfg, args, self.target_dictionary, blank, training_labels)
         run = self.decoding_run
