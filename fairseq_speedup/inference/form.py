@@ -47,7 +47,8 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
     encoder = model.w2v_encoder
     w2v_model = encoder.w2v_model
     check_device(form, next(model.parameters()).device)
-    model.eval().requires_grad_(False)
+    model.eval()  # fairseq's may return None
+    model.requires_grad_(False)
     report = {"form": form}
     report["front_end"] = _front_end(encoder, linear)
     report["positional_convolution"] = _positions(w2v_model.encoder, linear)
