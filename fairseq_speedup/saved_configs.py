@@ -17,6 +17,7 @@ EVALUATED_FIELDS = {
     "conv_feature_layers",
     "extractor_conv_feature_layers",  # DistilHuBERT's name for it
     "conv_aggregator_layers",
+    "feature_encoder_spec",  # of a task's precompute_mask_config: its data set evaluates it
     "override_encoder_layers",
     "character_filters",
     "adaptive_input_cutoff",

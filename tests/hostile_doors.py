@@ -57,6 +57,7 @@ def doors(corpus: Path, pretrained: Path, results: Path) -> dict:
             "task.normalize=true",
             f"model.w2v_path={pretrained}",
             "dataset.num_workers=0",
+            "optimization.max_update=1",  # a file that is not refused is trained on
             "dataset.valid_subset=valid",
             "distributed_training.distributed_world_size=1",
             f"checkpoint.save_dir={results.parent / 'saved'}",
