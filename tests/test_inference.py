@@ -10,9 +10,11 @@ from public_checkpoints import FORMS, reference, write_form
 
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.cnn import PIECE_FRAMES
-from fairseq_speedup.inference.linear import LINEARS, Int8Linear
+from fairseq_speedup.inference.linear import LINEARS, Int8Linear, multiplies_int8
 from fairseq_speedup.profiling.macs import MacCounter
 
+needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this CPU cannot multiply int8")
+INT8 = pytest.param("int8", marks=needs_int8)
 COUNTS = [9000, 6000, 7777]
 WEIGHTS = {"fp32": 1e-4, "bf16": 0.15, "int8": 0.5}  # of logits between -2 and 2
 
@@ -60,7 +62,7 @@ def test_the_fp32_form_gives_the_models_numbers(four_layers, options):
             torch.testing.assert_close(ours, theirs, atol=WEIGHTS["fp32"], rtol=0)
 
 
-@pytest.mark.parametrize("form", ["bf16", "int8"])
+@pytest.mark.parametrize("form", ["bf16", INT8])
 @pytest.mark.parametrize("name", [None, "conv", "conv_pool", "fbank", "upsample"])
 def test_other_forms_stay_near_and_give_the_same_in_any_batch(four_layers, form, name):
     model, near = pair(four_layers, form, **REDUCTIONS.get(name, {}))
@@ -91,13 +93,15 @@ def test_long_utterances_are_convolved_in_pieces(four_layers):
     torch.testing.assert_close(run(form, net_input)[0], run(model, net_input)[0], atol=1e-4, rtol=0)
 
 
-def test_costs_are_counted_as_before(four_layers):
-    model, form = pair(four_layers, "int8", frame_pool=2, keep_layers="3")
+@pytest.mark.parametrize("name", ["fp32", INT8])
+def test_costs_are_counted_as_before(four_layers, name):
+    model, form = pair(four_layers, name, frame_pool=2, keep_layers="3")
     # 48 frames, 24 after pooling: of an odd number fairseq computes one more
     counts = [MacCounter(each).count([15680]).sum() for each in (model, form)]
     assert counts[0] == counts[1]
 
 
+@needs_int8
 def test_a_scale_for_each_frame_leaves_the_others_alone():
     linear = Int8Linear(torch.nn.Linear(64, 32))
     frames = torch.randn(5, 64)
@@ -106,6 +110,7 @@ def test_a_scale_for_each_frame_leaves_the_others_alone():
     assert torch.equal(linear(frames)[:4], expected)
 
 
+@needs_int8
 def test_int8_errs_by_less_than_its_steps():
     plain = torch.nn.Linear(64, 32)
     frames = torch.randn(50, 64)
@@ -115,7 +120,7 @@ def test_int8_errs_by_less_than_its_steps():
 
 
 @pytest.mark.parametrize("family", list(FORMS))
-@pytest.mark.parametrize("form", ["fp32", "int8"])
+@pytest.mark.parametrize("form", ["fp32", INT8])
 def test_every_family_has_one(tmp_path, family, form):
     write_form(tmp_path / "public.pt", family, reference(family))
     normalize = FORMS[family][2]
@@ -135,3 +140,9 @@ def test_an_unknown_form_is_refused_in_words(four_layers):
         to_inference_form(model, "int4")
     with pytest.raises(ValueError, match="fp16 is for GPUs"):
         to_inference_form(model, "fp16")
+
+
+def test_int8_is_refused_where_it_would_saturate(four_layers, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    with pytest.raises(ValueError, match="int8 needs a CPU that multiplies int8.*use fp32"):
+        to_inference_form(build_model(four_layers), "int8")

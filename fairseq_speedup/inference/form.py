@@ -10,7 +10,7 @@ from torch import nn
 from fairseq_speedup.inference.attention import Packing
 from fairseq_speedup.inference.cnn import ChannelsLastCnn
 from fairseq_speedup.inference.layer import FusedLayer
-from fairseq_speedup.inference.linear import LINEARS
+from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16, multiplies_int8
 from fairseq_speedup.inference.positions import PackedConv1d
 from fairseq_speedup.inference.transformer import PackedLoop
 
@@ -46,10 +46,13 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
     linear = LINEARS.lookup(form)
     encoder = model.w2v_encoder
     w2v_model = encoder.w2v_model
-    check_device(form, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    check_device(form, device)
     model.eval()  # fairseq's may return None
     model.requires_grad_(False)
     report = {"form": form}
+    if form == "bf16" and device.type == "cpu" and not multiplies_bf16():
+        report["note"] = "this CPU has no instructions for bf16: fp32 is faster"
     report["front_end"] = _front_end(encoder, linear)
     report["positional_convolution"] = _positions(w2v_model.encoder, linear)
     packing = Packing()
@@ -63,6 +66,11 @@ def check_device(form: str, device: torch.device) -> None:
     """Raises ValueError for a form that the device cannot run."""
     if form == "int8" and device.type != "cpu":
         raise ValueError(f"--inference int8 runs on CPUs, not on {device.type}: use fp16 or bf16")
+    if form == "int8" and not multiplies_int8():
+        raise ValueError(
+            "--inference int8 needs a CPU that multiplies int8 (AVX-512 VNNI, AVX VNNI or AMX), "
+            "which this one does not: use fp32"
+        )
     if form == "fp16" and device.type == "cpu":
         raise ValueError("--inference fp16 is for GPUs: CPUs run none, fp32, bf16 or int8")
 

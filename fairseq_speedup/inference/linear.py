@@ -19,6 +19,21 @@ def stacked(linears: list[nn.Linear]) -> nn.Linear:
     return joined
 
 
+def cpu_has(*instructions: str) -> bool:
+    """Whether this CPU has one of these instruction sets, by torch's names."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in instructions)
+
+
+def multiplies_int8() -> bool:
+    """Without these instructions sums of products would saturate, and be slow."""
+    return cpu_has("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def multiplies_bf16() -> bool:
+    return cpu_has("avx512_bf16", "amx_bf16")
+
+
 def can_pack(weight: torch.Tensor) -> bool:
     """Whether torch has oneDNN's kernels for weights that are packed beforehand."""
     return (
@@ -102,7 +117,7 @@ class Int8Linear(InferenceLinear):
     """int8 weights with a scale for each output; activations become uint8 as they come, with a
     scale for each frame, so that no frame's numbers depend on what else is in the batch."""
 
-    dtype = torch.bfloat16
+    dtype = torch.bfloat16 if multiplies_bf16() else torch.float32
 
     def __init__(self, linear: nn.Linear):
         super().__init__(linear)
