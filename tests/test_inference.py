@@ -144,5 +144,5 @@ def test_an_unknown_form_is_refused_in_words(four_layers):
 
 def test_int8_is_refused_where_it_would_saturate(four_layers, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    with pytest.raises(ValueError, match="int8 needs a CPU that multiplies int8.*use fp32"):
+    with pytest.raises(ValueError, match=r"int8 needs a CPU that multiplies int8.*use fp32"):
         to_inference_form(build_model(four_layers), "int8")
