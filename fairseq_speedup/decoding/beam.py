@@ -70,6 +70,11 @@ class BeamDecoder:
         :func:`~fairseq_speedup.decoding.hypothesis.from_path`)."""
         return self.start(log_probs, lengths).hypotheses()
 
+    def close(self) -> None:
+        """Once everything is decoded."""
+        if self.workers is not None:
+            self.workers.close()
+
     def report(self) -> dict:
         """How many frames there were and how many were searched, for compute.json."""
         return searched_share(self.num_frames, self.num_searched_frames)

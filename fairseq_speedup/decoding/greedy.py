@@ -16,6 +16,9 @@ class GreedyDecoder:
     def start(self, log_probs: torch.Tensor, lengths: torch.Tensor) -> Decoded:
         return Decoded(self.decode(log_probs, lengths))
 
+    def close(self) -> None:
+        """Nothing is to be ended."""
+
     def report(self) -> dict:
         """Nothing to add to compute.json."""
         return {}

@@ -101,6 +101,7 @@ class DecodingRun:
         self.generator.upcoming = upcoming
 
     def _end(self, dataset) -> None:
+        self.generator.decoder.close()
         meter, files = self.generator.meter, self.generator.files
         for file in files:
             file.close()

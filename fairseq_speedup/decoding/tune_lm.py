@@ -7,6 +7,7 @@ that decodes with the best.
 
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import shlex
@@ -71,7 +72,10 @@ def run(args) -> None:
     print(f"{'lm weight':>12}{'word score':>12}{'WER %':>9}")
     print(f"{'greedy':>12}{'':>12}{split.wer_percent(split.greedy):>9.2f}", flush=True)
     tuning = Tuning(search, split, options.blank_skip_threshold, args.workers)
-    best = tuning.best_of(LM_WEIGHTS, [0.0] if args.lexicon_free else WORD_SCORES, args.rounds)
+    try:
+        best = tuning.best_of(LM_WEIGHTS, [0.0] if args.lexicon_free else WORD_SCORES, args.rounds)
+    finally:
+        tuning.pool.shutdown(cancel_futures=True)
     print(
         f"best of {len(tuning.wers)} settings on the split they were chosen on: WER "
         f"{tuning.wers[best]:.2f} %. Another split is decoded at it with\n"
@@ -233,10 +237,10 @@ class Tuning:
         self.decode(Setting(*pair) for pair in itertools.product(lm_weights, word_scores))
         step = FIRST_STEP
         for _ in range(rounds):
-            best = None
-            while best != self.best:
-                best = self.best
-                self.decode(_around(best, step, fixed_score=len(word_scores) == 1))
+            lowest = None
+            while lowest != min(self.wers.values()):
+                lowest = min(self.wers.values())
+                self.decode(_around(self.best, step, fixed_score=len(word_scores) == 1))
             step /= 2
         return self.best
 
@@ -249,10 +253,14 @@ class Tuning:
 
     @property
     def best(self) -> Setting:
-        """With the lowest WER; of several, the one with the smallest word score, then weight."""
+        """With the lowest WER; of several, the one in their middle."""
+        lowest = min(self.wers.values())
+        ties = [setting for setting, wer in self.wers.items() if wer == lowest]
+        lm_weight = sum(each.lm_weight for each in ties) / len(ties)
+        word_score = sum(each.word_score for each in ties) / len(ties)
         return min(
-            self.wers,
-            key=lambda each: (self.wers[each], abs(each.word_score), each.lm_weight),
+            ties,
+            key=lambda each: math.hypot(each.lm_weight - lm_weight, each.word_score - word_score),
         )
 
 

@@ -48,6 +48,10 @@ class Workers:
         for future in [self.pool.submit(_work, []) for _ in range(num_workers)]:
             future.result()
 
+    def close(self) -> None:
+        """Ends the processes."""
+        self.pool.shutdown()
+
     def submit(self, log_probs: list[np.ndarray]) -> "Pending":
         """Starts a search over a batch, the utterances shared out by length."""
         shares: list[list[int]] = [[] for _ in range(min(self.num_workers, len(log_probs)))]
