@@ -72,10 +72,13 @@ def write_pretrained(path: Path, normalize: bool = True, seed: int = 0, **option
     return path
 
 
-def write_finetuned(path: Path, w2v_path: Path, dictionary: Dictionary, labels="ltr", **options):
+def write_finetuned(
+    path: Path, w2v_path: Path, dictionary: Dictionary, labels="ltr", stock=False, **options
+):
     """A random fine-tuned model in the form of fairseq's checkpoints, which decodes to something:
     its labels vary from frame to frame."""
-    model = build_model(w2v_path, labels=dictionary.symbols[dictionary.nspecial :], **options)
+    symbols = dictionary.symbols[dictionary.nspecial :]
+    model = build_model(w2v_path, stock, labels=symbols, num_labels=len(dictionary), **options)
     for head in model.w2v_encoder.modules():
         if isinstance(head, torch.nn.Linear) and head.out_features % len(dictionary) == 0:
             with torch.no_grad():
@@ -89,7 +92,7 @@ def write_finetuned(path: Path, w2v_path: Path, dictionary: Dictionary, labels="
         "args": None,
         "cfg": {
             "task": task,
-            "model": model_cfg | {"_name": "speedup_ctc"},
+            "model": model_cfg | {"_name": "wav2vec_ctc" if stock else "speedup_ctc"},
             "criterion": {"_name": "ctc"},
         },
         "model": model.state_dict(),
@@ -119,7 +122,9 @@ class Labels:
             self.target_dictionary.add_symbol(f"label{len(self.target_dictionary)}")
 
 
-def build_model(w2v_path: Path, stock: bool = False, seed: int = 1, labels=(), **options):
+def build_model(
+    w2v_path: Path, stock: bool = False, seed: int = 1, labels=(), num_labels=14, **options
+):
     """A fine-tuning model in eval mode; ``stock`` is fairseq's own."""
     config, model = (Wav2Vec2CtcConfig, Wav2VecCtc) if stock else (SpeedupCtcConfig, SpeedupCtc)
     cfg = OmegaConf.structured(config)
@@ -127,7 +132,7 @@ def build_model(w2v_path: Path, stock: bool = False, seed: int = 1, labels=(), *
     for name, value in (given | options).items():
         cfg[name] = value
     torch.manual_seed(seed)
-    return model.build_model(cfg, Labels(symbols=labels)).eval()
+    return model.build_model(cfg, Labels(num_labels, labels)).eval()
 
 
 def batch_of(counts: list[int], seed: int = 0) -> dict:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def write_arpa(path, tokens):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    write_split(folder, "train", 6)
+    write_split(folder, "train", 13)
     write_split(folder, "test", 7, seed=1)
     write_dictionary(folder)
     return folder
@@ -177,6 +178,7 @@ def test_skipping_blanks_is_reported(data, model, tmp_path):
         {"frame_pool": 2, "merge_ratio": 0.1},
         {"exit_layers": "0", "exit_criterion": "entropy", "exit_threshold": 99.0},
         {"frontend": "fbank", "head": "mlp"},
+        {"stock": True},
     ],
     ids=str,
 )
@@ -192,6 +194,44 @@ def test_every_reduction_is_decoded_with_words_and_times(
         recording, _, start, duration, _ = line.split()
         end = float(start) + float(duration)
         assert end <= int(durations[f"{recording}.wav"]) / 16000 + 2e-3
+
+
+def test_sentencepiece_labels_with_words_and_without(data, pretrained, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train.tsv", "train.ltr", "test.tsv", "test.ltr"):
+        shutil.copy(data / name, folder)
+    assert main(["spm", str(folder), "--vocab-size", "16"]) == 0
+    dictionary = Dictionary.load(str(folder / "dict.spm.txt"))
+    path = write_finetuned(tmp_path / "model.pt", pretrained, dictionary, labels="spm")
+    lexicon = tmp_path / "lexicon.txt"
+    command = ["lexicon", str(folder), "--labels", "spm", "--output", str(lexicon)]
+    assert main(command) == 0
+    rows = [line.split("\t") for line in lexicon.read_text().splitlines()]
+    known = sorted({word for word, _ in rows})
+    assert all(spelling.replace(" ", "") == f"\u2581{word}" for word, spelling in rows)
+    (tmp_path / "words.txt").write_text("\n".join(known))
+    listed = ["--words", str(tmp_path / "words.txt"), "--overwrite"]
+    assert main([*command, *listed]) == 0
+
+    spm = ["--labels", "spm", "--post-process", "sentencepiece", "--ctc-decoder", "beam"]
+    spm += ["--beam", 20, "--nbest", 2, "--lm-weight", 1, "--ctm"]
+    words = write_arpa(tmp_path / "words.arpa", known)
+    pieces = write_arpa(tmp_path / "pieces.arpa", dictionary.symbols[dictionary.nspecial :])
+    for name, options in {
+        "lexicon": ["--lexicon", lexicon, "--kenlm-model", words],
+        "free": ["--lexicon-free", "--kenlm-model", pieces],
+    }.items():
+        results = tmp_path / name
+        generate_here(folder, path, results, *spm, *options)
+        found = check_nbest(results, lm_weight=1)
+        timed = [line.split() for line in (results / "generate-test.ctm").read_text().splitlines()]
+        best = [row["text"].split() for row in found if row["rank"] == "1"]
+        assert len(timed) == sum(len(text) for text in best)
+        if name == "lexicon":
+            assert {word for row in found for word in row["text"].split()} <= set(known)
+    with pytest.raises(ValueError, match="--lexicon-free needs a model over the labels"):
+        generate_here(folder, path, None, *spm[:-1], "--lexicon-free", "--kenlm-model", words)
 
 
 def test_two_shards_merged_are_the_single_run(data, model, with_lm, tmp_path, capsys):

@@ -3,7 +3,7 @@
 import gzip
 from collections import Counter
 
-from fairseq_speedup.decoding.words import LETTER_BOUNDARY
+from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY
 
 try:
     from flashlight.lib.text.decoder.kenlm import KenLM
@@ -14,6 +14,7 @@ except ImportError:
 WARN_OOV_SHARE = 0.2
 MAX_NAMED = 5
 UNKNOWN = "<unk>"
+BOUNDARIES = (LETTER_BOUNDARY, PIECE_BOUNDARY)  # what labels that tell words apart begin with
 ARPA_START = "\\data\\"
 UNIGRAMS = "\\1-grams:"
 
@@ -106,7 +107,9 @@ def check_vocabulary(path: str, tokens: Counter, source: str, over_labels: bool)
         f"--kenlm-model {path}: {100 * share:.1f} % of the {unit} of {source} are out of its "
         f"vocabulary, such as {examples}"
     )
-    if len(missing) == len(tokens) or (over_labels and LETTER_BOUNDARY in missing):
+    boundaries = {token for token in tokens if token.startswith(BOUNDARIES)}
+    no_boundary = over_labels and boundaries and boundaries.issubset(missing)
+    if len(missing) == len(tokens) or no_boundary:
         raise LanguageModelError(f"{message}. {_advice(path, missing, over_labels)}")
     if share > WARN_OOV_SHARE:
         print(f"warning: {message}. {_advice(path, missing, over_labels)}", flush=True)
