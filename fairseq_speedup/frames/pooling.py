@@ -64,7 +64,8 @@ class MeanPool(nn.Module):
         Returns:
             (B, T / factor, C); an utterance's last window is the mean of what it has
         """
-        windows = frames.unflatten(1, (-1, self.factor))
+        batch_size, _, dim = frames.shape
+        windows = frames.reshape(batch_size, -1, self.factor, dim)
         return windows.sum(dim=2) / self._num_valid(windows.size(1), lengths)
 
     def _num_valid(self, num_windows: int, lengths):

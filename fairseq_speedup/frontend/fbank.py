@@ -68,7 +68,10 @@ class LogMel(nn.Module):
 
     def energies(self, waveform):
         """(B, S) -> log-Mel energies (B, T, mels), not normalised"""
-        windows = waveform.float().unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)  # (B, T, samples)
+        return self.energies_of(waveform.float().unfold(1, WINDOW_SAMPLES, HOP_SAMPLES))
+
+    def energies_of(self, windows):
+        """Windows (B, T, samples) -> log-Mel energies (B, T, mels), not normalised"""
         real, imaginary = (windows @ self.fourier).chunk(2, dim=2)
         power = real.square() + imaginary.square()
         return (power @ self.filters).clamp(min=FLOOR).log()
@@ -170,8 +173,18 @@ class FbankFrontEnd(nn.Module):
             lengths = conv_length(lengths, WINDOW_SAMPLES, HOP_SAMPLES)
             if self.training and self.log_mel.num_gathered < self.statistics_updates:
                 self.log_mel.gather(energies, lengths)
-            frames = self.log_mel.normalise(energies)
-        frames = frames.to(self.convolutions[0].weight.dtype).transpose(1, 2)  # (B, mels, T)
+            energies = self.log_mel.normalise(energies)
+        return self.convolve(energies, lengths)
+
+    def convolve(self, energies, lengths):
+        """
+        Args:
+            energies: (B, T', mels), normalised
+            lengths: (B,), valid ones
+        Returns:
+            as :meth:`forward`
+        """
+        frames = energies.to(self.convolutions[0].weight.dtype).transpose(1, 2)  # (B, mels, T)
         for conv, norm in zip(self.convolutions, self.norms, strict=True):
             frames = frames.masked_fill(padding_mask_of(lengths, frames.size(2))[:, None], 0)
             frames = conv(frames)

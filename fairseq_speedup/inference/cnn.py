@@ -29,6 +29,22 @@ def windows_of(frames: torch.Tensor, kernel_size: int, stride: int) -> torch.Ten
     return frames.as_strided((num_windows, kernel_size * dim), (stride * dim, 1))
 
 
+def fold_group_norm(weight, norm, mean, covariance):
+    """Weights (..., C, K) and bias (..., C) that give of a window what a convolution and the group
+    norm after it give, one group a channel.
+
+    Args:
+        weight: (C, K) of the convolution; a bias would go out with the mean
+        norm: the group norm
+        mean, covariance: (..., K) and (..., K, K), float64, of the windows it is taken over
+    """
+    dtype, weight = weight.dtype, weight.double()
+    variance = ((weight @ covariance) * weight).sum(dim=-1)
+    scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
+    shift = norm.bias.double() - scale * (weight @ mean[..., None])[..., 0]
+    return (weight * scale[..., None]).to(dtype), shift.to(dtype)
+
+
 class ChannelsLastCnn(nn.Module):
     """(B, S) -> (B, C, T), what fairseq's ``ConvFeatureExtractionModel`` gives; zero at padding.
 
@@ -113,9 +129,5 @@ class ChannelsLastCnn(nn.Module):
         mean = windows.mean(dim=0)
         centred = windows - mean
         covariance = centred.T @ centred / len(windows)
-        weight = weight.double()
-        # a bias of the convolution would go out with the mean
-        variance = ((weight @ covariance) * weight).sum(dim=1)
-        scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
-        shift = norm.bias.double() - scale * (weight @ mean)
-        return (weight * scale[:, None]).T.to(waveform.dtype), shift.to(waveform.dtype)
+        weight, shift = fold_group_norm(weight, norm, mean, covariance)
+        return weight.T, shift

@@ -7,7 +7,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from torch import nn
 
-from fairseq_speedup.inference.attention import Packing
+from fairseq_speedup.inference.attention import FusedAttention, Packing
 from fairseq_speedup.inference.cnn import ChannelsLastCnn
 from fairseq_speedup.inference.layer import FusedLayer
 from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16, multiplies_int8
@@ -100,7 +100,8 @@ def _layers(layers, linear, packing: Packing) -> str:
     for name, layer in layers.named_children():
         if type(layer) is not TransformerSentenceEncoderLayer:
             return f"as it is: {type(layer).__name__} has no fused form"
-        layers._modules[name] = FusedLayer.of(layer, linear, packing)
+        attention = FusedAttention(layer.self_attn, linear, packing)
+        layers._modules[name] = FusedLayer.of(layer, linear, attention)
     return "fused"
 
 

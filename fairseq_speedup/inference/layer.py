@@ -3,18 +3,21 @@
 from fairseq import utils
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 
-from fairseq_speedup.inference.attention import FusedAttention, Packing
-
 
 class FusedLayer(TransformerSentenceEncoderLayer):
     """fairseq's layer without dropout, with fused attention and the form's linear layers."""
 
     @classmethod
-    def of(cls, layer: TransformerSentenceEncoderLayer, linear, packing: Packing) -> "FusedLayer":
-        """Takes the weights and the hooks of ``layer``, which is not to be used any more."""
+    def of(cls, layer: TransformerSentenceEncoderLayer, linear, self_attn) -> "FusedLayer":
+        """Takes the weights and the hooks of ``layer``, which is not to be used any more.
+
+        Args:
+            linear: builds the form's linear layers
+            self_attn: the form's attention, made of the layer's
+        """
         fused = cls.__new__(cls)
         fused.__dict__.update(layer.__dict__)
-        fused.self_attn = FusedAttention(layer.self_attn, linear, packing)
+        fused.self_attn = self_attn
         fused.fc1, fused.fc2 = linear(layer.fc1), linear(layer.fc2)
         fused.uses_gelu = layer.activation_fn is utils.get_activation_fn("gelu")
         return fused

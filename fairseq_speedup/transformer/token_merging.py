@@ -109,7 +109,7 @@ class TokenMerging:
         """Whether lengths follow from the ratio alone, whatever the frames hold."""
         return self.threshold <= -1
 
-    def _start(self, index: int) -> int:
+    def start_of(self, index: int) -> int:
         """The first frame of the first pair after layer ``index``, 0 or 1."""
         return self.layers.index(index) % 2
 
@@ -118,14 +118,14 @@ class TokenMerging:
         similarity decides (int, numpy array or tensor)."""
         if index not in self.layers:
             return length
-        return merged_length(length, self.ratio, self._start(index))
+        return merged_length(length, self.ratio, self.start_of(index))
 
     def after(self, index: int, hidden: torch.Tensor, passage: Passage) -> torch.Tensor:
         """See TransformerLoop."""
         if index not in self.layers or index == passage.last or hidden.size(0) < 2:
             return hidden
         num_merges = passage.lengths - self.lengths_after(index, passage.lengths)
-        merges = self._second_of_pairs(hidden, passage.lengths, num_merges, self._start(index))
+        merges = self._second_of_pairs(hidden, passage.lengths, num_merges, self.start_of(index))
         if not merges.any():
             return hidden
         if passage.positions is None:

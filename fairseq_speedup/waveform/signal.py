@@ -45,10 +45,9 @@ class SignalDownsampling(WaveformReduction):
         num_phases, _, taps = self.filters.shape
         num_strides = -(-num_outputs // num_phases)
         needed = (num_strides - 1) * self.factor.numerator + taps
-        padded = F.pad(
-            waveform[:, None, :], (self.margin, max(0, needed - self.margin - waveform.size(1)))
-        )
-        phases = F.conv1d(padded[..., :needed], self.filters, stride=self.factor.numerator)
+        after = needed - self.margin - waveform.size(1)  # below 0 cuts
+        padded = F.pad(waveform[:, None, :], (self.margin, after))
+        phases = F.conv1d(padded, self.filters, stride=self.factor.numerator)
         # (B, q, strides) -> (B, strides, q): the phases of one stride are neighbours in time
         return phases.transpose(1, 2).flatten(1)[:, :num_outputs]
 
