@@ -28,6 +28,7 @@ setup(
         "convert": ["safetensors", "transformers>=5"],
         "fairseq": ["ve-fairseq>=0.12.3"],
         "beam": ["flashlight-text"],
+        "onnx": ["onnx", "onnxruntime"],
         "quickstart": ["espeakng-loader", "matplotlib", "scipy"],
         "test": [
             "pytest",
@@ -37,6 +38,8 @@ setup(
             "tensorboardX",
             "transformers",
             "flashlight-text",
+            "onnx",
+            "onnxruntime",
         ],
     },
 )

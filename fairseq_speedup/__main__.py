@@ -6,6 +6,7 @@ import sys
 from fairseq_speedup import calibration, inspection
 from fairseq_speedup.data import spm
 from fairseq_speedup.decoding import lexicon, merge, tune_lm
+from fairseq_speedup.export import command as export
 from fairseq_speedup.hugging_face import command as convert
 from fairseq_speedup.profiling import command as profile
 
@@ -13,6 +14,7 @@ COMMANDS = {
     "calibrate": calibration,
     "convert": convert,
     "inspect": inspection,
+    "export": export,
     "lexicon": lexicon,
     "merge": merge,
     "profile": profile,

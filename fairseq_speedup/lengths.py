@@ -1,7 +1,8 @@
 """Every formula that turns one length into another.
 
 Each works on an int, a numpy array or an integer tensor alike and is exact: integers throughout,
-no floating point. Lengths are counts of valid items and never negative. ``needed_*`` is the inverse
+no floating point, and no quotient of a negative number, which ONNX rounds otherwise. Lengths are
+counts of valid items and never negative. ``needed_*`` is the inverse
 of its formula: the smallest input that gives ``length`` outputs.
 """
 
@@ -46,7 +47,7 @@ def needed_conv_stack_length(length: int, layers) -> int:
 
 def resampled_length(length, factor: Fraction):
     """Samples left after resampling to 1/factor of the rate: ``ceil(length / factor)``."""
-    return -((-length * factor.denominator) // factor.numerator)
+    return (length * factor.denominator + factor.numerator - 1) // factor.numerator
 
 
 def needed_resampled_length(length: int, factor: Fraction) -> int:
@@ -55,12 +56,12 @@ def needed_resampled_length(length: int, factor: Fraction) -> int:
 
 def multiple_length(length, multiple: int):
     """``length`` rounded up to a multiple."""
-    return -(-length // multiple) * multiple
+    return (length + multiple - 1) // multiple * multiple
 
 
 def pooled_length(length, factor: int):
     """Windows of ``factor`` frames, the last one perhaps not full: ``ceil(length / factor)``."""
-    return -(-length // factor)
+    return (length + factor - 1) // factor
 
 
 def merged_length(length, ratio: Fraction, start: int):

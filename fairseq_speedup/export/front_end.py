@@ -9,7 +9,7 @@ from torch import nn
 from fairseq_speedup.frontend.cnn import conv_layers_of
 from fairseq_speedup.frontend.fbank import HOP_SAMPLES, WINDOW_SAMPLES
 from fairseq_speedup.inference.cnn import as_linear, fold_group_norm
-from fairseq_speedup.lengths import conv_length, conv_stack_length, padding_mask_of
+from fairseq_speedup.lengths import conv_length, conv_stack_length, padding_mask_of, pooled_length
 
 
 def resized(frames: torch.Tensor, num_frames) -> torch.Tensor:
@@ -19,7 +19,7 @@ def resized(frames: torch.Tensor, num_frames) -> torch.Tensor:
 
 def blocked_length(num_windows, kernel_size: int, stride: int):
     """Frames that ``num_windows`` windows take when frames come in blocks of ``stride``."""
-    return (num_windows + -(-kernel_size // stride) - 1) * stride
+    return (num_windows + pooled_length(kernel_size, stride) - 1) * stride
 
 
 def windows_of(frames: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
@@ -32,7 +32,7 @@ def windows_of(frames: torch.Tensor, kernel_size: int, stride: int) -> torch.Ten
     """
     dim = frames.size(2)
     blocks = frames.reshape(frames.size(0), -1, stride * dim)
-    num_windows = blocks.size(1) + 1 - -(-kernel_size // stride)
+    num_windows = blocks.size(1) + 1 - pooled_length(kernel_size, stride)
     parts = []
     for first in range(0, kernel_size, stride):
         start = first // stride

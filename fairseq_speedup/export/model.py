@@ -36,7 +36,9 @@ class ExportableModel(nn.Module):
         self.layer_norm = w2v_model.layer_norm
         self.post_extract_proj = w2v_model.post_extract_proj or nn.Identity()
         indices, head = layers_and_head(encoder)
-        self.transformer = ExportableTransformer(encoder, indices, masked=model.cfg.padding == "masked")
+        self.transformer = ExportableTransformer(
+            encoder, indices, masked=model.cfg.padding == "masked"
+        )
         self.head = ExportableBiLstm(head) if getattr(head, "needs_lengths", False) else head
         self.logit_upsample = encoder.logit_upsample
 
@@ -69,6 +71,11 @@ def check_exportable(model) -> None:
             f"exit_criterion={criterion} cannot be exported: each utterance of a batch would leave "
             "after another layer, and a graph has one way through it. Set exit_criterion to layer "
             "(with exit_threshold, the exit that every utterance takes) or to none"
+        )
+    if model.cfg.blank_weight != 0:
+        raise ValueError(
+            f"blank_weight={model.cfg.blank_weight} belongs to decoding and cannot be exported: "
+            "set it to 0"
         )
 
 

@@ -113,7 +113,7 @@ class Upsampling(nn.Module):
     def forward(self, frames):
         """(B, T, C) -> (B, factor * T, C)"""
         learned = F.gelu(self.linear(frames)).unflatten(2, (self.factor, -1))  # (B, T, k, C)
-        return (frames[:, :, None] + learned).flatten(1, 2)
+        return (frames[:, :, None] + learned).reshape(frames.size(0), -1, frames.size(2))
 
 
 class FrameReduction(nn.Module):

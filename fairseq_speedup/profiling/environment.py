@@ -3,6 +3,7 @@
 import platform
 import resource
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 
 import torch
@@ -21,9 +22,13 @@ def hardware(device: torch.device) -> dict:
     return found
 
 
-def versions() -> dict:
+def versions(more: Sequence[str] = ()) -> dict:
+    """
+    Args:
+        more: packages beside those that matter everywhere
+    """
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in [*PACKAGES, *more]:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -6,7 +6,7 @@ from fractions import Fraction
 import torch
 import torch.nn.functional as F
 
-from fairseq_speedup.lengths import needed_resampled_length, resampled_length
+from fairseq_speedup.lengths import needed_resampled_length, pooled_length, resampled_length
 from fairseq_speedup.waveform.base import WaveformReduction
 from fairseq_speedup.waveform.filters import lowpass
 from fairseq_speedup.waveform.registry import WAVEFORM_REDUCTIONS
@@ -43,13 +43,13 @@ class SignalDownsampling(WaveformReduction):
     def reduce(self, waveform):
         num_outputs = self.output_lengths(waveform.size(1))
         num_phases, _, taps = self.filters.shape
-        num_strides = -(-num_outputs // num_phases)
+        num_strides = pooled_length(num_outputs, num_phases)
         needed = (num_strides - 1) * self.factor.numerator + taps
         after = needed - self.margin - waveform.size(1)  # below 0 cuts
         padded = F.pad(waveform[:, None, :], (self.margin, after))
         phases = F.conv1d(padded, self.filters, stride=self.factor.numerator)
         # (B, q, strides) -> (B, strides, q): the phases of one stride are neighbours in time
-        return phases.transpose(1, 2).flatten(1)[:, :num_outputs]
+        return phases.transpose(1, 2).reshape(waveform.size(0), -1)[:, :num_outputs]
 
     def output_lengths(self, lengths):
         return resampled_length(lengths, self.factor)
@@ -62,7 +62,7 @@ class SignalDownsampling(WaveformReduction):
 
     def macs(self, lengths):
         num_phases, _, taps = self.filters.shape
-        num_strides = -(-self.output_lengths(lengths) // num_phases)
+        num_strides = pooled_length(self.output_lengths(lengths), num_phases)
         return num_strides * num_phases * taps
 
     def extra_repr(self):

@@ -1,0 +1,90 @@
+"""Write a fine-tuned model, as reduced, into one file that runs without fairseq.
+
+    python -m fairseq_speedup export --path checkpoint_best.pt --to onnx --output model.onnx
+
+The file takes a waveform (batch, samples) and lengths (batch,) and gives log-probabilities (batch,
+time, labels) and their frames (batch,). It is compared with the model before it gets its name.
+"""
+
+import os
+
+from fairseq import checkpoint_utils
+
+from fairseq_speedup.data.manifest import ManifestError
+from fairseq_speedup.decoding.offline import read_overrides
+from fairseq_speedup.export.metadata import Metadata
+from fairseq_speedup.export.onnx_file import export_onnx
+from fairseq_speedup.export.session import check_installed
+from fairseq_speedup.models.config import switched_on
+from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
+from fairseq_speedup.profiling.environment import versions
+
+FORMATS = ["onnx"]
+EXPORT_PACKAGES = ["onnx", "onnxruntime"]
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--path", required=True, help="a fine-tuned checkpoint, ours or stock")
+    parser.add_argument("--to", choices=FORMATS, default="onnx", help="kind of file")
+    parser.add_argument("--output", required=True, help="file to write")
+    parser.add_argument(
+        "--int8", action="store_true", help="int8 matrix products: smaller, faster, not the same"
+    )
+    parser.add_argument(
+        "--model-overrides", default="{}", help="options to change, a Python dict as fairseq's"
+    )
+    parser.add_argument(
+        "--data", help="folder with the dictionary, for checkpoints that do not hold it"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the --output file")
+
+
+def run(args) -> None:
+    check_installed()
+    if os.path.exists(args.output) and not args.overwrite:
+        raise ManifestError(f"--output {args.output} exists; give --overwrite to replace it")
+    folder = os.path.dirname(os.path.abspath(args.output))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"--output {args.output}: folder {folder} does not exist")
+    model, task = load(args.path, args.data, read_overrides(args.model_overrides))
+    found = export_onnx(model, args.output, metadata_of(model, task, args.path), args.int8)
+    for precision, difference in found.items():
+        print(
+            f"{precision}: log-probabilities differ from the model's by at most "
+            f"{difference.largest:.2g} nats, {difference.mean:.2g} on average; "
+            f"{100 * difference.other_best:.2f} % of frames have another best label"
+        )
+    print(f"{args.output}: {os.path.getsize(args.output) / 2**20:.1f} MiB")
+
+
+def load(path: str, data: str | None, overrides: dict):
+    """The model, as ``speedup_ctc`` whatever the checkpoint holds, and its task."""
+    if data is not None:
+        overrides = {"data": data, **overrides}
+    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], overrides)
+    if not isinstance(model.w2v_encoder, SpeedupEncoder):
+        # an option of ours makes it one, without changing its numbers
+        overrides = {**overrides, "padding": "stock"}
+        (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], overrides)
+    return model.eval(), task
+
+
+def metadata_of(model, task, path: str) -> Metadata:
+    encoder = model.w2v_encoder
+    grid = encoder.frame_grid()
+    dictionary = task.target_dictionary
+    return Metadata(
+        symbols=list(dictionary.symbols),
+        blank=dictionary.index(task.blank_symbol),
+        labels=task.cfg.labels or "",
+        sample_rate_hz=task.cfg.sample_rate,
+        normalize=bool(task.cfg.normalize),
+        first_frame=grid.first,
+        samples_per_frame=grid.step,
+        needed_samples=encoder.needed_samples(),
+        precision="",
+        largest_difference=0.0,
+        model=os.path.basename(path),
+        reductions=switched_on(model.cfg),
+        versions=versions(EXPORT_PACKAGES),
+    )

@@ -1,0 +1,208 @@
+"""Writes a model as one ONNX file, and compares what the file gives with what the model gives."""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fairseq_speedup.decoding.generator import log_posteriors
+from fairseq_speedup.export.metadata import Metadata
+from fairseq_speedup.export.model import ExportableModel, check_exportable
+from fairseq_speedup.export.session import INPUTS, OUTPUTS, OnnxModel, check_installed, onnx
+from fairseq_speedup.lengths import padding_mask_of
+
+OPSET = 17
+TOLERANCE = 1e-4  # nats, of fp32
+MOST_BYTES = 2**31 - 2**24  # of one protocol buffer, with room for the graph
+EXAMPLE_SAMPLES = [12000, 9000]  # that the graph is recorded with
+# that it is compared with: a padded batch and single utterances, none as long as the example's
+CHECKED_SAMPLES = [[16000, 9876, 13579], [24321], [6789], [0]]  # 0: the shortest utterance
+# matrix products that become int8; others are small, or see a waveform or energies of a spectrum
+QUANTISED = ("/transformer/", "/post_extract_proj/", "/front_end/linears.")
+NOT_QUANTISED = "/front_end/linears.0/"
+
+
+class ExportError(ValueError):
+    """The file would not give what the model gives."""
+
+
+@dataclass
+class Difference:
+    """Of log-probabilities from the model's, over all checks.
+
+    largest: in nats
+    mean: of the absolute differences
+    other_best: share of frames whose most probable label is another
+    """
+
+    largest: float
+    mean: float
+    other_best: float
+
+
+def export_onnx(model, path: str, metadata: Metadata, int8: bool) -> dict[str, Difference]:
+    """Writes the file whole or not at all.
+
+    Args:
+        model: a SpeedupCtc on the CPU, at the speed that is chosen; not to be used any more
+        metadata: ``precision`` and ``largest_difference`` are filled in here
+        int8: matrix products with int8 weights and activations
+    Returns:
+        the difference by precision
+    Raises:
+        ValueError, ExportError: a model that cannot be exported, or a file that gives other numbers
+    """
+    check_installed()
+    check_exportable(model)
+    check_size(model)
+    checks = [Check(model, counts) for counts in CHECKED_SAMPLES]
+    folder = os.path.dirname(os.path.abspath(path))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as work:
+        part = os.path.join(work, "fp32.onnx")
+        record(ExportableModel(model), part, metadata.needed_samples)
+        found = {"fp32": finish(part, metadata, "fp32", checks)}
+        if found["fp32"].largest > TOLERANCE:
+            raise ExportError(
+                f"{path} is not written: its log-probabilities differ from the model's by "
+                f"{found['fp32'].largest:.2g} nats, more than {TOLERANCE:g}"
+            )
+        if int8:
+            fp32, part = part, os.path.join(work, "int8.onnx")
+            quantise(fp32, part)
+            found["int8"] = finish(part, metadata, "int8", checks)
+        os.replace(part, path)
+    return found
+
+
+def check_size(model) -> None:
+    """Raises ExportError for weights that are too much for one file."""
+    num_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+    if num_bytes > MOST_BYTES:
+        raise ExportError(
+            f"{num_bytes / 2**30:.1f} GiB of weights cannot be one ONNX file, which holds 2 GiB at "
+            "most: keep fewer layers (keep_layers)"
+        )
+
+
+class Check:
+    """A batch of noise and what the model gives of it.
+
+    Args:
+        counts: samples of its utterances
+    """
+
+    def __init__(self, model, counts: list[int]):
+        self.waveform, self.lengths = noise(counts, model.w2v_encoder.needed_samples())
+        padding_mask = padding_mask_of(self.lengths, self.waveform.size(1))
+        net_input = {
+            "source": self.waveform,
+            "padding_mask": padding_mask if padding_mask.any() else None,
+        }
+        with torch.no_grad():
+            log_probs, self.frames, _ = log_posteriors([model.eval()], net_input)
+        self.log_probs = log_probs.transpose(0, 1).numpy()  # T x B x V -> B x T x V
+
+    def differences(self, file: OnnxModel):
+        """Of each valid frame, log-probabilities (frames, V) minus the model's, and whether another
+        label is the most probable (frames,)."""
+        log_probs, frames = file.log_probs(self.waveform, self.lengths)
+        if frames.tolist() != self.frames.tolist():
+            raise ExportError(
+                f"the graph gives {frames.tolist()} frames of {self.lengths.tolist()} samples, the "
+                f"model {self.frames.tolist()}"
+            )
+        pairs = list(zip(log_probs, self.log_probs, frames, strict=True))
+        ours = np.concatenate([each[:count] for each, _, count in pairs])
+        expected = np.concatenate([each[:count] for _, each, count in pairs])
+        return ours - expected, ours.argmax(axis=1) != expected.argmax(axis=1)
+
+
+def noise(counts: list[int], needed: int):
+    """A padded batch (B, S) of at least ``needed`` samples each, and its lengths (B,)."""
+    lengths = torch.tensor([max(count, needed) for count in counts])
+    generator = torch.Generator().manual_seed(0)
+    waveform = torch.randn(len(counts), int(lengths.max()), generator=generator)
+    return waveform.masked_fill(padding_mask_of(lengths, waveform.size(1)), 0), lengths
+
+
+def record(module: ExportableModel, path: str, needed: int) -> None:
+    """Traces the module into an ONNX file whose batch and time are dynamic."""
+    axes = {"waveform": {0: "batch", 1: "samples"}, "lengths": {0: "batch"}}
+    axes |= {"log_probs": {0: "batch", 1: "time"}, "frames": {0: "batch"}}
+    # of tracing: shapes that are compared in Python; the check finds what it froze
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            noise(EXAMPLE_SAMPLES, needed),
+            path,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def quantise(path: str, output: str) -> None:
+    """Dynamic int8: weights with a scale for each output channel, activations with one for each
+    tensor as it comes."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = onnx.load(path).graph
+    products = [node.name for node in graph.node if node.op_type == "MatMul"]
+    chosen = [
+        name
+        for name in products
+        if name.startswith(QUANTISED) and not name.startswith(NOT_QUANTISED)
+    ]
+    with _quiet():
+        quantize_dynamic(
+            path,
+            output,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_quantize=chosen,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the quantiser's advice to preprocess the model."""
+    import logging
+
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def finish(path: str, metadata: Metadata, precision: str, checks: list[Check]) -> Difference:
+    """Compares the file with the model and writes its metadata into it."""
+    write_metadata(path, dataclasses.replace(metadata, precision=precision))
+    file = OnnxModel(path, torch.get_num_threads())
+    found = [check.differences(file) for check in checks]
+    absolute = np.concatenate([np.abs(each) for each, _ in found])
+    other_best = np.concatenate([each for _, each in found])
+    # a NaN is never the largest
+    largest = float(absolute.max()) if np.isfinite(absolute).all() else float("inf")
+    difference = Difference(largest, float(absolute.mean()), float(other_best.mean()))
+    write_metadata(
+        path, dataclasses.replace(metadata, precision=precision, largest_difference=largest)
+    )
+    return difference
+
+
+def write_metadata(path: str, metadata: Metadata) -> None:
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, metadata.as_strings())
+    onnx.save(model, path)

@@ -1,0 +1,326 @@
+"""ONNX files: ONNX Runtime gives the model's numbers, whatever is reduced."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import LETTERS, batch_of, build_model, write_finetuned, write_pretrained
+from fairseq.data import Dictionary
+from test_combinations import REDUCTIONS
+
+pytest.importorskip("onnxruntime")
+import onnx
+
+from fairseq_speedup.__main__ import main
+from fairseq_speedup.decoding.generator import log_posteriors
+from fairseq_speedup.export import OnnxFileError, OnnxModel, onnx_file, session
+from fairseq_speedup.export.command import load, metadata_of
+from fairseq_speedup.export.onnx_file import ExportError, export_onnx
+from fairseq_speedup.lengths import lengths_of
+
+# lengths that neither recording nor the check at writing has
+BATCHES = [[5000, 15000, 7200], [11111], [16321, 16321]]
+CASES = {
+    **REDUCTIONS,
+    "none": {},
+    "exits": {"exit_layers": "1,2", "exit_criterion": "layer", "exit_threshold": 1.0},
+    "fraction": {"downsample": "signal", "downsample_factor": 1.5},
+    "stock": {"padding": "stock"},
+    "every_stage": {
+        "downsample": "conv",
+        "downsample_factor": 2.0,
+        "frame_pool": 2,
+        "keep_layers": "0,2,3",
+        "merge_ratio": 0.2,
+        "head": "mlp",
+        "logit_upsample": 2,
+    },
+    "fbank_pool_bilstm": {
+        "frontend": "fbank",
+        "frame_pool": 2,
+        "head": "bilstm",
+        "head_dim": 6,
+        "logit_upsample": 2,
+    },
+    "average_exit_merge": {
+        "downsample": "average",
+        "downsample_factor": 3.0,
+        "exit_layers": "1",
+        "exit_criterion": "layer",
+        "merge_ratio": 0.3,
+    },
+}
+GROUP_NORM = ["none", "conv", "stock", "every_stage"]  # the front-end is all that differs
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    """Pretrained models with either kind of CNN."""
+    folder = tmp_path_factory.mktemp("encoders")
+    common = {"encoder_layers": 4}
+    large = {"extractor_mode": "layer_norm", "layer_norm_first": True, "conv_bias": True}
+    return {
+        "large": write_pretrained(folder / "large.pt", **common, **large),
+        "base": write_pretrained(folder / "base.pt", extractor_mode="default", **common),
+    }
+
+
+class Task:
+    """What the metadata are made of."""
+
+    blank_symbol = "<s>"
+
+    @dataclasses.dataclass
+    class cfg:
+        labels = "ltr"
+        sample_rate = 16000
+        normalize = True
+
+    def __init__(self, num_labels: int):
+        self.target_dictionary = Dictionary()
+        while len(self.target_dictionary) < num_labels:
+            self.target_dictionary.add_symbol(f"label{len(self.target_dictionary)}")
+
+
+def given(model, counts):
+    """Waveforms, lengths, and the model's log-probabilities of each utterance (T, V)."""
+    net_input = batch_of(counts)
+    lengths = lengths_of(net_input["padding_mask"], net_input["source"])
+    with torch.no_grad():
+        log_probs, frames, _ = log_posteriors([model], net_input)
+    expected = [log_probs[:count, i].numpy() for i, count in enumerate(frames.tolist())]
+    return net_input["source"], lengths, expected
+
+
+def export(model, path, int8=False):
+    """The file, and its difference from the model."""
+    metadata = metadata_of(model, Task(14), "some/model.pt")
+    found = export_onnx(model, str(path), metadata, int8)
+    return OnnxModel(str(path), num_threads=1), found
+
+
+def largest_difference(file, batches) -> float:
+    differences = []
+    for waveform, lengths, expected in batches:
+        log_probs, frames = file.log_probs(waveform, lengths)
+        assert frames.tolist() == [len(each) for each in expected]
+        differences += [
+            np.abs(ours[:count] - theirs).max()
+            for ours, count, theirs in zip(log_probs, frames, expected, strict=True)
+        ]
+    return max(differences)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "name"),
+    [("large", name) for name in CASES] + [("base", name) for name in GROUP_NORM],
+)
+def test_the_file_gives_the_models_numbers_at_any_length(encoders, tmp_path, encoder, name):
+    model = build_model(encoders[encoder], **CASES[name])
+    batches = [given(model, counts) for counts in BATCHES]
+    file, found = export(model, tmp_path / "model.onnx")
+    assert found["fp32"].largest < 1e-4
+    assert largest_difference(file, batches) < 1e-4
+    assert file.metadata.largest_difference == found["fp32"].largest
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]  # nothing else is left
+
+
+@pytest.mark.parametrize("family", ["wavlm", "data2vec"])
+def test_other_families(tmp_path, family):
+    pytest.importorskip("transformers")
+    from public_checkpoints import FORMS, reference, write_form
+
+    form = next(name for name in FORMS if family in name.lower())
+    write_form(tmp_path / "public.pt", form, reference(form))
+    model = build_model(tmp_path / "public.pt", normalize=FORMS[form][2])
+    batches = [given(model, counts) for counts in BATCHES]
+    file, _ = export(model, tmp_path / "model.onnx")
+    assert largest_difference(file, batches) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["none", "conv_pool", "fbank"])
+def test_int8_stays_near_and_says_how_near(encoders, tmp_path, name):
+    model = build_model(encoders["large"], **CASES[name])
+    batches = [given(model, counts) for counts in BATCHES]
+    file, found = export(model, tmp_path / "model.onnx", int8=True)
+    assert found["fp32"].largest < 1e-4 < found["int8"].largest
+    assert file.metadata.precision == "int8"
+    assert file.metadata.largest_difference == found["int8"].largest
+    assert largest_difference(file, batches) < 0.5
+    kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    # four layers of four products, the projection before them, and the CNN's but the first
+    cnn = 0 if name == "fbank" else 6
+    assert kinds.count("MatMulInteger") == 4 * 4 + 1 + cnn
+
+
+def test_the_chosen_speed_is_exported(encoders, tmp_path):
+    options = {"downsample": "conv", "downsample_factors": [1.0, 2.0], "depths": [2, 4]}
+    sizes = []
+    for factor, depth in [(1.0, 4), (2.0, 2)]:
+        model = build_model(
+            encoders["large"], downsample_factor=factor, keep_layers="all", **options
+        )
+        model.w2v_encoder.speeds.default = dataclasses.replace(
+            model.w2v_encoder.speeds.default, depth=depth
+        )
+        batches = [given(model, counts) for counts in BATCHES]
+        file, _ = export(model, tmp_path / f"{depth}.onnx")
+        assert largest_difference(file, batches) < 1e-4
+        assert file.metadata.samples_per_frame == 320 * factor
+        sizes.append(os.path.getsize(tmp_path / f"{depth}.onnx"))
+    assert sizes[1] < 0.8 * sizes[0]  # layers that are not run are left out
+
+
+def test_metadata(encoders, tmp_path):
+    options = {"downsample": "conv", "downsample_factor": 2.0, "logit_upsample": 2}
+    model = build_model(encoders["large"], **options)
+    needed = model.w2v_encoder.needed_samples()
+    metadata = export(model, tmp_path / "model.onnx")[0].metadata
+    assert metadata.symbols == Task(14).target_dictionary.symbols and metadata.blank == 0
+    assert (metadata.labels, metadata.sample_rate_hz, metadata.normalize) == ("ltr", 16000, True)
+    assert metadata.frame_grid() == model.w2v_encoder.frame_grid()
+    assert metadata.samples_per_frame == 320 and metadata.needed_samples == needed
+    assert metadata.reductions == options and metadata.model == "model.pt"
+    assert metadata.versions["onnxruntime"] == session.onnxruntime.__version__
+    assert (metadata.precision, metadata.largest_difference < 1e-4) == ("fp32", True)
+
+
+def test_other_weights_are_noticed_and_nothing_is_written(encoders, tmp_path, monkeypatch):
+    record = onnx_file.record
+
+    def record_changed(module, *args):
+        module.head.weight[7] += 1e-3
+        record(module, *args)
+
+    monkeypatch.setattr(onnx_file, "record", record_changed)
+    with pytest.raises(ExportError, match=r"is not written: .* differ .* more than 0.0001"):
+        export(build_model(encoders["large"]), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"exit_layers": "1", "exit_criterion": "entropy"}, "exit_criterion=entropy cannot be"),
+        ({"exit_layers": "1", "exit_criterion": "similarity"}, "each utterance of a batch would"),
+        ({"blank_weight": 1.0}, "blank_weight=1.0 belongs to decoding"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_exported_is_refused_in_words(encoders, tmp_path, options, words):
+    with pytest.raises(ValueError, match=words):
+        export(build_model(encoders["large"], **options), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_weights_for_one_file(encoders, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "MOST_BYTES", 1000)
+    with pytest.raises(ExportError, match=r"cannot be one ONNX file.*keep_layers"):
+        export(build_model(encoders["large"]), tmp_path / "model.onnx")
+
+
+# -- the command and the runner ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(encoders, tmp_path_factory):
+    """A checkpoint and the file that the command made of it."""
+    folder = tmp_path_factory.mktemp("exported")
+    dictionary = Dictionary()
+    for letter in LETTERS:
+        dictionary.add_symbol(letter)
+    checkpoint = write_finetuned(folder / "best.pt", encoders["large"], dictionary)
+    output = folder / "model.onnx"
+    assert main(["export", "--path", str(checkpoint), "--output", str(output)]) == 0
+    return checkpoint, output
+
+
+def test_the_command(exported, tmp_path, capsys):
+    checkpoint, _ = exported
+    output = tmp_path / "model.onnx"
+    command = ["export", "--path", str(checkpoint), "--to", "onnx", "--output", str(output)]
+    command += ["--model-overrides", "{'keep_layers': '2'}", "--int8"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "fp32: log-probabilities differ" in printed and "int8: log-prob" in printed
+    file = OnnxModel(str(output))
+    assert file.metadata.symbols[4:] == LETTERS
+    assert file.metadata.reductions == {"keep_layers": "2"}
+    before = output.read_bytes()
+    assert main(command) == 1
+    assert "--overwrite" in capsys.readouterr().err and output.read_bytes() == before
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_a_stock_checkpoint_is_exported_as_it_is(tmp_path, exported):
+    checkpoint, _ = exported
+    state = torch.load(checkpoint, weights_only=False)
+    state["cfg"]["model"]["_name"] = "wav2vec_ctc"
+    state["cfg"]["task"]["_name"] = "audio_finetuning"
+    ours = set(state["cfg"]["model"]) & set(onnx_reductions())
+    for name in ours:
+        del state["cfg"]["model"][name]
+    torch.save(state, tmp_path / "stock.pt")
+    model, task = load(str(tmp_path / "stock.pt"), None, {})
+    assert model.cfg.padding == "stock"
+    batches = [given(model, counts) for counts in BATCHES]
+    export_onnx(
+        model, str(tmp_path / "model.onnx"), metadata_of(model, task, "stock.pt"), int8=False
+    )
+    assert largest_difference(OnnxModel(str(tmp_path / "model.onnx")), batches) < 1e-4
+
+
+def onnx_reductions():
+    from fairseq_speedup.models.config import REDUCTION_OPTIONS
+
+    return REDUCTION_OPTIONS
+
+
+def test_bad_input_to_the_command(exported, tmp_path, capsys, monkeypatch):
+    checkpoint, _ = exported
+    command = ["export", "--path", str(checkpoint), "--output"]
+    assert main([*command, str(tmp_path / "none" / "model.onnx")]) == 1
+    assert f"folder {tmp_path / 'none'} does not exist" in capsys.readouterr().err
+    assert main(["export", "--path", "none.pt", "--output", str(tmp_path / "model.onnx")]) == 1
+    assert "none.pt does not exist" in capsys.readouterr().err
+    monkeypatch.setattr(session, "onnxruntime", None)
+    assert main([*command, str(tmp_path / "model.onnx")]) == 1
+    assert "the extra 'onnx'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_runner_refuses_what_does_not_fit(exported):
+    file = OnnxModel(str(exported[1]))
+    needed = file.metadata.needed_samples
+    assert file.log_probs(np.zeros((2, needed)))[1].tolist() == [1, 1]
+    with pytest.raises(ValueError, match=f"{needed - 1} samples is shorter.*{needed}"):
+        file.log_probs(np.zeros((1, needed - 1)))
+    with pytest.raises(ValueError, match=r"lengths \[9000\] do not fit"):
+        file.log_probs(np.zeros((1, 8000)), [9000])
+    with pytest.raises(ValueError, match="a batch of waveforms"):
+        file.log_probs(np.zeros(8000))
+
+
+def test_files_that_are_no_models_of_ours_are_refused(exported, tmp_path):
+    path = tmp_path / "model.onnx"
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        OnnxModel(str(path))
+    path.write_bytes(b"nonsense")
+    with pytest.raises(OnnxFileError, match="cannot be read as an ONNX model"):
+        OnnxModel(str(path))
+    good = onnx.load(exported[1])
+    strings = {each.key: each.value for each in good.metadata_props}
+    changes = [
+        ({"format_version": "99"}, "has format_version 99.*export the checkpoint again"),
+        ({"format": "another"}, "is not a model of python -m fairseq_speedup export"),
+        ({"blank": json.dumps(99)}, "metadata is damaged"),
+        ({"symbols": "["}, "metadata is damaged"),
+    ]
+    for change, words in changes:
+        onnx.helper.set_model_props(good, strings | change)
+        onnx.save(good, path)
+        with pytest.raises(OnnxFileError, match=words):
+            OnnxModel(str(path))
