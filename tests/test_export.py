@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 
 import numpy as np
 import pytest
@@ -141,8 +140,9 @@ def test_other_families(tmp_path, family):
     assert largest_difference(file, batches) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["none", "conv_pool", "fbank"])
-def test_int8_stays_near_and_says_how_near(encoders, tmp_path, name):
+# four layers of four products, the projection before them, the CNN's but the first, upsampling
+@pytest.mark.parametrize(("name", "products"), [("none", 23), ("conv_pool", 24), ("fbank", 17)])
+def test_int8_stays_near_and_says_how_near(encoders, tmp_path, name, products):
     model = build_model(encoders["large"], **CASES[name])
     batches = [given(model, counts) for counts in BATCHES]
     file, found = export(model, tmp_path / "model.onnx", int8=True)
@@ -151,14 +151,11 @@ def test_int8_stays_near_and_says_how_near(encoders, tmp_path, name):
     assert file.metadata.largest_difference == found["int8"].largest
     assert largest_difference(file, batches) < 0.5
     kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
-    # four layers of four products, the projection before them, and the CNN's but the first
-    cnn = 0 if name == "fbank" else 6
-    assert kinds.count("MatMulInteger") == 4 * 4 + 1 + cnn
+    assert kinds.count("MatMulInteger") == products
 
 
 def test_the_chosen_speed_is_exported(encoders, tmp_path):
     options = {"downsample": "conv", "downsample_factors": [1.0, 2.0], "depths": [2, 4]}
-    sizes = []
     for factor, depth in [(1.0, 4), (2.0, 2)]:
         model = build_model(
             encoders["large"], downsample_factor=factor, keep_layers="all", **options
@@ -170,8 +167,8 @@ def test_the_chosen_speed_is_exported(encoders, tmp_path):
         file, _ = export(model, tmp_path / f"{depth}.onnx")
         assert largest_difference(file, batches) < 1e-4
         assert file.metadata.samples_per_frame == 320 * factor
-        sizes.append(os.path.getsize(tmp_path / f"{depth}.onnx"))
-    assert sizes[1] < 0.8 * sizes[0]  # layers that are not run are left out
+        kinds = [node.op_type for node in onnx.load(file.path).graph.node]
+        assert kinds.count("Softmax") == depth  # layers that are not run are left out
 
 
 def test_metadata(encoders, tmp_path):
@@ -192,7 +189,7 @@ def test_other_weights_are_noticed_and_nothing_is_written(encoders, tmp_path, mo
     record = onnx_file.record
 
     def record_changed(module, *args):
-        module.head.weight[7] += 1e-3
+        module.head.bias[7] += 1e-3
         record(module, *args)
 
     monkeypatch.setattr(onnx_file, "record", record_changed)
@@ -270,7 +267,8 @@ def test_a_stock_checkpoint_is_exported_as_it_is(tmp_path, exported):
     export_onnx(
         model, str(tmp_path / "model.onnx"), metadata_of(model, task, "stock.pt"), int8=False
     )
-    assert largest_difference(OnnxModel(str(tmp_path / "model.onnx")), batches) < 1e-4
+    # logits between -100 and 100
+    assert largest_difference(OnnxModel(str(tmp_path / "model.onnx")), batches) < 1e-3
 
 
 def onnx_reductions():
@@ -279,13 +277,17 @@ def onnx_reductions():
     return REDUCTION_OPTIONS
 
 
-def test_bad_input_to_the_command(exported, tmp_path, capsys, monkeypatch):
+def test_bad_input_to_the_command(encoders, exported, tmp_path, capsys, monkeypatch):
     checkpoint, _ = exported
     command = ["export", "--path", str(checkpoint), "--output"]
     assert main([*command, str(tmp_path / "none" / "model.onnx")]) == 1
     assert f"folder {tmp_path / 'none'} does not exist" in capsys.readouterr().err
-    assert main(["export", "--path", "none.pt", "--output", str(tmp_path / "model.onnx")]) == 1
-    assert "none.pt does not exist" in capsys.readouterr().err
+    for path, words in [
+        ("none.pt", "none.pt does not exist"),
+        (encoders["large"], "a wav2vec2 model"),
+    ]:
+        assert main(["export", "--path", str(path), "--output", str(tmp_path / "model.onnx")]) == 1
+        assert words in capsys.readouterr().err
     monkeypatch.setattr(session, "onnxruntime", None)
     assert main([*command, str(tmp_path / "model.onnx")]) == 1
     assert "the extra 'onnx'" in capsys.readouterr().err

@@ -8,14 +8,13 @@ time, labels) and their frames (batch,). It is compared with the model before it
 
 import os
 
-from fairseq import checkpoint_utils
-
 from fairseq_speedup.data.manifest import ManifestError
 from fairseq_speedup.decoding.offline import read_overrides
 from fairseq_speedup.export.metadata import Metadata
 from fairseq_speedup.export.onnx_file import export_onnx
 from fairseq_speedup.export.session import check_installed
 from fairseq_speedup.models.config import switched_on
+from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.profiling.environment import versions
 
@@ -61,11 +60,11 @@ def load(path: str, data: str | None, overrides: dict):
     """The model, as ``speedup_ctc`` whatever the checkpoint holds, and its task."""
     if data is not None:
         overrides = {"data": data, **overrides}
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], overrides)
+    model, _, task = load_finetuned(path, "--path ", overrides)
     if not isinstance(model.w2v_encoder, SpeedupEncoder):
         # an option of ours makes it one, without changing its numbers
         overrides = {**overrides, "padding": "stock"}
-        (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([path], overrides)
+        model, _, task = load_finetuned(path, "--path ", overrides)
     return model.eval(), task
 
 
