@@ -20,9 +20,11 @@ setup(
         "omegaconf",
         "numpy",
         "soundfile",
+        "soxr",
         "sentencepiece",
         "editdistance",
         "fvcore",
+        "tqdm",
     ],
     extras_require={
         "convert": ["safetensors", "transformers>=5"],

@@ -5,7 +5,7 @@ import sys
 
 from fairseq_speedup import calibration, inspection
 from fairseq_speedup.data import spm
-from fairseq_speedup.decoding import lexicon, merge, tune_lm
+from fairseq_speedup.decoding import lexicon, merge, transcribe, tune_lm
 from fairseq_speedup.export import command as export
 from fairseq_speedup.hugging_face import command as convert
 from fairseq_speedup.profiling import command as profile
@@ -19,6 +19,7 @@ COMMANDS = {
     "merge": merge,
     "profile": profile,
     "spm": spm,
+    "transcribe": transcribe,
     "tune-lm": tune_lm,
 }
 

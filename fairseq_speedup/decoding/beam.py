@@ -1,5 +1,6 @@
 """The decoder of ``--ctc-decoder beam``: emissions, a search over them, fairseq's hypotheses."""
 
+import itertools
 import os
 from collections import Counter
 
@@ -15,7 +16,8 @@ from fairseq_speedup.decoding.language_model import check_vocabulary
 from fairseq_speedup.decoding.lexicon import Lexicon, read_lexicon
 from fairseq_speedup.decoding.options import DecodingOptions
 from fairseq_speedup.decoding.prefix_beam import PrefixBeamSearch
-from fairseq_speedup.decoding.search import Found, Search
+from fairseq_speedup.decoding.search import Found, Search, joined
+from fairseq_speedup.decoding.windows import parts_of
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.decoding.workers import Workers
 from fairseq_speedup.profiling.compute import searched_share
@@ -29,6 +31,8 @@ class BeamDecoder:
         blank: index of the blank
         blank_skip_threshold: see :func:`~fairseq_speedup.decoding.emissions.skip_blanks`
         num_workers: processes that search; 0 for this one
+        longest: frames that are searched at once, 0 for any number: longer utterances are cut (see
+            :func:`~fairseq_speedup.decoding.windows.parts_of`)
     """
 
     def __init__(
@@ -38,8 +42,10 @@ class BeamDecoder:
         blank: int,
         blank_skip_threshold: float = 1.0,
         num_workers: int = 0,
+        longest: int = 0,
     ):
         self.search = search
+        self.longest = longest
         self.workers = Workers(search, num_workers) if num_workers > 0 else None
         self.blank = blank
         self.unspoken = words.unspoken
@@ -87,16 +93,30 @@ class DecodingBatch:
         self.emissions = emissions
         self.blank = decoder.blank
         self.seconds_elsewhere = 0.0
-        log_probs = [emission.log_probs for emission in emissions]
+        self.search = decoder.search
+        self.parts = [_parts(each, decoder.blank, decoder.longest) for each in emissions]
+        log_probs = list(itertools.chain.from_iterable(self.parts))
         self.found = self.pending = None
         if decoder.workers is None:
-            self.found = decoder.search.search(log_probs)
+            self.found = self._of_utterances(decoder.search.search(log_probs))
         else:
             self.pending = decoder.workers.submit(log_probs)
 
     def wait(self) -> None:
         if self.found is None:
-            self.found, self.seconds_elsewhere = self.pending.result()
+            found, self.seconds_elsewhere = self.pending.result()
+            self.found = self._of_utterances(found)
+
+    def _of_utterances(self, found: list[list[Found]]) -> list[list[Found]]:
+        in_order = iter(found)
+        return [
+            joined([next(in_order) or self._nothing(part) for part in parts], self.search)
+            for parts in self.parts
+        ]
+
+    def _nothing(self, log_probs: np.ndarray) -> list[Found]:
+        """Where a search finds no hypothesis: an empty one, so that the utterance counts."""
+        return [Found(np.full(len(log_probs), self.blank), -np.inf, -np.inf)]
 
     def hypotheses(self) -> list[list[dict]]:
         self.wait()
@@ -118,7 +138,21 @@ class DecodingBatch:
         }
 
 
-def build_decoder(options: DecodingOptions, generation, dictionary, blank: int, labels_path: str):
+def _parts(emission: Emission, blank: int, longest: int) -> list[np.ndarray]:
+    log_probs = emission.log_probs
+    if not longest:
+        return [log_probs]
+    return [log_probs[start:end] for start, end in parts_of(log_probs[:, blank], longest)]
+
+
+def build_decoder(
+    options: DecodingOptions,
+    generation,
+    dictionary,
+    blank: int,
+    labels_path: str,
+    longest: int = 0,
+):
     """The decoder that the options ask for, which are checked.
 
     Args:
@@ -127,6 +161,7 @@ def build_decoder(options: DecodingOptions, generation, dictionary, blank: int, 
         blank: index of the blank
         labels_path: the training split's labels, which a language model is checked against where
             they are there
+        longest: frames that a beam search takes at once, 0 for any number
     """
     if options.ctc_decoder == "greedy":
         return GreedyDecoder(blank)
@@ -134,7 +169,9 @@ def build_decoder(options: DecodingOptions, generation, dictionary, blank: int, 
     search = build_search(
         options, words, blank, generation.beam, generation.nbest, generation.lm_weight, labels_path
     )
-    return BeamDecoder(search, words, blank, options.blank_skip_threshold, options.decoder_workers)
+    return BeamDecoder(
+        search, words, blank, options.blank_skip_threshold, options.decoder_workers, longest
+    )
 
 
 def build_search(

@@ -36,6 +36,8 @@ def check_installed(option: str) -> None:
 class _FlashlightSearch:
     """What both decoders share. ``acoustic_score`` is of the best alignment."""
 
+    part_end = None
+
     def __init__(self, words: Words, blank: int, options: DecodingOptions, beam: int, nbest: int):
         self.words = words
         self.blank = blank
@@ -122,6 +124,7 @@ class LexiconSearch(_FlashlightSearch):
         language_model: str,
     ):
         super().__init__(words, blank, options, beam, nbest)
+        self.part_end = words.boundary_label
         if not language_model:
             self.lm = flashlight.ZeroLM()
         else:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from fairseq import utils
+from torch import nn
 
-from fairseq_speedup.lengths import lengths_of
+from fairseq_speedup.decoding.windows import Windows
+from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.profiling.compute import ComputeMeter
 
 
@@ -24,10 +26,24 @@ class CtcGenerator:
         meter: receives what each batch cost
         files: written beside fairseq's results (see
             :func:`~fairseq_speedup.decoding.results.result_files`)
+        windows: that long recordings are cut into; None for whole ones
+
+    Attributes:
+        progress: called with the samples of audio that each forward pass went on by
     """
 
-    def __init__(self, decoder, dictionary, blank: int, meter: ComputeMeter, files=()):
+    def __init__(
+        self,
+        decoder,
+        dictionary,
+        blank: int,
+        meter: ComputeMeter,
+        files=(),
+        windows: Windows | None = None,
+    ):
         self.files = files
+        self.windows = windows
+        self.progress = _unseen
         self.upcoming = None  # the next batch, where it is known
         self._ahead = None  # that batch and what the models gave for it
         self.decoder = decoder
@@ -54,7 +70,7 @@ class CtcGenerator:
         with self.meter.decoding():
             hypotheses = batch.hypotheses()
         self.meter.decoded_elsewhere(batch.seconds_elsewhere)
-        self.meter.count(encoded.num_samples, encoded.layer_frames)
+        self.meter.count(encoded.num_samples, encoded.layer_frames, encoded.pieces)
         for file in self.files:
             file.add(sample["id"].tolist(), hypotheses)
         return hypotheses
@@ -64,17 +80,14 @@ class CtcGenerator:
             (ids, encoded), self._ahead = self._ahead, None
             if torch.equal(ids, sample["id"].cpu()):
                 return encoded
-        if not self.warm:
-            log_posteriors(models, sample["net_input"])  # not timed: first calls allocate and tune
+        if not self.warm:  # not timed: first calls allocate and tune
+            encode(models, _first_window(sample["net_input"], self.windows), self.windows)
             self.warm = True
         return self._encode(models, sample)
 
     def _encode(self, models, sample) -> "Encoded":
-        net_input = sample["net_input"]
         with self.meter.encoding():
-            log_probs, lengths, layer_frames = log_posteriors(models, net_input)
-        num_samples = lengths_of(net_input.get("padding_mask"), net_input["source"])
-        return Encoded(log_probs, lengths, layer_frames, num_samples)
+            return encode(models, sample["net_input"], self.windows, self.progress)
 
     def _encode_ahead(self, models) -> None:
         """The next batch, while this one is searched elsewhere."""
@@ -91,12 +104,84 @@ class CtcGenerator:
 
 @dataclass
 class Encoded:
-    """What the models gave for a batch: see :func:`log_posteriors`; num_samples: (B,)"""
+    """What the models gave for a batch.
+
+    log_probs: (T, B, V)
+    lengths: (B,), valid frames
+    num_samples: (B,)
+    pieces: (P,), samples of each piece of audio that the models were given: an utterance or window
+    layer_frames: (P, layers), see :func:`log_posteriors`, or None
+    """
 
     log_probs: torch.Tensor
     lengths: torch.Tensor
-    layer_frames: torch.Tensor | None
     num_samples: torch.Tensor
+    pieces: torch.Tensor
+    layer_frames: torch.Tensor | None
+
+
+def _unseen(num_samples: int) -> None:
+    """Shows no progress."""
+
+
+def encode(models, net_input: dict, windows: Windows | None = None, progress=_unseen) -> Encoded:
+    """Runs the models, in windows where the batch is longer than one.
+
+    Args:
+        net_input: ``source`` (B, S) and ``padding_mask`` (B, S) or None
+        progress: called with the samples that each forward pass went on by
+    """
+    source = net_input["source"]
+    num_samples = lengths_of(net_input.get("padding_mask"), source)
+    if windows is None or source.size(1) <= windows.size:
+        log_probs, lengths, layer_frames = log_posteriors(models, net_input)
+        progress(int(num_samples.sum()))
+        return Encoded(log_probs, lengths, num_samples, num_samples, layer_frames)
+    recordings, pieces, layer_frames = [], [], []
+    for waveform, length in zip(source, num_samples.tolist(), strict=True):
+        emissions = []
+        spans = windows.spans(length)
+        for start in range(0, len(spans), windows.at_once):
+            batch = spans[start : start + windows.at_once]
+            net_input = batch_of([waveform[begin:end] for begin, end in batch])
+            log_probs, lengths, frames = log_posteriors(models, net_input)
+            by_window = zip(log_probs.unbind(1), lengths.tolist(), strict=True)
+            emissions += [each[:count].clone() for each, count in by_window]
+            pieces += [end - begin for begin, end in batch]
+            layer_frames += [] if frames is None else [frames]
+            begin, end = batch[0][0], batch[-1][1]
+            progress((end if end == length else batch[-1][0] + windows.hop) - begin)
+        recordings.append(windows.joined(emissions))
+    return Encoded(
+        nn.utils.rnn.pad_sequence(recordings),
+        torch.tensor([len(each) for each in recordings]),
+        num_samples,
+        torch.tensor(pieces),
+        torch.cat(layer_frames) if layer_frames else None,
+    )
+
+
+def batch_of(waveforms: list[torch.Tensor]) -> dict:
+    """The models' input of waveforms (S,); no copy is made of one alone."""
+    if len(waveforms) == 1:
+        return {"source": waveforms[0][None], "padding_mask": None}
+    source = nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+    lengths = torch.tensor([len(each) for each in waveforms], device=source.device)
+    padded = bool((lengths < source.size(1)).any())
+    return {
+        "source": source,
+        "padding_mask": padding_mask_of(lengths, source.size(1)) if padded else None,
+    }
+
+
+def _first_window(net_input: dict, windows: Windows | None) -> dict:
+    """The beginning of a batch."""
+    if windows is None:
+        return net_input
+    return {
+        name: None if values is None else values[:, : windows.size]
+        for name, values in net_input.items()
+    }
 
 
 def log_posteriors(models, net_input: dict):

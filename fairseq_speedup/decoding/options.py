@@ -82,9 +82,22 @@ class DecodingOptions(FairseqDataclass):
             "the encoder's process, in turn with it"
         },
     )
+    window_seconds: float = field(
+        default=0.0,
+        metadata={
+            "help": "recordings longer than this run through the model in windows of this length, "
+            "so that memory does not grow with the recording; 0 for never, 30 is a start"
+        },
+    )
+    window_overlap: float = field(
+        default=4.0,
+        metadata={"help": "seconds that a window shares with the next; with --window-seconds"},
+    )
 
 
-FOR_GREEDY = ["ctc_decoder", "ctm"]
+FOR_GREEDY = ["ctc_decoder", "ctm", "window_seconds", "window_overlap"]
+SHORTEST_WINDOW = 2.0  # seconds
+SHORTEST_OVERLAP = 0.5  # seconds
 DEFAULTS = {each.name: each.default for each in fields(DecodingOptions) if each.name != "_name"}
 
 
@@ -104,9 +117,13 @@ def given(options: DecodingOptions) -> list[str]:
 
 def describe(options: DecodingOptions, generation) -> dict:
     """What decoded a data set, for compute.json."""
+    windows = {}
+    if options.window_seconds:
+        windows = {name: getattr(options, name) for name in ("window_seconds", "window_overlap")}
     if options.ctc_decoder == "greedy":
-        return {"ctc_decoder": "greedy"}
+        return {"ctc_decoder": "greedy", **windows}
     described = {"ctc_decoder": "beam", "beam": generation.beam, "nbest": generation.nbest}
+    described |= windows
     described |= {name: getattr(options, name) for name in given(options)}
     return described | ({"lm_weight": generation.lm_weight} if options.kenlm_model else {})
 
@@ -127,10 +144,29 @@ def check_options(options: DecodingOptions, generation) -> None:
             raise ValueError(f"{option(name)} does not apply to CTC decoding; leave it out")
     if getattr(generation, "print_alignment", None) == "soft":
         raise ValueError("--print-alignment soft: CTC alignments are hard; use 'hard'")
+    _check_windows(options)
     if options.ctc_decoder == "greedy":
         _check_greedy(options, generation)
     else:
         _check_beam(options, generation)
+
+
+def _check_windows(options) -> None:
+    seconds, overlap = options.window_seconds, options.window_overlap
+    if seconds == 0:
+        if overlap != DEFAULTS["window_overlap"]:
+            raise ValueError(f"--window-overlap {overlap} needs --window-seconds")
+        return
+    if not SHORTEST_WINDOW <= seconds < math.inf:
+        raise ValueError(
+            f"--window-seconds {seconds} is out of range; it must be {SHORTEST_WINDOW:g} or more, "
+            "or 0 for whole recordings"
+        )
+    if not SHORTEST_OVERLAP <= overlap <= seconds / 2:
+        raise ValueError(
+            f"--window-overlap {overlap} is out of range; it must be {SHORTEST_OVERLAP:g} to half "
+            f"of --window-seconds, {seconds / 2:g}"
+        )
 
 
 def _check_greedy(options, generation) -> None:

@@ -25,6 +25,8 @@ class PrefixBeamSearch:
         beam_size_token: labels that prefixes are extended by in a frame, the likeliest; 0 for all
     """
 
+    part_end = None
+
     def __init__(
         self,
         words: Words,

@@ -57,8 +57,11 @@ class DecodingRun:
             file.truncate(0)
             file.write(f"{name}\n")
 
-    def admit_longest(self, dataset, max_samples: int | None, max_utterances: int | None):
-        """The batch size in samples, checked: it must admit the longest utterance."""
+    def admit_longest(
+        self, dataset, max_samples: int | None, max_utterances: int | None, in_windows: bool
+    ):
+        """The batch size in samples, checked: it must admit the longest utterance, unless that is
+        cut into windows."""
         if max_samples == FAIRSEQ_DEFAULT_MAX_TOKENS and max_utterances is None:
             max_samples = DEFAULT_MAX_SAMPLES
             print(
@@ -66,11 +69,14 @@ class DecodingRun:
                 "--batch-size (utterances) or --max-tokens (samples)"
             )
         if max_samples is not None:
-            longest = max(dataset.num_tokens(i) for i in range(len(dataset)))
-            if longest > max_samples:
+            longest = int(max(dataset.num_tokens(i) for i in range(len(dataset))))
+            if longest > max_samples and in_windows:
+                max_samples = longest
+            elif longest > max_samples:
                 raise ValueError(
                     f"--max-tokens {max_samples} is smaller than the longest utterance, which has "
-                    f"{longest} samples: give at least that many, or --batch-size instead"
+                    f"{longest} samples: give at least that many, --batch-size instead, or "
+                    "--window-seconds 30 to cut long recordings into windows"
                 )
         self.max_samples = max_samples
         return max_samples

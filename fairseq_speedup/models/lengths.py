@@ -10,6 +10,8 @@ from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 class StockLengths:
     """Lengths of fairseq's own ``wav2vec_ctc``."""
 
+    logit_upsample = 1
+
     def __init__(self, w2v_model: Wav2Vec2Model):
         self.front_end = CnnFrontEnd(w2v_model.feature_extractor)
 
@@ -27,8 +29,8 @@ class StockLengths:
 
 def model_lengths(model):
     """An object with ``output_lengths(num_samples)`` and ``ctc_lengths(num_samples)``, in logit
-    frames, ``frame_grid()`` and ``needed_samples()``, as SpeedupEncoder has them; None for a model
-    whose lengths are not known here."""
+    frames, ``frame_grid()``, ``logit_upsample`` and ``needed_samples()``, as SpeedupEncoder has
+    them; None for a model whose lengths are not known here."""
     encoder = getattr(model, "w2v_encoder", None)
     if isinstance(encoder, SpeedupEncoder):
         return encoder

@@ -17,6 +17,7 @@ FILE_NAME = "compute.json"
 # what shards spend and have, each its own
 ADDED = [
     "num_utterances",
+    "num_windows",
     "audio_seconds",
     "encoder_seconds",
     "decoder_seconds",
@@ -37,14 +38,16 @@ class ComputeMeter:
     def __init__(self, models, sample_rate: int):
         self.models = models
         self.sample_rate = sample_rate
-        self.device = next(models[0].parameters()).device
+        parameter = next(models[0].parameters(), None)  # an exported model shows none
+        self.device = torch.device("cpu") if parameter is None else parameter.device
         self.num_parameters = sum(p.numel() for model in models for p in model.parameters())
         self.inference: list[dict] = []  # what each model's inference form switched on
         self.encoder_seconds = 0.0
         self.decoder_seconds = 0.0  # wherever it runs
         self.wait_seconds = 0.0  # in which nothing but the decoder ran
         self.num_samples: list[int] = []
-        self.layer_frames: list[list[int]] = []  # only of models with exits or merging
+        self.pieces: list[int] = []  # samples of what the models were given: utterances or windows
+        self.layer_frames: list[list[int]] = []  # of pieces; only of models with exits or merging
 
     @contextlib.contextmanager
     def encoding(self):
@@ -71,14 +74,22 @@ class ComputeMeter:
         """Adds the time of other processes."""
         self.decoder_seconds += seconds
 
-    def count(self, num_samples: torch.Tensor, layer_frames: torch.Tensor | None = None) -> None:
+    def count(
+        self,
+        num_samples: torch.Tensor,
+        layer_frames: torch.Tensor | None = None,
+        pieces: torch.Tensor | None = None,
+    ) -> None:
         """
         Args:
             num_samples: (B,), true lengths of a batch
-            layer_frames: (B, layers), frames that each layer was given of each utterance, of a
-                model with exits or merging
+            layer_frames: (P, layers), frames that each layer was given of each piece, of a model
+                with exits or merging
+            pieces: (P,), samples of each utterance or window that the models were given; None where
+                they were given whole utterances
         """
         self.num_samples.extend(num_samples.tolist())
+        self.pieces.extend((num_samples if pieces is None else pieces).tolist())
         if layer_frames is not None:
             self.layer_frames.extend(layer_frames.tolist())
 
@@ -91,11 +102,12 @@ class ComputeMeter:
             "parameters": self.num_parameters,
             "inference": self.inference[0] if self.inference else {},
             "num_utterances": len(self.num_samples),
+            "num_windows": len(self.pieces),
             "audio_seconds": audio_seconds,
             **macs_report(
                 self.models,
-                np.array(self.num_samples),
-                self.sample_rate,
+                np.array(self.pieces),
+                audio_seconds,
                 self.layer_frames,
                 can_trace=not any(self.inference),
             ),
@@ -130,27 +142,30 @@ def layer_report(models, layer_frames: list[list[int]]) -> dict:
 
 def macs_report(
     models,
-    num_samples: np.ndarray,
-    sample_rate: int,
+    pieces: np.ndarray,
+    audio_seconds: float,
     layer_frames: list[list[int]],
     can_trace: bool = True,
 ) -> dict:
     """MACs per second of audio, in all and by stage, and their check against fvcore on the
-    shortest utterance, through all layers; fvcore cannot trace an inference form."""
-    if len(num_samples) == 0:
+    shortest piece, through all layers; fvcore cannot trace an inference form.
+
+    Args:
+        pieces: samples of the utterances or windows that the models were given
+    """
+    if len(pieces) == 0:
         return {"macs_per_second": None}
     try:
         counters = [MacCounter(model) for model in models]
     except UncountableError as error:
         return {"macs_per_second": None, "macs_note": str(error)}
-    audio_seconds = num_samples.sum() / sample_rate
     frames = np.array(layer_frames) if layer_frames else None
-    counts = [counter.count(num_samples, frames).sum().as_dict() for counter in counters]
+    counts = [counter.count(pieces, frames).sum().as_dict() for counter in counters]
     by_stage = {stage: sum(count[stage] for count in counts) / audio_seconds for stage in counts[0]}
     return {
         "macs_per_second": sum(by_stage.values()),
         "macs_per_second_by_stage": by_stage,
-        "macs_check": check_macs(models, int(num_samples.min())) if can_trace else None,
+        "macs_check": check_macs(models, int(pieces.min())) if can_trace else None,
     }
 
 

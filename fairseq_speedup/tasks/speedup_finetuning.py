@@ -28,6 +28,7 @@ from fairseq_speedup.decoding.generator import CtcGenerator
 from fairseq_speedup.decoding.options import DecodingOptions, check_options, describe
 from fairseq_speedup.decoding.results import result_files
 from fairseq_speedup.decoding.run import DecodingRun
+from fairseq_speedup.decoding.windows import Windows
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.inference import InferenceConfig, to_inference_form
 from fairseq_speedup.models.lengths import model_lengths
@@ -184,8 +185,10 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         """
         decoding = task_cfg is not None
         if decoding:
-            task_cfg = _complete(task_cfg)
+            task_cfg = completed(task_cfg)
             task_cfg.labels = self.cfg.labels or task_cfg.labels
+            # of training: fairseq would cut long utterances and leave out short ones
+            task_cfg.max_sample_size = task_cfg.min_sample_size = None
             self.sample_rate = task_cfg.sample_rate
         cfg = task_cfg or self.cfg
         if cfg.multi_corpus_keys is not None or cfg.binarized_dataset:
@@ -264,7 +267,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         last batch where it is no multiple, in training, validation and decoding."""
         run = self.decoding_run
         if run is not None:
-            max_tokens = run.admit_longest(dataset, max_tokens, max_sentences)
+            in_windows = self.cfg.window_seconds > 0
+            max_tokens = run.admit_longest(dataset, max_tokens, max_sentences, in_windows)
             kwargs |= {"num_shards": run.num_shards, "shard_id": run.shard_id}
         kwargs["required_batch_size_multiple"] = 1
         iterator = super().get_batch_iterator(
@@ -304,16 +308,40 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         meter = ComputeMeter(models, self.sample_rate)
         meter.inference = [to_inference_form(model, self.cfg.inference) for model in models]
         training_labels = os.path.join(self.cfg.data, f"train.{self.cfg.labels}")
-        decoder = build_decoder(self.cfg, args, self.target_dictionary, blank, training_labels)
         run = self.decoding_run
+        windows = self._windows(blank, at_once=run.cfg.dataset.batch_size if run else None)
+        decoder = build_decoder(
+            self.cfg,
+            args,
+            self.target_dictionary,
+            blank,
+            training_labels,
+            longest=windows.num_frames if windows else 0,
+        )
         if run is None:
-            return CtcGenerator(decoder, self.target_dictionary, blank, meter)
+            return CtcGenerator(decoder, self.target_dictionary, blank, meter, windows=windows)
         words = Words.of_dictionary(self.target_dictionary)
         audio = getattr(self.datasets[run.cfg.dataset.gen_subset], "dataset", None)
         files = result_files(self.cfg, run.cfg, words, audio, self.lengths, self.sample_rate)
-        run.generator = CtcGenerator(decoder, self.target_dictionary, blank, meter, files)
+        run.generator = CtcGenerator(decoder, self.target_dictionary, blank, meter, files, windows)
         run.decoding = describe(self.cfg, args)
         return run.generator
+
+    def _windows(self, blank: int, at_once: int | None) -> Windows | None:
+        """What --window-seconds says."""
+        if not self.cfg.window_seconds:
+            return None
+        if self.lengths is None:
+            raise ValueError("--window-seconds: how this model changes lengths is not known")
+        return Windows.of_seconds(
+            self.cfg.window_seconds,
+            self.cfg.window_overlap,
+            self.sample_rate,
+            self.lengths.frame_grid(),
+            self.lengths.logit_upsample,
+            blank,
+            at_once or 1,
+        )
 
 
 def _other_kind(model_cfg) -> CheckpointError:
@@ -323,7 +351,7 @@ def _other_kind(model_cfg) -> CheckpointError:
     )
 
 
-def _complete(task_cfg) -> DictConfig:
+def completed(task_cfg) -> DictConfig:
     """A checkpoint's task config with the fields that its fairseq did not have yet."""
     cfg = OmegaConf.create(OmegaConf.to_container(task_cfg, enum_to_str=True))
     return merge_with_parent(SpeedupFinetuningConfig(), cfg, remove_missing=True)

@@ -1,6 +1,6 @@
 """Times the decoders on made-up emissions: what they cost, and what pruning and processes save.
 
-    python examples/benchmarks/decoders.py [--words 5000] [--beam 50] ...
+    python examples/benchmark/decoders.py [--words 5000] [--beam 50] ...
 
 A random lexicon and sentences, a language model of such sentences, and emissions that spell some of
 them with noise, mostly blank as CTC's are. Real-time factors are seconds of decoding per second of

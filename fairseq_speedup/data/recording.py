@@ -1,0 +1,127 @@
+"""Audio files of any format, rate, channels and length, as a model takes them."""
+
+import tempfile
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+
+BLOCK = 1 << 18  # samples read at once
+EPS = 1e-5  # of fairseq's normalisation, PyTorch's layer norm
+
+
+class RecordingError(ValueError):
+    """A file that cannot be used; the message names it."""
+
+
+@dataclass
+class Recording:
+    """
+    path: of the file
+    waveform: (S,), in a temporary file that the system brings into memory as it is read
+    changes: what was done to it for the model's sake, in words
+    """
+
+    path: str
+    waveform: torch.Tensor
+    changes: list[str]
+
+
+def read_recording(
+    path: str, sample_rate: int, normalize: bool, needed_samples: int = 1
+) -> Recording:
+    """Reads a file block by block: memory does not grow with its length.
+
+    Args:
+        sample_rate: of the model, in Hz; other rates are resampled (soxr's high quality)
+        normalize: to zero mean and unit variance
+        needed_samples: fewer are an error
+    Raises:
+        RecordingError: no such file, no audio, nothing in it, or NaN
+    """
+    try:
+        with soundfile.SoundFile(path) as file, tempfile.TemporaryFile() as kept:
+            changes = _changes(file, sample_rate)
+            statistics = _Statistics()
+            for block in _resampled(file, sample_rate):
+                statistics.add(block)
+                kept.write(block.tobytes())
+            _check(path, statistics, needed_samples, sample_rate)
+            kept.flush()
+            samples = np.memmap(kept, dtype=np.float32, mode="r+")
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise RecordingError(f"{path} cannot be read as audio: {_reason(error)}") from None
+    if normalize:
+        for start in range(0, len(samples), BLOCK):
+            samples[start : start + BLOCK] -= statistics.mean
+            samples[start : start + BLOCK] /= np.sqrt(statistics.variance + EPS)
+    return Recording(path, torch.from_numpy(samples), changes)
+
+
+def duration(path: str) -> float:
+    """Seconds, 0 where the file cannot be read."""
+    try:
+        return soundfile.info(path).duration
+    except (OSError, soundfile.LibsndfileError):
+        return 0.0
+
+
+def _changes(file: soundfile.SoundFile, sample_rate: int) -> list[str]:
+    changes = []
+    if file.channels > 1:
+        changes.append(f"its {file.channels} channels are averaged")
+    if file.samplerate != sample_rate:
+        changes.append(f"resampled from {file.samplerate} to {sample_rate} Hz")
+    return changes
+
+
+def _resampled(file: soundfile.SoundFile, sample_rate: int):
+    """Blocks (S,) of one channel at the rate that is asked for."""
+    mono = (block.mean(axis=1) for block in file.blocks(BLOCK, dtype="float32", always_2d=True))
+    if file.samplerate == sample_rate:
+        yield from mono
+        return
+    stream = soxr.ResampleStream(file.samplerate, sample_rate, num_channels=1)
+    for block in mono:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+
+
+class _Statistics:
+    """Of samples, as they come."""
+
+    def __init__(self):
+        self.count = 0
+        self.total = self.squares = 0.0
+
+    def add(self, block: np.ndarray) -> None:
+        self.count += len(block)
+        self.total += block.sum(dtype=np.float64)
+        self.squares += np.square(block, dtype=np.float64).sum()
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+    @property
+    def variance(self) -> float:
+        return max(0.0, self.squares / self.count - self.mean**2)
+
+
+def _check(path: str, statistics: _Statistics, needed_samples: int, sample_rate: int) -> None:
+    if not statistics.count:
+        raise RecordingError(f"{path} holds no samples")
+    if statistics.count < needed_samples:
+        raise RecordingError(
+            f"{path} is {1000 * statistics.count / sample_rate:.0f} ms long; this model needs "
+            f"{1000 * needed_samples / sample_rate:.0f} ms for one frame"
+        )
+    if not np.isfinite(statistics.squares):
+        raise RecordingError(f"{path} holds NaN or infinite samples")
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return text.strip().rstrip(".")

@@ -1,0 +1,265 @@
+"""Transcribe audio files of any format, rate and length.
+
+    python -m fairseq_speedup transcribe --path checkpoint_best.pt a.wav b.flac
+
+A line for each file on standard output: its name, a tab and the text, or with --json an object with
+times. A file that cannot be used is reported on standard error, the others go on, and the exit
+status says so.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, fields
+
+import torch
+from fairseq import utils
+from fairseq.data import Dictionary
+from fairseq.dataclass.configs import GenerationConfig
+from tqdm import tqdm
+
+from fairseq_speedup.data.recording import Recording, RecordingError, duration, read_recording
+from fairseq_speedup.decoding.generator import batch_of
+from fairseq_speedup.decoding.offline import read_overrides
+from fairseq_speedup.decoding.options import DecodingOptions, option
+from fairseq_speedup.decoding.timestamps import word_times
+from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.export.ctc_model import OnnxCtc
+from fairseq_speedup.export.session import OnnxModel
+from fairseq_speedup.inference import InferenceConfig
+from fairseq_speedup.models.lengths import model_lengths
+from fairseq_speedup.models.loading import load_finetuned
+from fairseq_speedup.tasks.speedup_finetuning import (
+    SpeedupFinetuningConfig,
+    SpeedupFinetuningTask,
+    completed,
+)
+
+DEFAULT_WINDOW = 30.0  # seconds
+ONNX_ENDING = ".onnx"
+OF_FAIRSEQ = ["beam", "nbest", "lm_weight"]
+NOT_HERE = ["_name", "ctm"]
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("audio", nargs="+", help="files; whatever libsndfile reads")
+    parser.add_argument(
+        "--path", required=True, help="a fine-tuned checkpoint, ours or stock, or an exported .onnx"
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON object for each file")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="files, or windows of one, at once; default 1"
+    )
+    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
+    parser.add_argument("--model-overrides", default="{}", help="as for fairseq-generate")
+    parser.add_argument(
+        "--data", help="folder with the dictionary, for checkpoints that do not hold it"
+    )
+    for each in [*_own_options(), *_fairseqs_options()]:
+        default = DEFAULT_WINDOW if each.name == "window_seconds" else each.default
+        kind = (
+            {"action": "store_true"}
+            if isinstance(default, bool)
+            else {"type": type(default), "default": default}
+        )
+        parser.add_argument(option(each.name), help=each.metadata["help"], **kind)
+
+
+def _own_options() -> list:
+    own = [*fields(InferenceConfig), *fields(DecodingOptions)]
+    return [each for each in own if each.name not in NOT_HERE]
+
+
+def _fairseqs_options() -> list:
+    return [each for each in fields(GenerationConfig) if each.name in OF_FAIRSEQ]
+
+
+def run(args) -> None:
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size} is out of range; it must be 1 or more")
+    transcriber = Transcriber(args)
+    try:
+        num_failed = _transcribe_all(transcriber, args)
+    finally:
+        transcriber.generator.decoder.close()
+    if num_failed:
+        raise RecordingError(f"{num_failed} of {len(args.audio)} files could not be transcribed")
+
+
+def _transcribe_all(transcriber: "Transcriber", args) -> int:
+    """Writes what is found; returns how many files could not be used."""
+    num_failed = 0
+    total = sum(map(duration, args.audio))
+    # shown on a terminal alone
+    with tqdm(total=round(total, 1), unit="s", unit_scale=True, disable=None) as bar:
+        rate = transcriber.task.sample_rate
+        transcriber.generator.progress = lambda num_samples: bar.update(num_samples / rate)
+
+        def failed(path: str, error: Exception) -> None:
+            nonlocal num_failed
+            num_failed += 1
+            bar.write(f"error: {error}", file=sys.stderr)
+            if args.json:
+                bar.write(json.dumps({"audio": path, "error": str(error)}, ensure_ascii=False))
+
+        for recordings in transcriber.batches(args.audio, args.batch_size, failed):
+            for recording in recordings:
+                if recording.changes:
+                    changes = ", ".join(recording.changes)
+                    bar.write(f"note: {recording.path}: {changes}", file=sys.stderr)
+            for transcript in transcriber.transcripts(recordings):
+                bar.write(transcript.as_json() if args.json else transcript.as_line())
+                sys.stdout.flush()
+    return num_failed
+
+
+@dataclass
+class Transcript:
+    """
+    path: of the recording
+    duration: in seconds
+    nbest: hypotheses, best first, each with ``text``, ``score``, ``acoustic_score`` and
+        ``lm_score`` (nats, but log10 of the language model)
+    words: of the best one, with ``word``, ``start`` and ``end`` in seconds
+    """
+
+    path: str
+    duration: float
+    nbest: list[dict]
+    words: list[dict]
+
+    def as_line(self) -> str:
+        return f"{self.path}\t{self.nbest[0]['text']}"
+
+    def as_json(self) -> str:
+        fields = {"audio": self.path, "duration": round(self.duration, 3), **self.nbest[0]}
+        fields["words"] = self.words
+        if len(self.nbest) > 1:
+            fields["nbest"] = self.nbest
+        return json.dumps(fields, ensure_ascii=False)
+
+
+class Transcriber:
+    """A model with its task and the generator that fairseq-generate drives, for audio files.
+
+    Args:
+        args: what :func:`add_arguments` takes
+    Raises:
+        ValueError, OSError: a file or an option that cannot be used
+    """
+
+    def __init__(self, args):
+        generation = GenerationConfig(**{name: getattr(args, name) for name in OF_FAIRSEQ})
+        is_onnx = args.path.endswith(ONNX_ENDING)
+        self.model, self.task, self.needed_samples = (_of_onnx if is_onnx else _of_checkpoint)(args)
+        self.use_cuda = torch.cuda.is_available() and not args.cpu and not is_onnx
+        if self.use_cuda:
+            self.model.cuda()
+        self.generator = self.task.build_generator([self.model], generation)
+        if self.generator.windows is not None:
+            self.generator.windows = self.generator.windows.by(args.batch_size)
+        self.words = Words.of_dictionary(self.task.target_dictionary)
+        self.grid = self.task.lengths.frame_grid()
+
+    def batches(self, paths: list[str], batch_size: int, failed):
+        """Recordings in order, up to ``batch_size`` at once; one that is cut into windows is alone.
+
+        Args:
+            failed: called with the path and the error of a file that cannot be used
+        """
+        batch: list[Recording] = []
+        for path in paths:
+            try:
+                recording = read_recording(
+                    path, self.task.sample_rate, self.task.cfg.normalize, self.needed_samples
+                )
+            except RecordingError as error:
+                failed(path, error)
+                continue
+            windows = self.generator.windows
+            if windows is not None and len(recording.waveform) > windows.size:
+                yield from ([batch] if batch else [])
+                yield [recording]
+                batch = []
+                continue
+            batch.append(recording)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def transcripts(self, recordings: list[Recording]) -> list[Transcript]:
+        sample = {
+            "id": torch.arange(len(recordings)),
+            "net_input": batch_of([recording.waveform for recording in recordings]),
+        }
+        if self.use_cuda:
+            sample = utils.move_to_cuda(sample)
+        nbest = self.generator.generate([self.model], sample)
+        return [self._transcript(*each) for each in zip(recordings, nbest, strict=True)]
+
+    def _transcript(self, recording: Recording, hypotheses: list[dict]) -> Transcript:
+        num_samples, rate = len(recording.waveform), self.task.sample_rate
+        timed = word_times(hypotheses[0], self.words, self.grid, num_samples, rate)
+        words = [
+            {"word": each.word, "start": round(each.start, 3), "end": round(each.end, 3)}
+            for each in timed
+        ]
+        nbest = [
+            {"text": self._text(each)}
+            | {name: round(each[name], 4) for name in ("score", "acoustic_score", "lm_score")}
+            for each in hypotheses
+        ]
+        return Transcript(recording.path, num_samples / rate, nbest, words)
+
+    def _text(self, hypothesis: dict) -> str:
+        labels = hypothesis["tokens"].tolist()
+        return " ".join(self.words.of([self.words.symbols[label] for label in labels]))
+
+
+def _options(args) -> dict:
+    return {each.name: getattr(args, each.name) for each in _own_options()}
+
+
+def _of_checkpoint(args):
+    """Its model, task and shortest waveform."""
+    overrides = read_overrides(args.model_overrides)
+    if args.data is not None:
+        overrides = {"data": args.data, **overrides}
+    model, cfg, loaded = load_finetuned(args.path, "--path ", overrides)
+    task_cfg = completed(cfg.task)
+    for name, value in _options(args).items():
+        task_cfg[name] = value
+    lengths = model_lengths(model)
+    task = _task(task_cfg, loaded.target_dictionary, lengths)
+    return model.eval() or model, task, lengths.needed_samples()
+
+
+def _of_onnx(args):
+    """Its model, task and shortest waveform."""
+    if read_overrides(args.model_overrides) or args.inference != "none":
+        raise ValueError(
+            f"--model-overrides and --inference do not change {args.path}, which is as it was "
+            "exported: leave them out"
+        )
+    session = OnnxModel(args.path)
+    metadata = session.metadata
+    dictionary = Dictionary()
+    for symbol in metadata.symbols[dictionary.nspecial :]:
+        dictionary.add_symbol(symbol)
+    task_cfg = SpeedupFinetuningConfig(
+        data=os.path.dirname(os.path.abspath(args.path)),
+        labels=metadata.labels,
+        normalize=metadata.normalize,
+        sample_rate=metadata.sample_rate_hz,
+        **_options(args),
+    )
+    return OnnxCtc(session), _task(task_cfg, dictionary, metadata), metadata.needed_samples
+
+
+def _task(cfg, dictionary: Dictionary, lengths) -> SpeedupFinetuningTask:
+    task = SpeedupFinetuningTask(cfg)
+    task.state.merge_state_dict({"target_dictionary": dictionary})
+    task.lengths = lengths
+    return task

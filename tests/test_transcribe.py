@@ -1,0 +1,191 @@
+"""transcribe: audio files of any kind, with what fairseq-generate would say of them."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import (
+    SAMPLE_RATE,
+    generate_here,
+    write_dictionary,
+    write_finetuned,
+    write_split,
+)
+from fairseq.data import Dictionary
+
+from fairseq_speedup.__main__ import main
+from fairseq_speedup.data.recording import RecordingError, read_recording
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_split(folder, "test", 4, seed=1)
+    write_dictionary(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, pretrained, data):
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    return write_finetuned(path, pretrained, Dictionary.load(str(data / "dict.ltr.txt")))
+
+
+@pytest.fixture(scope="module")
+def files(data):
+    return [data / f"audio/test-{index}.wav" for index in range(4)]
+
+
+def transcribe(capsys, *arguments) -> tuple[list[str], str, int]:
+    """Lines on standard output, standard error and exit status."""
+    capsys.readouterr()
+    status = main(["transcribe", "--cpu", *map(str, arguments)])
+    written = capsys.readouterr()
+    return written.out.splitlines(), written.err, status
+
+
+def hypotheses(folder) -> list[str]:
+    lines = (folder / "generate-test.txt").read_text().splitlines()
+    by_number = {int(x.split("\t")[0][2:]): x.split("\t")[2] for x in lines if x.startswith("D-")}
+    return [by_number[number] for number in sorted(by_number)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("decoder", [[], ["--ctc-decoder", "beam"]], ids=["greedy", "beam"])
+def test_it_says_what_fairseq_generate_says(
+    data, model, files, tmp_path, capsys, decoder, batch_size
+):
+    generate_here(data, model, tmp_path, "--batch-size", 2, *decoder)
+    lines, _, status = transcribe(
+        capsys, "--path", model, "--batch-size", batch_size, *decoder, *files
+    )
+    assert status == 0
+    assert lines == [
+        f"{file}\t{text}" for file, text in zip(files, hypotheses(tmp_path), strict=True)
+    ]
+    assert any(line.split("\t")[1] for line in lines)
+
+
+def test_json_has_times_scores_and_nbest(model, files, capsys):
+    options = ["--json", "--ctc-decoder", "beam", "--beam", 4, "--nbest", 3]
+    lines, _, _ = transcribe(capsys, "--path", model, files[0], *options)
+    (found,) = map(json.loads, lines)
+    assert found["audio"] == str(files[0])
+    assert found["duration"] == pytest.approx(soundfile.info(files[0]).duration, abs=1e-3)
+    assert " ".join(word["word"] for word in found["words"]) == found["text"]
+    assert all(0 <= word["start"] < word["end"] <= found["duration"] for word in found["words"])
+    assert found["nbest"][0]["text"] == found["text"]
+    scores = [each["score"] for each in found["nbest"]]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_other_rates_and_channels_are_made_to_fit_and_said_so(model, files, tmp_path, capsys):
+    samples, _ = soundfile.read(files[0], dtype="float32")
+    silence = np.zeros_like(samples)
+    stereo = np.stack([2 * samples, silence], axis=1)
+    soundfile.write(tmp_path / "stereo.flac", stereo, SAMPLE_RATE)
+    soundfile.write(tmp_path / "other.ogg", np.repeat(samples, 3), 3 * SAMPLE_RATE)
+    lines, errors, _ = transcribe(
+        capsys, "--path", model, files[0], tmp_path / "stereo.flac", tmp_path / "other.ogg"
+    )
+    assert lines[0].split("\t")[1] == lines[1].split("\t")[1]
+    assert f"note: {tmp_path}/stereo.flac: its 2 channels are averaged" in errors
+    assert f"note: {tmp_path}/other.ogg: resampled from 48000 to 16000 Hz" in errors
+
+
+def test_resampling_block_by_block_keeps_a_tone(tmp_path):
+    seconds, rate = 20, 44100
+    time = np.arange(seconds * rate) / rate
+    soundfile.write(tmp_path / "tone.wav", 0.5 * np.sin(2 * np.pi * 440 * time), rate)
+    found = read_recording(str(tmp_path / "tone.wav"), SAMPLE_RATE, normalize=False).waveform
+    assert len(found) == seconds * SAMPLE_RATE
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(len(found)) / SAMPLE_RATE)
+    assert np.abs(found.numpy() - expected)[1000:-1000].max() < 1e-3
+
+
+def test_normalisation_is_fairseqs(tmp_path):
+    samples = np.random.default_rng(0).standard_normal(600_000).astype(np.float32) / 20 + 0.1
+    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, "FLOAT")
+    found = read_recording(str(tmp_path / "a.wav"), SAMPLE_RATE, normalize=True).waveform
+    expected = torch.nn.functional.layer_norm(torch.from_numpy(samples), samples.shape)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def bad(tmp_path):
+    (tmp_path / "text.wav").write_text("no audio")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), SAMPLE_RATE)
+    soundfile.write(tmp_path / "short.wav", np.ones(200) / 2, SAMPLE_RATE)
+    soundfile.write(tmp_path / "nan.wav", np.full(9000, np.nan), SAMPLE_RATE, "FLOAT")
+    return {
+        "text.wav": "cannot be read as audio: Format not recognised",
+        "empty.wav": "holds no samples",
+        "short.wav": "is 12 ms long; this model needs 25 ms for one frame",
+        "nan.wav": "holds NaN or infinite samples",
+        "missing.wav": "cannot be read as audio",
+        "": "cannot be read as audio",
+    }
+
+
+def test_a_bad_file_is_reported_and_the_others_go_on(model, files, bad, tmp_path, capsys):
+    broken = [tmp_path / name for name in bad]
+    options = ["--path", model, "--json", "--batch-size", 2]
+    lines, errors, status = transcribe(capsys, *options, files[0], *broken, files[1])
+    assert status == 1
+    assert f"{len(bad)} of {len(bad) + 2} files could not be transcribed" in errors
+    rows = {row["audio"]: row for row in map(json.loads, lines)}
+    assert list(rows)[-1] == str(files[1])
+    assert len(rows) == len(bad) + 2
+    for path, message in zip(broken, bad.values(), strict=True):
+        assert rows[str(path)]["error"].startswith(str(path))
+        assert message in rows[str(path)]["error"]
+        assert f"error: {rows[str(path)]['error']}" in errors
+    with pytest.raises(RecordingError):
+        read_recording(str(broken[0]), SAMPLE_RATE, normalize=False)
+
+
+def test_a_long_recording_runs_in_windows(model, files, tmp_path, capsys):
+    samples = np.concatenate([soundfile.read(file)[0] for file in files] * 5)
+    soundfile.write(tmp_path / "long.wav", samples, SAMPLE_RATE)
+    options = ["--path", model, "--json", "--window-seconds", 4, "--window-overlap", 1]
+    lines, _, status = transcribe(capsys, *options, tmp_path / "long.wav", files[0])
+    assert status == 0
+    long, short = map(json.loads, lines)
+    ends = [word["end"] for word in long["words"]]
+    assert ends == sorted(ends)
+    assert ends[-1] > long["duration"] - 4
+    (alone,), _, _ = transcribe(capsys, "--path", model, files[0])
+    assert alone.split("\t")[1] == short["text"]
+
+
+def test_an_exported_model_says_the_same(model, files, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    exported = tmp_path / "model.onnx"
+    assert main(["export", "--path", str(model), "--output", str(exported)]) == 0
+    for options in (["--batch-size", 3], ["--window-seconds", 2, "--window-overlap", 1]):
+        expected, _, _ = transcribe(capsys, "--path", model, *options, *files)
+        found, _, status = transcribe(capsys, "--path", exported, *options, *files)
+        assert status == 0
+        assert found == expected
+    _, errors, status = transcribe(capsys, "--path", exported, "--inference", "int8", files[0])
+    assert status == 1
+    assert "--model-overrides and --inference do not change" in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", 0], "--batch-size 0 is out of range"),
+        (["--beam", 0, "--ctc-decoder", "beam"], "--beam 0 is out of range"),
+        (["--nbest", 2], "greedy decoding has one hypothesis"),
+        (["--window-seconds", 1], "--window-seconds 1.0 is out of range"),
+        (["--model-overrides", "{'frame_pol': 2}"], "'frame_pol' is no option of"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(model, files, capsys, options, message):
+    lines, errors, status = transcribe(capsys, "--path", model, files[0], *options)
+    assert (status, lines) == (1, [])
+    assert message in errors
