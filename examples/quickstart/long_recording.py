@@ -3,13 +3,14 @@
     python long_recording.py OUT/corpus FOLDER [--minutes 60]
 
 FOLDER gets splits in fairseq's form: `hour`, one recording in which utterances of the test split
-follow each other in random order with pauses of 0.3 to 1 s, and `cut`, the same samples cut in the
-middle of each pause. The quickstart has no pauses, which a model must have heard:
-`train` and `valid` hold that corpus' splits once, three utterances in a recording.
+follow each other in random order with pauses of 0.3 to 1 s; `cut`, the same samples cut in pauses
+into pieces of up to 30 s; and `utterances`, cut in each pause. A model must have heard pauses:
+`train` and `valid` hold that corpus' splits, as many utterances in a recording as fit into 15 s.
 """
 
 import argparse
 import itertools
+import math
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import soundfile
 SAMPLE_RATE = 16000
 SEED = 1
 PAUSE_SECONDS = (0.3, 1.0)
-TOGETHER = 3  # utterances in a recording to train on
+LONGEST_PIECE = 30.0  # seconds, of `cut`
+LONGEST_TO_TRAIN_ON = 15.0  # seconds
 
 
 def read_split(corpus: Path, split: str) -> list[tuple[Path, str]]:
@@ -42,26 +44,48 @@ def pieces_of(utterances):
             yield np.pad(speech, half), labels
 
 
+def enough(pieces, minutes: float) -> list:
+    """The first pieces, until they last as long."""
+    found, left = [], minutes * 60 * SAMPLE_RATE
+    while left > 0:
+        found.append(next(pieces))
+        left -= len(found[-1][0])
+    return found
+
+
+def grouped(pieces, seconds: float) -> list:
+    """Pieces that follow each other put together, up to ``seconds`` long."""
+    groups, length = [], math.inf
+    for samples, labels in pieces:
+        length += len(samples)
+        if length > seconds * SAMPLE_RATE or not groups:
+            groups.append([])
+            length = len(samples)
+        groups[-1].append((samples, labels))
+    return [
+        (np.concatenate([samples for samples, _ in group]), " ".join(line for _, line in group))
+        for group in groups
+    ]
+
+
 def write_joined(corpus: Path, folder: Path, split: str) -> None:
     """A split to train on."""
     utterances = read_split(corpus, split)
-    pieces = pieces_of(utterances)
-    rows, labels = [], []
+    pieces = itertools.islice(pieces_of(utterances), len(utterances))
+    write_pieces(folder, split, grouped(pieces, LONGEST_TO_TRAIN_ON))
+
+
+def write_pieces(folder: Path, split: str, pieces: list) -> None:
+    """Audio, manifest and labels."""
     (folder / split).mkdir(exist_ok=True)
-    for number in range(len(utterances) // TOGETHER):
-        together = list(itertools.islice(pieces, TOGETHER))
+    rows = []
+    for number, (samples, _) in enumerate(pieces):
         name = f"{split}/{number:05d}.flac"
-        samples = np.concatenate([piece for piece, _ in together])
         soundfile.write(folder / name, samples, SAMPLE_RATE)
-        rows.append((name, len(samples)))
-        labels.append(" ".join(line for _, line in together))
-    write_split(folder, split, rows, labels)
-
-
-def write_split(folder: Path, split: str, rows: list[tuple[str, int]], labels: list[str]) -> None:
-    lines = [str(folder.resolve()), *(f"{name}\t{count}" for name, count in rows)]
+        rows.append(f"{name}\t{len(samples)}")
+    lines = [str(folder.resolve()), *rows]
     (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
-    (folder / f"{split}.ltr").write_text("\n".join(labels) + "\n")
+    (folder / f"{split}.ltr").write_text("".join(f"{labels}\n" for _, labels in pieces))
 
 
 def main() -> None:
@@ -72,24 +96,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     args = parser.parse_args()
-    (args.folder / "cut").mkdir(parents=True, exist_ok=True)
-    rows, labels, total = [], [], 0
-    with soundfile.SoundFile(args.folder / "hour.flac", "w", SAMPLE_RATE, 1) as recording:
-        for piece, line in pieces_of(read_split(args.corpus, "test")):
-            name = f"cut/{len(rows):05d}.flac"
-            soundfile.write(args.folder / name, piece, SAMPLE_RATE)
-            recording.write(piece)
-            rows.append((name, len(piece)))
-            labels.append(line)
-            total += len(piece)
-            if total >= args.minutes * 60 * SAMPLE_RATE:
-                break
-    write_split(args.folder, "cut", rows, labels)
-    write_split(args.folder, "hour", [("hour.flac", total)], [" ".join(labels)])
+    args.folder.mkdir(parents=True, exist_ok=True)
+    pieces = enough(pieces_of(read_split(args.corpus, "test")), args.minutes)
+    write_pieces(args.folder, "utterances", pieces)
+    write_pieces(args.folder, "cut", grouped(pieces, LONGEST_PIECE))
+    write_pieces(args.folder, "hour", grouped(pieces, math.inf))
     write_joined(args.corpus, args.folder, "train")
     write_joined(args.corpus, args.folder, "valid")
     shutil.copy(args.corpus / "dict.ltr.txt", args.folder)
-    print(f"{args.folder}: {len(rows)} utterances, {total / SAMPLE_RATE / 60:.1f} minutes")
+    minutes = sum(len(samples) for samples, _ in pieces) / SAMPLE_RATE / 60
+    print(f"{args.folder}: {len(pieces)} utterances, {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":
