@@ -31,8 +31,10 @@ setup(
         "fairseq": ["ve-fairseq>=0.12.3"],
         "beam": ["flashlight-text"],
         "onnx": ["onnx", "onnxruntime"],
+        "report": ["matplotlib"],
         "quickstart": ["espeakng-loader", "matplotlib", "scipy"],
         "test": [
+            "matplotlib",
             "pytest",
             "pytest-xdist",
             "hypothesis",

@@ -9,6 +9,7 @@ from fairseq_speedup.decoding import lexicon, merge, transcribe, tune_lm
 from fairseq_speedup.export import command as export
 from fairseq_speedup.hugging_face import command as convert
 from fairseq_speedup.profiling import command as profile
+from fairseq_speedup.report import command as report
 
 COMMANDS = {
     "calibrate": calibration,
@@ -18,6 +19,7 @@ COMMANDS = {
     "lexicon": lexicon,
     "merge": merge,
     "profile": profile,
+    "report": report,
     "spm": spm,
     "transcribe": transcribe,
     "tune-lm": tune_lm,

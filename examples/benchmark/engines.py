@@ -14,10 +14,13 @@ from pathlib import Path
 import torch
 
 from fairseq_speedup.inference import to_inference_form
+from fairseq_speedup.lengths import lengths_of
 from fairseq_speedup.profiling.command import load_model
 
 NUM_LABELS = 32
 FACTORS = (1, 2, 3)
+SAMPLES_PER_LABEL = 1200  # 13 letters a second
+REPO = Path(__file__).parents[2]
 ENGINES = {}
 
 
@@ -40,9 +43,13 @@ def padding_mask(waveform, lengths):
     return mask if mask.any() else None
 
 
-def model_of(arch: str, *options: str):
+def model_of(arch: str, *options: str, config: Path | None = None):
     names = argparse.Namespace(
-        arch=arch, config=None, checkpoint=None, num_labels=NUM_LABELS, options=list(options)
+        arch=arch,
+        config=config and str(config),
+        checkpoint=None,
+        num_labels=NUM_LABELS,
+        options=list(options),
     )
     torch.manual_seed(0)
     return load_model(names)[0].eval()
@@ -73,6 +80,47 @@ def ours(form: str, arch: str, folder: Path):
 
 for _form in ("fp32", "bf16", "int8"):
     ENGINES[f"ours {_form}"] = functools.partial(ours, _form)
+
+
+UPDATES = {
+    "update: stock fairseq": None,
+    "update: x1": [],
+    "update: conv x2": ["downsample=conv", "downsample_factor=2"],
+    "update: conv x3": ["downsample=conv", "downsample_factor=3"],
+    "update: signal x2": ["downsample=signal", "downsample_factor=2"],
+    "update: signal x3": ["downsample=signal", "downsample_factor=3"],
+}
+
+
+def update(options: list[str] | None, arch: str, folder: Path):
+    """An update of fine-tuning in place of a forward pass; options of the model, None for stock."""
+    config = REPO / f"config/finetuning/{arch}_100h.yaml"
+    model = model_of(arch, *(["padding=stock"] if options is None else options), config=config)
+    model.train()
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=3e-5)
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def run(waveform, lengths, factor):
+        waveform, lengths = waveform.clone(), lengths.clone()  # made in inference mode
+        net_output = model(source=waveform, padding_mask=padding_mask(waveform, lengths))
+        log_probs = model.get_normalized_probs(net_output, log_probs=True)
+        frames = lengths_of(net_output["padding_mask"], log_probs.transpose(0, 1))
+        num_labels = lengths // SAMPLES_PER_LABEL
+        labels = torch.randint(4, NUM_LABELS, (int(num_labels.sum()),))
+        loss = torch.nn.functional.ctc_loss(
+            log_probs, labels, frames, num_labels, zero_infinity=True
+        )
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+for _name, _options in UPDATES.items():
+    ENGINES[_name] = functools.partial(update, _options)
 
 
 def hugging_face(arch: str):

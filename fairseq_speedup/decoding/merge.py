@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from fairseq.scoring.wer import WerScorer, WerScorerConfig
 
 from fairseq_speedup.data.manifest import read_lines
-from fairseq_speedup.decoding.results import ctm_path, generate_path, nbest_path
+from fairseq_speedup.decoding.results import (
+    Utterance,
+    ctm_path,
+    generate_path,
+    nbest_path,
+    read_generated,
+)
 from fairseq_speedup.profiling.compute import FILE_NAME, merge_reports, read_report, write_report
 
 MAX_NAMED = 5
@@ -57,15 +63,6 @@ def run(args) -> None:
 
 
 @dataclass
-class Utterance:
-    """lines: all that fairseq-generate wrote about it; reference, hypothesis: as it scored them"""
-
-    lines: list[str]
-    reference: str = ""
-    hypothesis: str | None = None
-
-
-@dataclass
 class Shard:
     """utterances: by number; report: compute.json; last_line: of fairseq's results, with the WER"""
 
@@ -88,20 +85,7 @@ def read_shard(folder: str, subset: str) -> Shard:
         raise FileNotFoundError(
             f"{folder} has no {FILE_NAME} of {subset}: that shard did not end, decode it again"
         )
-    utterances: dict[int, Utterance] = {}
-    last_line = ""
-    for line in read_lines(path):
-        kind, _, rest = line.partition("-")
-        number, _, text = rest.partition("\t")
-        if kind in ("T", "H", "D", "P", "A") and number.isdigit():
-            utterance = utterances.setdefault(int(number), Utterance([]))
-            utterance.lines.append(line)
-            if kind == "T":
-                utterance.reference = text
-            elif kind == "D" and utterance.hypothesis is None:  # the best of the n-best list
-                utterance.hypothesis = text.partition("\t")[2]
-        else:
-            last_line = line
+    utterances, last_line = read_generated(path)
     missing = [number for number, each in utterances.items() if each.hypothesis is None]
     if missing or len(utterances) != report["num_utterances"]:
         raise MergeError(

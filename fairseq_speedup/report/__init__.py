@@ -1,0 +1,1 @@
+"""Tables and pictures of many runs, from what fairseq and this plugin left in their folders."""

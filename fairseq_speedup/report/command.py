@@ -1,0 +1,126 @@
+"""Compare decoded runs: a table with significance, the Pareto front, and pictures.
+
+    python -m fairseq_speedup report RUNS --baseline full
+
+RUNS holds the --results-path of each run somewhere in it. A folder RUNS/conv2/seed1/test is of the
+row conv2: the path up to the part that names the seed. Rows are compared by a paired bootstrap over
+utterances and seeds. Writes report.md, report.csv and pictures into --output.
+"""
+
+import os
+import re
+from itertools import groupby
+from pathlib import Path
+
+from fairseq_speedup.report import pictures
+from fairseq_speedup.report.pareto import COSTS, front
+from fairseq_speedup.report.runs import Row, RunsError, read_runs
+from fairseq_speedup.report.significance import RESAMPLES, difference
+from fairseq_speedup.report.tables import Line, markdown, write_csv
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("runs", help="folder that holds the results")
+    parser.add_argument("--output", help="folder to write into; default: RUNS/report")
+    parser.add_argument(
+        "--baseline", help="row that the others are compared with; default: the most MACs"
+    )
+    parser.add_argument(
+        "--rows", help="file with a row's name on each line and, after a tab, what to call it"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="needs no matplotlib")
+
+
+def run(args) -> None:
+    rows = read_runs(args.runs)
+    if args.rows:
+        rows = chosen(rows, args.rows)
+    if args.baseline and args.baseline not in {row.name for row in rows}:
+        names = ", ".join(dict.fromkeys(row.name for row in rows))
+        raise RunsError(f"--baseline {args.baseline} is no row; rows: {names}")
+    output = Path(args.output or os.path.join(args.runs, "report"))
+    output.mkdir(parents=True, exist_ok=True)
+    text, all_lines = [], []
+    for test_set, group in groupby(rows, key=lambda row: row.test_set):
+        group = list(group)
+        lines = compared(group, args.baseline)
+        all_lines += lines
+        text.append(f"## {test_set}\n\n{markdown(lines)}\n\n{_explained(lines)}")
+        if not args.no_pictures:
+            text += [f"![]({name})" for name in _draw(group, output)]
+    (output / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    write_csv(all_lines, output / "report.csv")
+    print("\n\n".join(part for part in text if not part.startswith("![]")))
+    print(f"wrote {output / 'report.md'}, {output / 'report.csv'}")
+
+
+def chosen(rows: list[Row], path: str) -> list[Row]:
+    """Rows that a file names, in its order.
+
+    Raises:
+        RunsError: a name that no row has
+    """
+    names = {}
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        name, _, title = line.partition("\t")
+        names[name] = title or name
+    found = {row.name for row in rows}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise RunsError(f"{path}: there is no row {missing[0]}; rows: {', '.join(sorted(found))}")
+    order = list(names)
+    rows = [row for row in rows if row.name in names]
+    rows.sort(key=lambda row: (str(row.test_set), order.index(row.name)))
+    for row in rows:
+        row.name = names[row.name]
+    return rows
+
+
+def compared(rows: list[Row], baseline: str | None) -> list[Line]:
+    """Rows of one test set with what they are beside the baseline, or beside the row with the most
+    MACs where that is not among them.
+
+    Raises:
+        RunsError: a row was decoded on other data
+    """
+    named = [row for row in rows if row.name == baseline]
+    base = named[0] if named else max(rows, key=lambda row: row.gmacs_per_second or 0)
+    fronts = {cost: front(rows, cost) for cost in COSTS}
+    lines = []
+    for row in rows:
+        try:
+            found = None if row is base else difference(row, base)
+        except ValueError as error:
+            raise RunsError(f"{rows[0].test_set}: {error}") from None
+        on = [cost for cost, best in fronts.items() if row in best]
+        lines.append(Line(row, base, found, on))
+    return lines
+
+
+def _explained(lines: list[Line]) -> str:
+    row, base = lines[0].row, lines[0].baseline
+    hardware = row.computes[0]["hardware"]
+    return (
+        f"{len(row.words)} utterances, {row.words.sum()} words. WER: mean and standard deviation "
+        f"over seeds. Difference: from {base.name}, points, with its 95 % interval by {RESAMPLES} "
+        "resamples of utterances (and seeds, where there are several). Pareto: no other row has a "
+        "better WER for as little. Real-time factors: " + _hardware(hardware) + "."
+    )
+
+
+def _hardware(found) -> str:
+    return ", ".join(f"{name} {value}" for name, value in found.items())
+
+
+def _draw(rows: list[Row], output: Path) -> list[str]:
+    """Pictures of one test set; their names."""
+    name = re.sub(r"[^\w.-]+", "_", str(rows[0].test_set))
+    written = []
+    for cost in COSTS:
+        if any(COSTS[cost](row) is not None for row in rows):
+            pictures.draw_costs(rows, cost, output / f"{name}_wer_vs_{cost.lower()}.png")
+            written.append(f"{name}_wer_vs_{cost.lower()}.png")
+    for kind, draw in [("data", pictures.draw_amounts), ("exits", pictures.draw_exits)]:
+        if draw(rows, output / f"{name}_{kind}.png"):
+            written.append(f"{name}_{kind}.png")
+    return written

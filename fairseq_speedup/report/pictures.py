@@ -1,0 +1,113 @@
+"""Pictures of runs, drawn by matplotlib."""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from fairseq_speedup.report.pareto import COSTS, front
+from fairseq_speedup.report.runs import Row
+
+AXES = {"MACs": "GMACs per second of audio", "time": "real-time factor"}
+
+
+class MissingExtraError(ValueError):
+    """matplotlib is not installed."""
+
+    def __init__(self):
+        super().__init__(
+            "pictures need matplotlib, which is not installed: pip install matplotlib (the extra "
+            "'report'), or give --no-pictures"
+        )
+
+
+def _axes(width: float = 9, height: float = 6):
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def draw_costs(rows: list[Row], cost: str, path: Path) -> None:
+    """WER of rows of one test set against a cost; bars are standard deviations over seeds, the line
+    joins the Pareto front, whose models are named in bold."""
+    figure, axes = _axes()
+    of = COSTS[cost]
+    best = front(rows, cost)
+    with_cost = [row for row in rows if of(row) is not None]
+    for row in with_cost:
+        on_front = row in best
+        axes.errorbar(
+            of(row),
+            row.wer,
+            yerr=row.spread,
+            fmt="o" if on_front else "x",
+            color="C0" if on_front else "0.5",
+            capsize=3,
+        )
+        axes.annotate(
+            row.name,
+            (of(row), row.wer),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize=8,
+            weight="bold" if on_front else "normal",
+        )
+    axes.step([of(row) for row in best], [row.wer for row in best], where="post", alpha=0.5)
+    axes.set(xlabel=AXES[cost], ylabel="WER (%)", title=str(rows[0].test_set))
+    axes.set_xlim(left=0, right=1.2 * max(of(row) for row in with_cost))
+    figure.savefig(path, dpi=150)
+
+
+def draw_amounts(rows: list[Row], path: Path) -> bool:
+    """WER of rows of one test set against labelled audio, a line for each method that has several
+    amounts of it. False where there is none."""
+    methods = defaultdict(list)
+    for row in rows:
+        if row.hours is not None:
+            methods[row.method].append(row)
+    methods = [each for each in methods.values() if len({row.hours for row in each}) > 1]
+    if not methods:
+        return False
+    figure, axes = _axes(7, 5)
+    for several in methods:
+        in_order = sorted(several, key=lambda row: row.hours)
+        axes.errorbar(
+            [60 * row.hours for row in in_order],
+            [row.wer for row in in_order],
+            yerr=[row.spread or 0 for row in in_order],
+            marker="o",
+            capsize=3,
+            label=in_order[-1].name,
+        )
+    axes.set_xscale("log")
+    axes.set(xlabel="labelled audio (minutes)", ylabel="WER (%)", title=str(rows[0].test_set))
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def draw_exits(rows: list[Row], path: Path) -> bool:
+    """Layers that utterances of one test set ran, of models with exits. False without such."""
+    with_exits = [row for row in rows if row.mean_layers is not None]
+    if not with_exits:
+        return False
+    figure, axes = _axes(7, 4)
+    width = 0.8 / len(with_exits)
+    for index, row in enumerate(with_exits):
+        histogram = Counter()
+        for compute in row.computes:
+            histogram.update(
+                {int(n): count for n, count in compute["layers_run_histogram"].items()}
+            )
+        layers = sorted(histogram)
+        places = [n + (index + 0.5) * width - 0.4 for n in layers]
+        shares = [100 * histogram[n] / histogram.total() for n in layers]
+        axes.bar(places, shares, width, label=f"{row.name}: {row.mean_layers:.2f} on average")
+    axes.set(xlabel="layers run", ylabel="utterances (%)", title=str(rows[0].test_set))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    return True

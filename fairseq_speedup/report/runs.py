@@ -1,0 +1,296 @@
+"""Decoded runs, read from a tree of folders."""
+
+import json
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from statistics import mean, median, stdev
+
+import editdistance
+import numpy as np
+from omegaconf import OmegaConf
+
+from fairseq_speedup.data.manifest import ManifestError, read_manifest
+from fairseq_speedup.decoding.results import generate_path, read_generated
+
+SEED = re.compile(r"seed[=_-]?(\d+)")
+REPEAT = re.compile(r"run[=_-]?\d+")  # the same decoding again, for its time
+TRAINING_LOG = "hydra_train.log"
+TRAINED = re.compile(r"done training in ([\d.]+) seconds")
+
+
+class RunsError(ValueError):
+    """A folder without results, or with some that do not go together."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A split and how it was decoded: each pair has a WER of its own."""
+
+    subset: str
+    decoder: str
+
+    def __str__(self) -> str:
+        return self.subset if self.decoder == "greedy" else f"{self.subset}, {self.decoder}"
+
+
+@dataclass
+class Decoding:
+    """One results folder of fairseq-generate.
+
+    row: what it is called
+    seed: of training, None where nothing tells
+    errors, words: (U,), of each utterance: edit distance in words and words of the reference
+    compute: what compute.json holds
+    training: see :class:`Training`
+    """
+
+    row: str
+    seed: int | None
+    test_set: TestSet
+    errors: np.ndarray
+    words: np.ndarray
+    compute: dict
+    training: "Training"
+
+    @property
+    def wer(self) -> float:
+        """In percent."""
+        return 100 * self.errors.sum() / max(1, self.words.sum())
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the folder of a checkpoint tells, None where it does not.
+
+    seed: common.seed
+    hours: of labelled audio, by the manifest
+    seconds: that training took
+    labels: task.labels
+    """
+
+    seed: int | None = None
+    hours: float | None = None
+    seconds: float | None = None
+    labels: str | None = None
+
+
+@dataclass
+class Row:
+    """The decodings of one model's seeds on one test set.
+
+    errors: (seeds, U); words: (U,)
+    real_time_factors: of each seed, the median of its repeats
+    """
+
+    name: str
+    test_set: TestSet
+    seeds: list[int | None]
+    errors: np.ndarray
+    words: np.ndarray
+    real_time_factors: list[float]
+    computes: list[dict] = field(repr=False)
+    trainings: list[Training] = field(repr=False)
+
+    @property
+    def wers(self) -> list[float]:
+        """Of each seed, in percent."""
+        return (100 * self.errors.sum(axis=1) / max(1, self.words.sum())).tolist()
+
+    @property
+    def wer(self) -> float:
+        return mean(self.wers)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds, None of one."""
+        return stdev(self.wers) if len(self.seeds) > 1 else None
+
+    @property
+    def gmacs_per_second(self) -> float | None:
+        """1e9 multiply-accumulates per second of audio."""
+        found = [each["macs_per_second"] for each in self.computes]
+        return mean(found) / 1e9 if all(found) else None
+
+    @property
+    def real_time_factor(self) -> float:
+        return mean(self.real_time_factors)
+
+    @property
+    def mean_layers(self) -> float | None:
+        found = [each["mean_layers_run"] for each in self.computes if "mean_layers_run" in each]
+        return mean(found) if found else None
+
+    @property
+    def hours(self) -> float | None:
+        return self.trainings[0].hours
+
+    @property
+    def training_seconds(self) -> float | None:
+        found = [each.seconds for each in self.trainings if each.seconds is not None]
+        return mean(found) if found else None
+
+    @property
+    def method(self) -> str:
+        """The same for all amounts of data."""
+        labels = self.trainings[0].labels
+        options = {
+            name: value
+            for name, value in self.computes[0]["options"].items()
+            if name not in ("w2v_path", "finetune_from_model")
+        }
+        return json.dumps([labels, options], sort_keys=True, default=str)
+
+
+def read_runs(folder: str) -> list[Row]:
+    """Rows of every results folder below ``folder``, in the order of their names.
+
+    A results folder ``conv2/seed1/test_lm`` is of the row ``conv2``: its path up to a part that
+    names the seed. Without such a part the whole path is the row's name, but for parts ``run1``,
+    ``run2`` and so on, which repeat a decoding.
+
+    Raises:
+        RunsError: naming the folder and what is wrong
+    """
+    if not os.path.isdir(folder):
+        raise RunsError(f"{folder} is not a folder")
+    reports = sorted(Path(folder).rglob("compute*.json"))
+    if not reports:
+        raise RunsError(
+            f"{folder} holds no compute.json: decode with fairseq-generate, --results-path in it"
+        )
+    groups = defaultdict(list)
+    for path in reports:
+        decoding = read_decoding(Path(folder), path)
+        groups[decoding.row, decoding.test_set].append(decoding)
+    rows = [_row(*key, decodings) for key, decodings in groups.items()]
+    return sorted(rows, key=lambda row: (str(row.test_set), _natural(row.name)))
+
+
+def read_decoding(root: Path, path: Path) -> Decoding:
+    """
+    Args:
+        root: folder that the row's name is relative to
+        path: of a compute.json
+    """
+    try:
+        compute = json.loads(path.read_text(encoding="utf-8"))
+        subset = compute["gen_subset"]
+        decoding = compute.get("decoding", {})
+        test_set = TestSet(subset, _decoder(decoding))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunsError(f"{path} is no report of fairseq-generate: {error!r}") from None
+    generated = generate_path(str(path.parent), subset)
+    if not os.path.isfile(generated):
+        raise RunsError(f"{path} is of {subset}, but {generated} does not exist")
+    utterances, _ = read_generated(generated)
+    undone = sum(each.hypothesis is None for each in utterances.values())
+    if undone or len(utterances) != compute["num_utterances"]:
+        raise RunsError(
+            f"{generated} has {len(utterances) - undone} hypotheses, {path} says "
+            f"{compute['num_utterances']}: decode it again, without --quiet"
+        )
+    pairs = [utterances[number] for number in sorted(utterances)]
+    references = [each.reference.split() for each in pairs]
+    row, seed = _named(root, path.parent)
+    training = read_training(compute.get("checkpoint"))
+    return Decoding(
+        row,
+        training.seed if seed is None else seed,
+        test_set,
+        np.array(
+            [
+                editdistance.eval(each.hypothesis.split(), words)
+                for each, words in zip(pairs, references, strict=True)
+            ]
+        ),
+        np.array([len(words) for words in references]),
+        compute,
+        training,
+    )
+
+
+def _decoder(decoding: dict) -> str:
+    if decoding.get("kenlm_model"):
+        return "LM"
+    return decoding.get("ctc_decoder", "greedy")
+
+
+def _named(root: Path, folder: Path) -> tuple[str, int | None]:
+    parts = folder.relative_to(root).parts
+    for index, part in enumerate(parts):
+        if seed := SEED.fullmatch(part):
+            return "/".join(parts[:index]) or root.name, int(seed[1])
+    kept = [part for part in parts if not REPEAT.fullmatch(part)]
+    return "/".join(kept) or root.name, None
+
+
+def read_training(checkpoint: str | None) -> Training:
+    """What is beside a checkpoint that fairseq-hydra-train wrote, or one folder up."""
+    for folder in list(Path(checkpoint or "").parents)[:2]:
+        config = folder / ".hydra/config.yaml"
+        if checkpoint and config.is_file():
+            return _training_in(folder)
+    return Training()
+
+
+@cache
+def _training_in(folder: Path) -> Training:
+    cfg = OmegaConf.load(folder / ".hydra/config.yaml")
+    data = OmegaConf.select(cfg, "task.data")
+    split = OmegaConf.select(cfg, "dataset.train_subset", default="train")
+    rate = OmegaConf.select(cfg, "task.sample_rate", default=16000)
+    hours = None
+    try:
+        manifest = read_manifest(os.path.join(str(data), f"{split}.tsv"))
+        hours = sum(manifest.num_samples) / rate / 3600
+    except (OSError, ManifestError):
+        pass  # the data are elsewhere
+    log = folder / TRAINING_LOG
+    trained = TRAINED.findall(log.read_text(encoding="utf-8")) if log.is_file() else []
+    return Training(
+        OmegaConf.select(cfg, "common.seed"),
+        hours,
+        sum(map(float, trained)) if trained else None,
+        OmegaConf.select(cfg, "task.labels"),
+    )
+
+
+def _row(name: str, test_set: TestSet, decodings: list[Decoding]) -> Row:
+    by_seed = defaultdict(list)
+    for decoding in decodings:
+        by_seed[decoding.seed].append(decoding)
+    firsts = []
+    for seed, repeats in by_seed.items():
+        first = repeats[0]
+        for other in repeats[1:]:
+            if not np.array_equal(first.errors, other.errors):
+                raise RunsError(
+                    f"{name}, {test_set}, seed {seed}: two results differ (WER {first.wer:.2f} and "
+                    f"{other.wer:.2f} %); folders of several models need names of their own"
+                )
+        firsts.append(first)
+    for other in firsts[1:]:
+        if not np.array_equal(firsts[0].words, other.words):
+            raise RunsError(f"{name}, {test_set}: its seeds were decoded on other data")
+    return Row(
+        name,
+        test_set,
+        list(by_seed),
+        np.stack([each.errors for each in firsts]),
+        firsts[0].words,
+        [
+            median(each.compute["real_time_factor"] for each in repeats)
+            for repeats in by_seed.values()
+        ],
+        [each.compute for each in firsts],
+        [each.training for each in firsts],
+    )
+
+
+def _natural(name: str) -> list:
+    """For sorting: numbers by their value."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

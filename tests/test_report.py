@@ -1,0 +1,203 @@
+"""Comparing runs: what is read, significance, the Pareto front, tables and pictures."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from fairseq_speedup.__main__ import main
+from fairseq_speedup.report.pareto import front
+from fairseq_speedup.report.runs import RunsError, read_runs
+from fairseq_speedup.report.significance import difference
+
+NUM_UTTERANCES = 60
+CONFIG = """
+common: {{seed: {seed}}}
+task: {{data: {data}, labels: ltr, sample_rate: 16000}}
+dataset: {{train_subset: {split}}}
+"""
+
+
+def write_results(folder, error_rate, seed=0, macs=1e9, rtf=0.01, subset="test", **compute):
+    """What fairseq-generate leaves of utterances of ten words, some of them wrong."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    lines, num_errors = [], 0
+    for number in rng.permutation(NUM_UTTERANCES):
+        words = [f"W{number}X{k}" for k in range(10)]
+        wrong = rng.random(10) < error_rate
+        num_errors += wrong.sum()
+        said = ["NO" if bad else word for word, bad in zip(words, wrong, strict=True)]
+        lines += [f"T-{number}\t{' '.join(words)}", f"H-{number}\t-1.0\t{' '.join(said)}"]
+        lines += [f"D-{number}\t-1.0\t{' '.join(said)}", f"P-{number}\t-1.0"]
+    wer = 100 * num_errors / (10 * NUM_UTTERANCES)
+    lines.append(f"Generate {subset} with beam=5: WER: {wer:.2f}")
+    (folder / f"generate-{subset}.txt").write_text("\n".join(lines) + "\n")
+    report = {
+        "gen_subset": subset,
+        "num_utterances": NUM_UTTERANCES,
+        "macs_per_second": macs,
+        "real_time_factor": rtf,
+        "options": {},
+        "decoding": {"ctc_decoder": "greedy"},
+        "hardware": {"device": "cpu", "threads": 2},
+        **compute,
+    }
+    (folder / "compute.json").write_text(json.dumps(report))
+    return wer
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folder = tmp_path / "runs"
+    for seed in (1, 2, 3):
+        write_results(folder / f"full/seed{seed}/test", 0.10, seed, macs=4e9, rtf=0.04)
+        write_results(folder / f"conv2/seed{seed}/test", 0.11, seed + 10, macs=2e9, rtf=0.02)
+        write_results(folder / f"conv10/seed{seed}/test", 0.5, seed + 20, macs=0.5e9, rtf=0.03)
+    return folder
+
+
+def test_rows_are_read_with_their_seeds(runs):
+    rows = {row.name: row for row in read_runs(str(runs))}
+    assert list(rows) == ["conv2", "conv10", "full"]  # numbers by value
+    assert rows["full"].seeds == [1, 2, 3]
+    assert rows["full"].errors.shape == (3, NUM_UTTERANCES)
+    assert rows["full"].wer == pytest.approx(np.mean(rows["full"].wers))
+    assert rows["full"].spread == pytest.approx(np.std(rows["full"].wers, ddof=1))
+    *_, last = (runs / "full/seed2/test/generate-test.txt").read_text().splitlines()
+    assert f"WER: {rows['full'].wers[1]:.2f}" in last
+
+
+def test_repeats_give_a_median_time_and_must_agree(tmp_path):
+    for number, rtf in enumerate([0.1, 0.5, 0.2], start=1):
+        write_results(tmp_path / f"full/run{number}", 0.1, seed=7, rtf=rtf)
+    (row,) = read_runs(str(tmp_path))
+    assert (row.name, row.seeds, row.real_time_factor) == ("full", [None], 0.2)
+    write_results(tmp_path / "full/run4", 0.2, seed=8)
+    with pytest.raises(RunsError, match="two results differ"):
+        read_runs(str(tmp_path))
+
+
+def test_training_is_read_from_beside_the_checkpoint(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.wav").write_bytes(b"")
+    for split, seconds in [("train", 3600), ("train_10m", 600)]:
+        (data / f"{split}.tsv").write_text(f"{data}\na.wav\t{seconds * 16000}\n")
+        training = tmp_path / f"models/{split}/checkpoints"
+        training.mkdir(parents=True)
+        hydra = training.parent / ".hydra"
+        hydra.mkdir()
+        (hydra / "config.yaml").write_text(CONFIG.format(seed=5, data=data, split=split))
+        (training.parent / "hydra_train.log").write_text("x\n[..] done training in 90.5 seconds\n")
+        results = tmp_path / f"runs/{split}"
+        write_results(results, 0.1, checkpoint=str(training / "checkpoint_best.pt"))
+    rows = read_runs(str(tmp_path / "runs"))
+    assert [row.hours for row in rows] == [1, pytest.approx(1 / 6)]
+    assert [row.seeds for row in rows] == [[5], [5]]
+    assert rows[0].training_seconds == 90.5
+    assert rows[0].method == rows[1].method
+    assert main(["report", str(tmp_path / "runs")]) == 0
+    assert (tmp_path / "runs/report/test_data.png").is_file()
+
+
+def test_only_differences_beyond_chance_are_significant(runs, tmp_path):
+    rows = {row.name: row for row in read_runs(str(runs))}
+    near = difference(rows["conv2"], rows["full"])
+    far = difference(rows["conv10"], rows["full"])
+    assert near.least < near.points < near.most
+    assert near.least < 0 < near.most
+    assert not near.significant
+    assert far.significant
+    assert far.least > 25
+    same = difference(rows["full"], rows["full"])
+    assert same.points == 0
+    assert same.p > 0.9
+    write_results(tmp_path / "other/short", 0.1)
+    (other,) = read_runs(str(tmp_path / "other"))
+    other.words = other.words[:-1]
+    with pytest.raises(ValueError, match="other data"):
+        difference(other, rows["full"])
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says(tmp_path):
+    covered = 0
+    for trial in range(40):
+        for name, seed in [("a", 2 * trial), ("b", 2 * trial + 1)]:
+            write_results(tmp_path / f"{trial}/{name}", 0.2, seed)
+        first, second = read_runs(str(tmp_path / str(trial)))
+        found = difference(first, second)
+        covered += found.least <= 0 <= found.most
+    assert 34 <= covered <= 40
+
+
+def test_the_front_has_what_nothing_beats(runs):
+    write_results(runs / "wasteful/seed1/test", 0.5, macs=3e9, rtf=0.5)
+    rows = read_runs(str(runs))
+    assert [row.name for row in front(rows, "MACs")] == ["conv10", "conv2", "full"]
+    assert [row.name for row in front(rows, "time")] == ["conv2", "full"]
+
+
+def test_report_writes_table_csv_and_pictures(runs, tmp_path, capsys):
+    layers = {"mean_layers_run": 1.5, "layers_run_histogram": {"1": 30, "2": 30}}
+    write_results(runs / "exits/seed1/test", 0.1, **layers)
+    lm = {"decoding": {"ctc_decoder": "beam", "kenlm_model": "x.arpa"}}
+    write_results(runs / "full/seed1/test_lm", 0.05, **lm)
+    names = tmp_path / "rows.tsv"
+    names.write_text("full\tfull model\nconv2\nexits\nconv10\n")
+    output = tmp_path / "out"
+    arguments = ["report", str(runs), "--output", str(output), "--baseline", "full model"]
+    assert main([*arguments, "--rows", str(names)]) == 0
+    printed = capsys.readouterr().out
+    text = (output / "report.md").read_text()
+    assert "## test\n" in text
+    assert "## test, LM\n" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in rows[1:6]] == [
+        "| ---", "| full model", "| conv2", "| exits", "| conv10"
+    ]  # fmt: skip
+    assert rows[3] in printed
+    with (output / "report.csv").open() as file:
+        records = list(csv.DictReader(file))
+    assert len(records) == 5
+    found = {each["model"]: each for each in records if each["decoder"] == "greedy"}
+    assert float(found["conv10"]["p"]) < 0.001
+    assert found["full model"]["p"] == ""
+    assert found["exits"]["pareto"] == "MACs time"
+    assert found["conv2"]["pareto"] == ""
+    pictures = {path.name for path in output.glob("*.png")}
+    assert pictures >= {"test_wer_vs_macs.png", "test_wer_vs_time.png", "test_exits.png"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "compute.json").write_text("{}"), "is no report of"),
+        (lambda folder: (folder / "compute.json").write_text("[1"), "is no report of"),
+        (lambda folder: (folder / "generate-test.txt").unlink(), "does not exist"),
+        (lambda folder: (folder / "generate-test.txt").write_text("T-0\tA\n"), "0 hypotheses"),
+    ],
+)
+def test_what_cannot_be_read_is_named(runs, capsys, damage, message):
+    damage(runs / "full/seed1/test")
+    assert main(["report", str(runs)]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "full/seed1/test" in error
+
+
+def test_bad_arguments(runs, tmp_path, capsys):
+    (tmp_path / "rows.tsv").write_text("lost\n")
+    for arguments, message in [
+        (["--baseline", "lost"], "--baseline lost is no row; rows: conv2, conv10, full"),
+        (["--rows", str(tmp_path / "rows.tsv")], "there is no row lost; rows: conv10, conv2, full"),
+        (["--rows", str(tmp_path / "none.tsv")], "none.tsv"),
+    ]:
+        assert main(["report", str(runs), *arguments]) == 1
+        assert message in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(tmp_path / "empty")]) == 1
+    assert "holds no compute.json" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "lost")]) == 1
+    assert "is not a folder" in capsys.readouterr().err
