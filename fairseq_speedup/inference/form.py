@@ -111,7 +111,10 @@ def _packing(encoder, transformer, packing: Packing, layers: str) -> str:
         return "computed: the layers are not fused"
     if getattr(encoder, "loop", None) is not None:
         return "computed: exits and merging follow the batch through the layers"
-    transformer.extract_features = PackedLoop(transformer, packing)
+    on_gpu = next(encoder.parameters()).device.type == "cuda"
+    transformer.extract_features = PackedLoop(transformer, packing, captures=on_gpu)
+    if on_gpu:
+        return "computed: the layers are captured as CUDA graphs, lengths rounded up"
     return "left out of the layers"
 
 

@@ -1,0 +1,114 @@
+"""The study's runner: trains, decodes, skips what is finished, goes on after a failure."""
+
+import sys
+
+import pytest
+from conftest import REPO, run_command, write_dictionary, write_pretrained, write_split
+
+from fairseq_speedup.report.runs import read_runs
+
+ROWS = """
+full: {train: [optimization.max_update=4]}
+merge: {of: full, decode: {merge_20: {merge_ratio: 0.2}, layers_1: {keep_layers: "1"}}}
+exits:
+  from: full
+  train: [model.exit_layers=upper, model.exit_heads_only=true, criterion._name=ctc_exits]
+broken: {train: [model.downsample=convv, model.downsample_factor=2]}
+"""
+CONFIG = """
+out: ???
+data: ???
+w2v_path: ???
+rows: ???
+row: full
+seed: 1
+labels: ltr
+train_subset: train
+tests: [test]
+finetuning:
+  config_dir: {quickstart}
+  config_name: finetuning
+  overrides: [optimization.max_update=4, dataset.validate_interval=1]
+generate: [--cpu, --batch-size, "4"]
+decoders: {{greedy: []}}
+hydra:
+  run: {{dir: "${{out}}/hydra"}}
+  sweep: {{dir: "${{out}}/hydra", subdir: "${{row}}"}}
+  sweeper: {{params: {{row: "merge,broken,full"}}}}
+  callbacks: {{summary: {{_target_: study.Summary}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    for split, count in [("train", 12), ("valid", 4), ("test", 6)]:
+        write_split(folder / "data", split, count, seed=len(split))
+    write_dictionary(folder / "data")
+    write_pretrained(folder / "tiny.pt", normalize=True)
+    (folder / "rows.yaml").write_text(ROWS)
+    (folder / "config").mkdir()
+    (folder / "config/small.yaml").write_text(
+        CONFIG.format(quickstart=REPO / "examples/quickstart")
+    )
+    return folder
+
+
+def study(folder, *overrides):
+    command = [sys.executable, REPO / "examples/study/study.py", "--config-dir", folder / "config"]
+    command += ["--config-name", "small", f"out={folder}/out", f"data={folder}/data"]
+    command += [f"w2v_path={folder}/tiny.pt", f"rows={folder}/rows.yaml", *overrides]
+    return run_command(*command)
+
+
+@pytest.fixture(scope="module")
+def swept(folder):
+    return study(folder, "-m")
+
+
+def test_every_row_is_trained_and_decoded_but_the_broken_one(folder, swept):
+    rows = {row.name: row for row in read_runs(f"{folder}/out/results")}
+    assert set(rows) == {"train/full", "train/merge_20", "train/layers_1"}
+    macs = {name: row.gmacs_per_second for name, row in rows.items()}
+    assert macs["train/layers_1"] < macs["train/merge_20"] < macs["train/full"]
+    assert rows["train/full"].seeds == [1]
+    assert rows["train/full"].hours > 0
+    assert "study: 1 runs failed" in swept.stdout
+    failed = folder / "out/models/train/broken/seed1/failed.txt"
+    assert f"failed: {failed}" in swept.stderr
+    assert "convv" in failed.read_text()
+
+
+def test_what_is_finished_is_skipped(folder, swept):
+    log = folder / "out/models/train/full/seed1/log.txt"
+    results = folder / "out/results/train/full/seed1/test_greedy"
+    trained, decoded = log.stat().st_mtime_ns, (results / "compute.json").stat().st_mtime_ns
+    study(folder, "row=full")
+    assert log.stat().st_mtime_ns == trained
+    assert (results / "compute.json").stat().st_mtime_ns == decoded
+
+
+def test_a_row_can_start_from_another(folder, swept):
+    study(folder, "row=exits")
+    row = next(row for row in read_runs(f"{folder}/out/results") if row.name == "train/exits")
+    assert row.mean_layers is not None
+
+
+def test_a_changed_grid_is_no_silent_reuse(folder, swept):
+    rows = (folder / "rows.yaml").read_text()
+    (folder / "rows.yaml").write_text(rows.replace("max_update=4", "max_update=5"))
+    done = study(folder, "row=full")
+    (folder / "rows.yaml").write_text(rows)
+    assert "was trained with other options than the grid now has" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["row=lost"], "row=lost is not in"),
+        (["row=full", "rows=/lost.yaml"], "rows=/lost.yaml is not a file"),
+    ],
+)
+def test_a_bad_grid_is_named(folder, overrides, message):
+    with pytest.raises(AssertionError, match=message):
+        study(folder, *overrides)
