@@ -227,3 +227,11 @@ def test_fairseq_generate_takes_a_long_recording(data, model, tmp_path, decoder)
 def test_windows_that_make_no_sense_are_refused(data, model, options, message):
     with pytest.raises(ValueError, match=message):
         generate_here(data, model, None, *options)
+
+
+def test_windows_must_share_frames(data, pretrained, tmp_path):
+    dictionary = Dictionary.load(str(data / "dict.ltr.txt"))
+    reduced = {"downsample": "signal", "downsample_factor": 16.0}
+    path = write_finetuned(tmp_path / "coarse.pt", pretrained, dictionary, **reduced)
+    with pytest.raises(ValueError, match=r"--window-overlap 0\.5 is too short for this model"):
+        generate_here(data, path, None, "--window-seconds", 8, "--window-overlap", 0.5)

@@ -24,7 +24,7 @@ from fairseq_speedup.decoding.offline import read_overrides
 from fairseq_speedup.decoding.options import DecodingOptions, option
 from fairseq_speedup.decoding.timestamps import word_times
 from fairseq_speedup.decoding.words import Words
-from fairseq_speedup.export.ctc_model import OnnxCtc
+from fairseq_speedup.export.ctc_model import OnnxCtc, OnnxLengths
 from fairseq_speedup.export.session import OnnxModel
 from fairseq_speedup.inference import InferenceConfig
 from fairseq_speedup.models.lengths import model_lengths
@@ -151,7 +151,7 @@ class Transcriber:
     def __init__(self, args):
         generation = GenerationConfig(**{name: getattr(args, name) for name in OF_FAIRSEQ})
         is_onnx = args.path.endswith(ONNX_ENDING)
-        self.model, self.task, self.needed_samples = (_of_onnx if is_onnx else _of_checkpoint)(args)
+        self.model, self.task = (_of_onnx if is_onnx else _of_checkpoint)(args)
         self.use_cuda = torch.cuda.is_available() and not args.cpu and not is_onnx
         if self.use_cuda:
             self.model.cuda()
@@ -170,9 +170,7 @@ class Transcriber:
         batch: list[Recording] = []
         for path in paths:
             try:
-                recording = read_recording(
-                    path, self.task.sample_rate, self.task.cfg.normalize, self.needed_samples
-                )
+                recording = self._recording(path)
             except RecordingError as error:
                 failed(path, error)
                 continue
@@ -188,6 +186,10 @@ class Transcriber:
                 batch = []
         if batch:
             yield batch
+
+    def _recording(self, path: str) -> Recording:
+        needed_samples = self.task.lengths.needed_samples()
+        return read_recording(path, self.task.sample_rate, self.task.cfg.normalize, needed_samples)
 
     def transcripts(self, recordings: list[Recording]) -> list[Transcript]:
         sample = {
@@ -223,7 +225,7 @@ def _options(args) -> dict:
 
 
 def _of_checkpoint(args):
-    """Its model, task and shortest waveform."""
+    """Its model and task."""
     overrides = read_overrides(args.model_overrides)
     if args.data is not None:
         overrides = {"data": args.data, **overrides}
@@ -231,13 +233,12 @@ def _of_checkpoint(args):
     task_cfg = completed(cfg.task)
     for name, value in _options(args).items():
         task_cfg[name] = value
-    lengths = model_lengths(model)
-    task = _task(task_cfg, loaded.target_dictionary, lengths)
-    return model.eval() or model, task, lengths.needed_samples()
+    task = _task(task_cfg, loaded.target_dictionary, model_lengths(model))
+    return model.eval() or model, task
 
 
 def _of_onnx(args):
-    """Its model, task and shortest waveform."""
+    """Its model and task."""
     if read_overrides(args.model_overrides) or args.inference != "none":
         raise ValueError(
             f"--model-overrides and --inference do not change {args.path}, which is as it was "
@@ -255,7 +256,7 @@ def _of_onnx(args):
         sample_rate=metadata.sample_rate_hz,
         **_options(args),
     )
-    return OnnxCtc(session), _task(task_cfg, dictionary, metadata), metadata.needed_samples
+    return OnnxCtc(session), _task(task_cfg, dictionary, OnnxLengths(metadata))
 
 
 def _task(cfg, dictionary: Dictionary, lengths) -> SpeedupFinetuningTask:

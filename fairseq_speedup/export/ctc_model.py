@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
+from fairseq_speedup.export.metadata import Metadata
 from fairseq_speedup.export.session import OnnxModel
-from fairseq_speedup.lengths import lengths_of, padding_mask_of
+from fairseq_speedup.lengths import FrameGrid, lengths_of, padding_mask_of
 
 
 class OnnxCtc(nn.Module):
@@ -34,3 +35,18 @@ class OnnxCtc(nn.Module):
     def get_normalized_probs(self, net_output: dict, log_probs: bool) -> torch.Tensor:
         found = net_output["encoder_out"]
         return found if log_probs else found.exp()
+
+
+class OnnxLengths:
+    """What an exported file says of its lengths, in the place of a model's (see
+    :func:`~fairseq_speedup.models.lengths.model_lengths`)."""
+
+    def __init__(self, metadata: Metadata):
+        self.metadata = metadata
+        self.logit_upsample = metadata.reductions.get("logit_upsample", 1)
+
+    def frame_grid(self) -> FrameGrid:
+        return self.metadata.frame_grid()
+
+    def needed_samples(self) -> int:
+        return self.metadata.needed_samples

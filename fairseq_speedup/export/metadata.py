@@ -50,10 +50,6 @@ class Metadata:
     def frame_grid(self) -> FrameGrid:
         return FrameGrid(self.first_frame, self.samples_per_frame)
 
-    @property
-    def logit_upsample(self) -> int:
-        return self.reductions.get("logit_upsample", 1)
-
     def as_strings(self) -> dict[str, str]:
         """As an ONNX file holds it, each value as JSON."""
         values = asdict(self)

@@ -10,6 +10,7 @@ from fairseq_speedup.frontend.cnn import conv_layers_of
 from fairseq_speedup.lengths import conv_length, conv_stack_length, needed_conv_stack_length
 
 PIECE_FRAMES = 100  # of the front-end's output, 2 seconds at the CNN's 20 ms
+GPU_PIECE_FRAMES = 3000  # a GPU wants large products: only its memory is a reason to cut
 
 
 def as_linear(conv: nn.Conv1d) -> nn.Linear:
@@ -45,6 +46,12 @@ def fold_group_norm(weight, norm, mean, covariance):
     return (weight * scale[..., None]).to(dtype), shift.to(dtype)
 
 
+def even_size(num_frames: int, about: int) -> int:
+    """Frames of each piece, ``about`` that many, so that the last is not much shorter."""
+    num_pieces = max(1, round(num_frames / about))
+    return max(1, -(-num_frames // num_pieces))
+
+
 class ChannelsLastCnn(nn.Module):
     """(B, S) -> (B, C, T), what fairseq's ``ConvFeatureExtractionModel`` gives; zero at padding.
 
@@ -78,24 +85,27 @@ class ChannelsLastCnn(nn.Module):
             num_samples = [waveform.size(1)] * waveform.size(0)
         else:
             num_samples = num_samples.tolist()
+        about = PIECE_FRAMES if waveform.device.type == "cpu" else GPU_PIECE_FRAMES
         num_frames = conv_stack_length(waveform.size(1), self.layers)
         dim, _, _ = self.layers[-1]
         frames = waveform.new_zeros(waveform.size(0), num_frames, dim)
         for utterance, length, out in zip(waveform, num_samples, frames, strict=True):
             heard = utterance[:length] if self.masked else utterance
             weight, bias = self._first_weights(heard)
-            for start in range(0, conv_stack_length(length, self.layers), PIECE_FRAMES):
-                piece = self._piece(utterance[:length], start)
+            length_frames = conv_stack_length(length, self.layers)
+            size = even_size(length_frames, about)
+            for start in range(0, length_frames, size):
+                piece = self._piece(utterance[:length], start, size)
                 values = self._run(piece, weight, bias)
                 out[start : start + len(values)] = values
         return frames.transpose(1, 2)
 
-    def _piece(self, waveform, start: int):
-        """Samples (S',) that give PIECE_FRAMES frames, or what is left, from frame ``start``."""
+    def _piece(self, waveform, start: int, num_frames: int):
+        """Samples (S',) that give ``num_frames`` frames, or what is left, from frame ``start``."""
         stride = 1
         for _, _, each in self.layers:
             stride *= each
-        needed = needed_conv_stack_length(PIECE_FRAMES, self.layers)
+        needed = needed_conv_stack_length(num_frames, self.layers)
         return waveform[start * stride : start * stride + needed]
 
     def _run(self, samples, weight, bias):

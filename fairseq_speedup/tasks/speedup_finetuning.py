@@ -333,6 +333,12 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             return None
         if self.lengths is None:
             raise ValueError("--window-seconds: how this model changes lengths is not known")
+        shortest = self.lengths.needed_samples() / self.sample_rate
+        if self.cfg.window_overlap < 2 * shortest:  # two windows must have frames in common
+            raise ValueError(
+                f"--window-overlap {self.cfg.window_overlap} is too short for this model, whose "
+                f"frames see {shortest:.2f} s: give {2 * shortest:.2f} or more"
+            )
         return Windows.of_seconds(
             self.cfg.window_seconds,
             self.cfg.window_overlap,
