@@ -231,7 +231,7 @@ def test_windows_that_make_no_sense_are_refused(data, model, options, message):
 
 def test_windows_must_share_frames(data, pretrained, tmp_path):
     dictionary = Dictionary.load(str(data / "dict.ltr.txt"))
-    reduced = {"downsample": "signal", "downsample_factor": 16.0}
+    reduced = {"downsample": "signal", "downsample_factor": 11.0}
     path = write_finetuned(tmp_path / "coarse.pt", pretrained, dictionary, **reduced)
     with pytest.raises(ValueError, match=r"--window-overlap 0\.5 is too short for this model"):
         generate_here(data, path, None, "--window-seconds", 8, "--window-overlap", 0.5)

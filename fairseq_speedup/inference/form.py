@@ -41,6 +41,8 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
     Raises:
         ValueError: a form that does not exist or that this device cannot run
     """
+    if form not in FORMS:
+        raise ValueError(f"--inference {form} is unknown; valid values: {', '.join(FORMS)}")
     if form == "none":
         return {}
     linear = LINEARS.lookup(form)
