@@ -10,7 +10,7 @@ from public_checkpoints import FORMS, reference, write_form
 
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.cnn import PIECE_FRAMES
-from fairseq_speedup.inference.linear import LINEARS, Int8Linear, multiplies_int8
+from fairseq_speedup.inference.linear import Int8Linear, multiplies_int8
 from fairseq_speedup.profiling.macs import MacCounter
 
 needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this CPU cannot multiply int8")
@@ -136,7 +136,7 @@ def test_every_family_has_one(tmp_path, family, form):
 
 def test_an_unknown_form_is_refused_in_words(four_layers):
     model = build_model(four_layers)
-    with pytest.raises(ValueError, match="--inference int4 is unknown; valid values: none, .*int8"):
+    with pytest.raises(ValueError, match=r"--inference int4 is unknown; valid values: none, .*int8"):
         to_inference_form(model, "int4")
     with pytest.raises(ValueError, match="fp16 is for GPUs"):
         to_inference_form(model, "fp16")
