@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from labels import letters, write_dictionary
 from scipy.signal import resample_poly
 from synthesiser import Synthesiser
+from voices import ACCENTS, VOICES
 
 SAMPLE_RATE = 16000
 SEED = 1
@@ -38,21 +40,6 @@ GRAMMAR = [
     ],
 ]
 
-# Language variants are shared by all splits; the voices are not. Chosen once, before any tuning:
-# a woman's, a man's and two further timbres for the test.
-ACCENTS = ["en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-029"]
-# fmt: off
-VOICES = {
-    "test": ["f2", "m3", "belinda", "ed"],
-    "valid": ["f4", "m7"],
-    "train": [
-        "f1", "f3", "f5", "m1", "m2", "m4", "m5", "m6", "m8", "adam", "Alex", "Andy", "Annie",
-        "anika", "aunty", "benjamin", "boris", "caleb", "david", "edward", "Gene", "grandma",
-        "grandpa", "ian", "iven", "john", "Lee", "linda", "max", "Michael", "Mike", "paul",
-        "quincy", "rob", "robert", "shelby", "steph", "travis", "victor", "zac",
-    ],
-}
-# fmt: on
 NUM_UTTERANCES = {"train": 1500, "valid": 100, "test": 300}
 WORDS_PER_MINUTE = (100, 150)
 PITCHES = (20, 80)
@@ -92,11 +79,6 @@ def plan() -> dict[str, list[dict]]:
     return planned
 
 
-def letters(sentence: str) -> str:
-    """``ab c`` -> ``A B | C |``, as fairseq writes letters."""
-    return " ".join(sentence.upper().replace(" ", "|")) + " |"
-
-
 def write_split(
     folder: Path, root: Path, split: str, utterances: list[dict], synthesiser: Synthesiser
 ) -> None:
@@ -120,11 +102,6 @@ def write_split(
     print(f"{split}: {len(utterances)} utterances, {seconds / 60:.1f} minutes", flush=True)
 
 
-def write_dictionary(folder: Path, utterances: list[dict]) -> None:
-    symbols = sorted({s for u in utterances for s in letters(u["text"]).split()} - {"|"})
-    (folder / "dict.ltr.txt").write_text("".join(f"{s} 1\n" for s in ["|", *symbols]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -144,7 +121,7 @@ def main() -> None:
     synthesiser = Synthesiser()
     for split, utterances in planned.items():
         write_split(part, folder / "audio", split, utterances, synthesiser)
-    write_dictionary(part, planned["train"])
+    write_dictionary(part, [utterance["text"] for utterance in planned["train"]])
     (part / stamp.name).write_text(fingerprint)
     part.rename(folder)
 
