@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from labels import letters, write_dictionary
+from labels import write_dictionary, write_manifest
 from scipy.signal import resample_poly
 from synthesiser import Synthesiser
 from voices import ACCENTS, VOICES
@@ -85,20 +85,15 @@ def write_split(
     """Writes a split into ``folder``, its manifest for audio that will lie in ``root``."""
     audio = folder / "audio" / split
     audio.mkdir(parents=True)
-    rows = [str(root)]
-    num_samples = 0
+    rows = []
     for index, utterance in enumerate(utterances):
         waveform = synthesiser.speak(**utterance)
         waveform = resample_poly(waveform, SAMPLE_RATE, synthesiser.sample_rate)
         name = f"{split}/{split}-{index:04d}.wav"
         soundfile.write(folder / "audio" / name, waveform, SAMPLE_RATE, subtype="PCM_16")
-        rows.append(f"{name}\t{len(waveform)}")
-        num_samples += len(waveform)
-    sentences = [utterance["text"] for utterance in utterances]
-    (folder / f"{split}.tsv").write_text("".join(f"{row}\n" for row in rows))
-    (folder / f"{split}.wrd").write_text("".join(f"{s.upper()}\n" for s in sentences))
-    (folder / f"{split}.ltr").write_text("".join(f"{letters(s)}\n" for s in sentences))
-    seconds = num_samples / SAMPLE_RATE
+        rows.append((name, len(waveform), utterance["text"]))
+    write_manifest(folder, root, split, rows)
+    seconds = sum(num_samples for _, num_samples, _ in rows) / SAMPLE_RATE
     print(f"{split}: {len(utterances)} utterances, {seconds / 60:.1f} minutes", flush=True)
 
 

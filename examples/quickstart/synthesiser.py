@@ -71,7 +71,9 @@ class Synthesiser:
         Args:
             voice: language and variant, such as ``en-us+f3``
             pitch: 0 to 99
-            seed: of the noise in breathy and voiced sounds; the same seed gives the same samples
+            seed: of the noise in breathy and voiced sounds. espeak-ng also carries a state from one
+                utterance to the next: the same utterances, in the same order from the start of a
+                process, give the same samples.
         Returns:
             waveform (S,), float32 in [-1, 1], at ``sample_rate`` Hz
         """
