@@ -1,7 +1,7 @@
 """Speech synthesisers with their voices in Python packages, behind one call.
 
 Each has ``speak(text, voice, pace, pitch, seed)``, which returns a waveform (S,), float32, and a
-``sample_rate`` in Hz. ``pace`` is a factor on the voice's own, ``pitch`` a factor on its fundamental
+``sample_rate`` in Hz. ``pace`` is a factor on the voice's own, ``pitch`` one on its fundamental
 frequency, ignored where the synthesiser cannot change it. Some carry a state from one utterance to
 the next: only the same utterances in the same order, from the start of a process, give the same
 samples.

@@ -45,7 +45,7 @@ from voices import VOICES as ESPEAK_VOICES
 SEED = 1
 HOURS = 12.0
 # hours of the splits, and at most which part of all
-SMALL_SPLITS = {"valid": (0.3, 0.025), "test": (0.6, 0.05), "test_noisy": (0.6, 0.05)}
+SMALL_SPLITS = {"valid": (0.3, 0.1), "test": (0.6, 0.1), "test_noisy": (0.6, 0.1)}
 LABELLED_MINUTES = {"train_10m": 10, "train_1h": 60}
 SECONDS = (2.0, 15.0)  # of an utterance
 CHARACTERS_PER_SECOND = 15  # to plan with
@@ -258,13 +258,20 @@ def first_minutes(records: list[dict], minutes: float) -> list[dict]:
     return records[: int(np.searchsorted(ends, minutes * 60 * SAMPLE_RATE)) + 1]
 
 
+def labelled_subsets(records: list[dict]) -> dict[str, list[dict]]:
+    """Beginnings of train, those that it is long enough for."""
+    minutes = sum(each["num_samples"] for each in records) / SAMPLE_RATE / 60
+    return {
+        subset: first_minutes(records, wanted)
+        for subset, wanted in LABELLED_MINUTES.items()
+        if wanted < minutes
+    }
+
+
 def write_splits(part: Path, root: Path, records: dict[str, list[dict]]) -> None:
     """Manifests, labels, dictionary and the list of all that is known of each utterance."""
-    everything = {
-        subset: first_minutes(records["train"], minutes)
-        for subset, minutes in LABELLED_MINUTES.items()
-    }
-    for split, utterances in (records | everything).items():
+    splits = records | labelled_subsets(records["train"])
+    for split, utterances in splits.items():
         rows = [
             (each["path"], each["num_samples"], books.words(each["sentence"]))
             for each in utterances
