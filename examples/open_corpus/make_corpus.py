@@ -173,6 +173,8 @@ def recorded(utterance: dict, rooms: list[np.ndarray], babblers: list[np.ndarray
     """As a microphone would hear it: int16 samples (S,)."""
     rng = np.random.default_rng(utterance["seed"])
     waveform = speak(utterance)
+    if not waveform.any():  # nothing was said: left out later, as too short
+        return np.zeros(0, np.int16)
     if utterance["room"] is not None:
         waveform = reverberate(waveform, rooms[utterance["room"]])
     kind = utterance["noise"]
@@ -189,7 +191,7 @@ def run_job(part: Path, name: str, utterances: list[dict], babblers: list[dict])
     """Writes a job's audio, and then its record."""
     with np.load(part / "rooms" / f"{split_of(name)}.npz") as stored:
         rooms = [stored[key] for key in stored.files]
-    voices = [speak(each) for each in babblers]
+    voices = [voice for voice in map(speak, babblers) if voice.any()]
     records = []
     for number, utterance in enumerate(utterances):
         samples = recorded(utterance, rooms, voices)
@@ -236,9 +238,12 @@ def run_jobs(part: Path, jobs: dict, babblers: dict, workers: int) -> None:
         futures = [
             pool.submit(run_job, part, name, jobs[name], babblers[split_of(name)]) for name in left
         ]
-        finished = concurrent.futures.as_completed(futures)
-        for count, future in enumerate(finished, len(jobs) - len(left) + 1):
-            print(f"{count} of {len(jobs)} jobs: {future.result()}", flush=True)
+        try:
+            finished = concurrent.futures.as_completed(futures)
+            for count, future in enumerate(finished, len(jobs) - len(left) + 1):
+                print(f"{count} of {len(jobs)} jobs: {future.result()}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read_records(part: Path, jobs: dict) -> dict[str, list[dict]]:
