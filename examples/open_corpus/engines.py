@@ -8,10 +8,13 @@ samples.
 """
 
 import functools
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "quickstart"))
 
@@ -35,18 +38,18 @@ class Espeak:
 
 
 class Pico:
-    """SVOX Pico: hidden Markov models, a British and an American woman."""
+    """SVOX Pico: hidden Markov models, a British and an American woman. A process for each
+    utterance, as its samples depend on what memory held before."""
 
     sample_rate = 16000
 
-    def __init__(self):
-        from py_nanotts import NanoTTS
-
-        self.synthesiser = NanoTTS()
-
     def speak(self, text: str, voice: str, pace: float, pitch: float, seed: int) -> np.ndarray:
-        samples = self.synthesiser.speak(text, voice=voice, speed=pace, pitch=pitch)
-        return np.frombuffer(samples, np.int16).astype(np.float32) / 32768
+        options = ["--voice", voice, "--speed", str(pace), "--pitch", str(pitch)]
+        with tempfile.TemporaryDirectory() as folder:
+            file = f"{folder}/speech.wav"
+            command = [sys.executable, "-m", "py_nanotts", "-o", file, *options, "--", text]
+            subprocess.run(command, check=True)
+            return soundfile.read(file, dtype="float32")[0]
 
 
 class Hibari:
