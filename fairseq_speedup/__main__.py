@@ -2,6 +2,9 @@
 
 import argparse
 import sys
+from pathlib import Path
+
+from fairseq.utils import import_user_module
 
 from fairseq_speedup import calibration, inspection
 from fairseq_speedup.data import spm
@@ -28,6 +31,10 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fairseq_speedup", description=__doc__)
+    parser.add_argument(
+        "--user-dir",
+        help="folder of a package with reductions of your own, as fairseq's commands take it",
+    )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         summary = module.__doc__.splitlines()[0]
@@ -41,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         subparser.set_defaults(run=module.run)
     args = parser.parse_args(arguments)
     try:
+        if args.user_dir and not Path(args.user_dir).is_dir():
+            raise FileNotFoundError(f"--user-dir {args.user_dir} is not a folder")
+        import_user_module(args)
         args.run(args)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

@@ -297,8 +297,9 @@ def _searched(log_probs: np.ndarray, blank: int, threshold: float) -> np.ndarray
 
 def _command(args, split: ObservedSplit, best: Setting) -> str:
     pieces = any(symbol.startswith(PIECE_BOUNDARY) for symbol in split.symbols)
+    user_dir = args.user_dir or str(Path(fairseq_speedup.__file__).parent)
     command = [
-        *("fairseq-generate", args.data, "--user-dir", str(Path(fairseq_speedup.__file__).parent)),
+        *("fairseq-generate", args.data, "--user-dir", user_dir),
         *("--task", "speedup_finetuning", "--path", args.path, "--gen-subset", "test"),
         *("--labels", split.labels, "--batch-size", str(args.batch_size), "--scoring", "wer"),
         *("--post-process", "sentencepiece" if pieces else "letter", "--results-path", "results"),

@@ -4,7 +4,8 @@ from fairseq_speedup.frames.pooling import (
     FRAME_POOLS,
     FramePoolConfig,
     FrameReduction,
+    MeanPool,
     check_frame_pool,
 )
 
-__all__ = ["FRAME_POOLS", "FramePoolConfig", "FrameReduction", "check_frame_pool"]
+__all__ = ["FRAME_POOLS", "FramePoolConfig", "FrameReduction", "MeanPool", "check_frame_pool"]

@@ -1,0 +1,84 @@
+"""The README's reduction of one's own: a user directory, through every command."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+from conftest import REPO, batch_of, build_model, fairseq_command, run_command, train
+from torch import nn
+
+from fairseq_speedup.frames import FRAME_POOLS
+from fairseq_speedup.profiling.fvcore_count import check_macs
+
+EXAMPLE = REPO / "examples/extending/attentive_pool"
+OPTIONS = {"frame_pool": 2, "frame_pool_method": "attentive"}
+COUNTS = [9000, 4000, 7000]
+
+
+@pytest.fixture
+def attentive():
+    spec = importlib.util.spec_from_file_location("attentive_pool", EXAMPLE / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module.AttentivePool
+    del FRAME_POOLS["attentive"]
+
+
+def test_it_begins_as_the_mean_and_learns_weights(attentive):
+    frames = torch.tensor([[1.0, 2, 3, 4, 5, 0], [1, 0, 0, 0, 0, 0]])[:, :, None].expand(2, 6, 4)
+    pool = attentive(4, 3)
+    pooled = pool(frames, torch.tensor([5, 1]))
+    torch.testing.assert_close(pooled[:, :, 0], torch.tensor([[2.0, 4.5], [1, 0]]))
+    nn.init.constant_(pool.score.weight, 100.0)  # the largest frame of each window
+    pooled = pool(frames, torch.tensor([5, 1]))
+    torch.testing.assert_close(pooled[:, :, 0], torch.tensor([[3.0, 5], [1, 0]]))
+
+
+@torch.no_grad()
+def test_an_utterance_gives_the_same_alone_as_in_a_batch(attentive, pretrained):
+    model = build_model(pretrained, **OPTIONS)
+    for parameter in model.w2v_encoder.frame_reduction.parameters():
+        nn.init.normal_(parameter, std=0.3)  # as after training
+    net_input = batch_of(COUNTS)
+    logits = model.get_logits(model(**net_input))
+    for i, count in enumerate(COUNTS):
+        alone = {"source": net_input["source"][i : i + 1, :count], "padding_mask": None}
+        expected = model.get_logits(model(**alone))
+        torch.testing.assert_close(logits[: len(expected), i], expected[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_its_macs_are_those_that_fvcore_counts(attentive, pretrained):
+    check = check_macs([build_model(pretrained, **OPTIONS)], 20000)
+    assert check["closed_form"] == pytest.approx(check["fvcore"], rel=1e-3)
+
+
+def test_it_goes_through_every_command(corpus, pretrained, tmp_path):
+    options = [f"{'model.' + name}={value}" for name, value in OPTIONS.items()]
+    train(tmp_path, corpus, pretrained, f"common.user_dir={EXAMPLE}", *options)
+    checkpoint = tmp_path / "checkpoints/checkpoint_last.pt"
+    generate = [fairseq_command("fairseq-generate"), corpus, "--user-dir", EXAMPLE, "--task"]
+    generate += ["speedup_finetuning", "--path", checkpoint, "--gen-subset", "test", "--labels"]
+    generate += ["ltr", "--cpu", "--scoring", "wer", "--results-path", tmp_path / "results"]
+    run_command(*generate)
+    compute = json.loads((tmp_path / "results/compute.json").read_text())
+    assert OPTIONS.items() <= compute["options"].items()
+    ours = [sys.executable, "-m", "fairseq_speedup"]
+    files = [corpus / f"audio/test-{index}.wav" for index in range(2)]
+    found = run_command(
+        *ours, "--user-dir", EXAMPLE, "transcribe", "--cpu", "--path", checkpoint, *files
+    )
+    assert len(found.stdout.splitlines()) == 2
+    refused = run_command(*ours, "transcribe", "--cpu", "--path", checkpoint, *files, check=False)
+    assert refused.returncode == 1
+    assert "unknown frame_pool_method='attentive'; valid values: conv, mean" in refused.stderr
+
+
+def test_a_folder_that_is_not_there_is_named():
+    done = run_command(
+        *(sys.executable, "-m", "fairseq_speedup", "--user-dir", "lost", "inspect", "x.pt"),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "--user-dir lost is not a folder" in done.stderr
