@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -170,6 +171,32 @@ def test_report_writes_table_csv_and_pictures(runs, tmp_path, capsys):
     assert pictures >= {"test_wer_vs_macs.png", "test_wer_vs_time.png", "test_exits.png"}
 
 
+@pytest.mark.parametrize("name", ["runs.json", "runs.json.gz"])
+def test_what_is_saved_gives_the_same_report(runs, tmp_path, name):
+    first, second = tmp_path / "first", tmp_path / "second"
+    saved = tmp_path / "saved" / name
+    baseline = ["--baseline", "full"]
+    assert main(["report", str(runs), "--output", str(first), "--save", str(saved), *baseline]) == 0
+    shutil.rmtree(runs)
+    assert main(["report", str(saved), "--output", str(second), *baseline]) == 0
+    written = sorted(path.name for path in first.iterdir())
+    assert len(written) == 4
+    for each in written:
+        assert (first / each).read_bytes() == (second / each).read_bytes()
+    again = tmp_path / "again" / name
+    assert main(["report", str(saved), "--save", str(again), "--no-pictures"]) == 0
+    assert again.read_bytes() == saved.read_bytes()
+    assert (saved.parent / "report.md").is_file()
+
+
+@pytest.mark.parametrize("data", [b"{}", b"[1", b"\xff", b'{"format": "x"}'])
+@pytest.mark.parametrize("name", ["runs.json", "runs.json.gz"])
+def test_a_file_that_report_did_not_save_is_named(tmp_path, capsys, name, data):
+    (tmp_path / name).write_bytes(data)
+    assert main(["report", str(tmp_path / name)]) == 1
+    assert f"{tmp_path / name} is no file of `report --save`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -200,4 +227,4 @@ def test_bad_arguments(runs, tmp_path, capsys):
     assert main(["report", str(tmp_path / "empty")]) == 1
     assert "holds no compute.json" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "lost")]) == 1
-    assert "is not a folder" in capsys.readouterr().err
+    assert "is no folder of results" in capsys.readouterr().err

@@ -1,10 +1,18 @@
 """The study's runner: trains, decodes, skips what is finished, goes on after a failure."""
 
+import csv
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
+import torch
 from conftest import REPO, run_command, write_dictionary, write_pretrained, write_split
+from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
+from fairseq_speedup.__main__ import main
 from fairseq_speedup.report.runs import read_runs
 
 ROWS = """
@@ -54,11 +62,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def study(folder, *overrides):
+def study_command(folder, name, *overrides) -> list[str]:
     command = [sys.executable, REPO / "examples/study/study.py", "--config-dir", folder / "config"]
-    command += ["--config-name", "small", f"out={folder}/out", f"data={folder}/data"]
-    command += [f"w2v_path={folder}/tiny.pt", f"rows={folder}/rows.yaml", *overrides]
-    return run_command(*command)
+    command += ["--config-name", name, f"data={folder}/data", f"w2v_path={folder}/tiny.pt"]
+    return list(map(str, [*command, *overrides]))
+
+
+def study(folder, *overrides):
+    given = [f"out={folder}/out", f"rows={folder}/rows.yaml", *overrides]
+    return run_command(*study_command(folder, "small", *given))
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +124,54 @@ def test_a_changed_grid_is_no_silent_reuse(folder, swept):
 def test_a_bad_grid_is_named(folder, overrides, message):
     with pytest.raises(AssertionError, match=message):
         study(folder, *overrides)
+
+
+def killed_when(happened, command):
+    """Starts a command and kills it, and all that it started, once ``happened()``."""
+    process = subprocess.Popen(command, start_new_session=True)
+    while not happened():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def table(folder) -> list[dict]:
+    """The report's, but for what is time."""
+    assert main(["report", str(folder), "--output", str(folder / "report"), "--no-pictures"]) == 0
+    with (folder / "report/report.csv").open() as file:
+        records = list(csv.DictReader(file))
+    times = ("real_time_factor", "training_seconds", "pareto")
+    return [{k: v for k, v in each.items() if k not in times} for each in records]
+
+
+def test_a_killed_study_ends_with_the_table_of_an_unbroken_one(folder, tmp_path):
+    (folder / "config/killed.yaml").write_text(
+        CONFIG.format(quickstart=REPO / "examples/quickstart").replace(
+            "max_update=4,",
+            "max_update=40, checkpoint.save_interval_updates=5, "
+            "checkpoint.keep_interval_updates=1,",
+        )
+    )
+    rows = tmp_path / "rows.yaml"
+    rows.write_text("full: {}\nmerge: {of: full, decode: {merge_20: {merge_ratio: 0.2}}}\n")
+    given = ["killed", "row=full,merge", f"rows={rows}"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_command(*study_command(folder, *given, f"out={whole}", "-m"))
+    command = study_command(folder, *given, f"out={broken}", "-m")
+    model = broken / "models/train/full/seed1"
+    decoded = broken / "results/train/full/seed1/test_greedy"
+
+    killed_when((model / "checkpoint_last.pt").is_file, command)
+    assert not (model / "done.json").is_file()
+    killed_when(decoded.is_dir, command)
+    assert "Loaded checkpoint" in (model / "hydra_train.log").read_text()
+    run_command(*command)
+    expected = table(whole / "results")
+    assert len(expected) == 2
+    assert table(broken / "results") == expected
+    weights = [
+        load_checkpoint_to_cpu(str(out / "models/train/full/seed1/checkpoint_last.pt"))["model"]
+        for out in (whole, broken)
+    ]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)

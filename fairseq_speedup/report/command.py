@@ -15,13 +15,19 @@ from pathlib import Path
 from fairseq_speedup.report import pictures
 from fairseq_speedup.report.pareto import COSTS, front
 from fairseq_speedup.report.runs import Row, RunsError, read_runs
+from fairseq_speedup.report.saved import load, save
 from fairseq_speedup.report.significance import RESAMPLES, difference
 from fairseq_speedup.report.tables import Line, markdown, write_csv
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("runs", help="folder that holds the results")
-    parser.add_argument("--output", help="folder to write into; default: RUNS/report")
+    parser.add_argument("runs", help="folder that holds the results, or a file of --save")
+    parser.add_argument(
+        "--output", help="folder to write into; default: RUNS/report, of a file its folder"
+    )
+    parser.add_argument(
+        "--save", metavar="FILE", help="write what all rows are made of into one .json or .json.gz"
+    )
     parser.add_argument(
         "--baseline", help="row that the others are compared with; default: the most MACs"
     )
@@ -32,13 +38,17 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    rows = read_runs(args.runs)
+    is_file = os.path.isfile(args.runs)
+    rows = load(args.runs) if is_file else read_runs(args.runs)
+    if args.save:
+        save(rows, args.save)
     if args.rows:
         rows = chosen(rows, args.rows)
     if args.baseline and args.baseline not in {row.name for row in rows}:
         names = ", ".join(dict.fromkeys(row.name for row in rows))
         raise RunsError(f"--baseline {args.baseline} is no row; rows: {names}")
-    output = Path(args.output or os.path.join(args.runs, "report"))
+    beside = os.path.dirname(args.runs) if is_file else os.path.join(args.runs, "report")
+    output = Path(args.output or beside)
     output.mkdir(parents=True, exist_ok=True)
     text, all_lines = [], []
     for test_set, group in groupby(rows, key=lambda row: row.test_set):

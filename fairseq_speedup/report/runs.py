@@ -156,7 +156,7 @@ def read_runs(folder: str) -> list[Row]:
         RunsError: naming the folder and what is wrong
     """
     if not os.path.isdir(folder):
-        raise RunsError(f"{folder} is not a folder")
+        raise RunsError(f"{folder} is no folder of results, nor a file of --save")
     reports = sorted(Path(folder).rglob("compute*.json"))
     if not reports:
         raise RunsError(
