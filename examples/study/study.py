@@ -6,7 +6,7 @@
 STUDY is a Hydra config that says where data and checkpoint are (see open_corpus.yaml beside this
 file), its `rows` a file such as rows.yaml. What is finished is skipped; a run that fails leaves
 failed.txt in its folder and the others go on. Several GPUs and Slurm are Hydra's launchers
-(`hydra/launcher=joblib`, `submitit_slurm`).
+(`hydra/launcher=joblib hydra.launcher.n_jobs=2`, `submitit_slurm`).
 """
 
 import json
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
+from filelock import FileLock
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,7 +25,7 @@ import fairseq_speedup
 
 REPO = Path(__file__).resolve().parents[2]
 USER_DIR = Path(fairseq_speedup.__file__).parent
-DONE, FAILED, LOG = "done.json", "failed.txt", "log.txt"
+DONE, FAILED, LOG, LOCK = "done.json", "failed.txt", "log.txt", ".lock"
 CHECKPOINT = "checkpoint_last.pt"
 KEYS = {"train", "decode", "of", "from", "student", "labels", "decoders"}
 TAIL = 15  # lines of a log in an error
@@ -131,7 +132,13 @@ class Study:
         return folder / CHECKPOINT
 
     def _hydra_train(self, folder: Path, config, overrides: list[str]) -> None:
-        """fairseq-hydra-train, unless that is done; goes on where it was interrupted."""
+        """fairseq-hydra-train, unless that is done; goes on where it was interrupted. Runs side by
+        side that start from one model wait for the one that trains it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK):
+            self._hydra_train_alone(folder, config, overrides)
+
+    def _hydra_train_alone(self, folder: Path, config, overrides: list[str]) -> None:
         done = folder / DONE
         if done.is_file():
             if json.loads(done.read_text()) != overrides:
@@ -140,7 +147,6 @@ class Study:
                     "move it away to train it again"
                 )
             return
-        folder.mkdir(parents=True, exist_ok=True)
         places = [f"checkpoint.save_dir='{folder}'", f"hydra.run.dir='{folder}'"]
         command = ["fairseq-hydra-train", "--config-dir", str(Path(config.config_dir).resolve())]
         command += ["--config-name", config.config_name, *places, *overrides]
