@@ -46,5 +46,5 @@ for run in $(seq "$RUNS"); do
 done
 
 say "report"
-python "$HERE/report.py" "$OUT/results" --rows "$HERE/language_model.tsv" --decoders
+report language_model
 say "done"

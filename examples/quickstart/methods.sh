@@ -93,5 +93,5 @@ for run in $(seq "$RUNS"); do
 done
 
 say "report"
-python "$HERE/report.py" "$OUT/results" --rows "$HERE/methods.tsv"
+report methods
 say "done"

@@ -32,5 +32,5 @@ for run in $(seq "$RUNS"); do
 done
 
 say "5/5 report"
-python "$HERE/report.py" "$OUT/results"
+report quickstart
 say "done"

@@ -19,6 +19,7 @@ from fairseq_speedup.decoding.results import generate_path, read_generated
 SEED = re.compile(r"seed[=_-]?(\d+)")
 REPEAT = re.compile(r"run[=_-]?\d+")  # the same decoding again, for its time
 TRAINING_LOG = "hydra_train.log"
+TIMES = ("real_time_factor", "encoder_seconds", "decoder_seconds")  # of compute.json
 TRAINED = re.compile(r"done training in ([\d.]+) seconds")
 
 
@@ -83,7 +84,7 @@ class Row:
     """The decodings of one model's seeds on one test set.
 
     errors: (seeds, U); words: (U,)
-    real_time_factors: of each seed, the median of its repeats
+    computes: compute.json of each seed, its times the medians of the seed's repeats
     """
 
     name: str
@@ -91,7 +92,6 @@ class Row:
     seeds: list[int | None]
     errors: np.ndarray
     words: np.ndarray
-    real_time_factors: list[float]
     computes: list[dict] = field(repr=False)
     trainings: list[Training] = field(repr=False)
 
@@ -112,17 +112,35 @@ class Row:
     @property
     def gmacs_per_second(self) -> float | None:
         """1e9 multiply-accumulates per second of audio."""
-        found = [each["macs_per_second"] for each in self.computes]
-        return mean(found) / 1e9 if all(found) else None
+        found = self._mean("macs_per_second")
+        return found and found / 1e9
 
     @property
     def real_time_factor(self) -> float:
-        return mean(self.real_time_factors)
+        return self._mean("real_time_factor")
+
+    @property
+    def encoder_seconds(self) -> float | None:
+        return self._mean("encoder_seconds")
+
+    @property
+    def decoder_seconds(self) -> float | None:
+        return self._mean("decoder_seconds")
+
+    @property
+    def percent_searched(self) -> float | None:
+        """Of frames, by a beam search that skips blanks."""
+        found = self._mean("share_of_frames_searched")
+        return None if found is None else 100 * found
 
     @property
     def mean_layers(self) -> float | None:
-        found = [each["mean_layers_run"] for each in self.computes if "mean_layers_run" in each]
-        return mean(found) if found else None
+        return self._mean("mean_layers_run")
+
+    def _mean(self, key: str) -> float | None:
+        """Over seeds, None where one of them has no such number."""
+        found = [each.get(key) for each in self.computes]
+        return None if None in found else mean(found)
 
     @property
     def hours(self) -> float | None:
@@ -282,13 +300,15 @@ def _row(name: str, test_set: TestSet, decodings: list[Decoding]) -> Row:
         list(by_seed),
         np.stack([each.errors for each in firsts]),
         firsts[0].words,
-        [
-            median(each.compute["real_time_factor"] for each in repeats)
-            for repeats in by_seed.values()
-        ],
-        [each.compute for each in firsts],
+        [_typical([each.compute for each in repeats]) for repeats in by_seed.values()],
         [each.training for each in firsts],
     )
+
+
+def _typical(repeats: list[dict]) -> dict:
+    """The first of several repeats, with the medians of their times."""
+    times = {key: [each[key] for each in repeats] for key in TIMES if key in repeats[0]}
+    return {**repeats[0], **{key: median(found) for key, found in times.items()}}
 
 
 def _natural(name: str) -> list:

@@ -23,6 +23,7 @@ KEPT = (
     "real_time_factor",
     "mean_layers_run",
     "layers_run_histogram",
+    "share_of_frames_searched",
     "hardware",
     "versions",
 )
@@ -44,7 +45,6 @@ def _record(row: Row) -> dict:
         "seeds": row.seeds,
         "errors": row.errors.tolist(),
         "words": row.words.tolist(),
-        "real_time_factors": row.real_time_factors,
         "computes": [{key: each[key] for key in KEPT if key in each} for each in row.computes],
         "trainings": [asdict(each) for each in row.trainings],
     }
@@ -73,7 +73,6 @@ def _row(record: dict) -> Row:
         record["seeds"],
         np.array(record["errors"]),
         np.array(record["words"]),
-        record["real_time_factors"],
         record["computes"],
         [Training(**each) for each in record["trainings"]],
     )

@@ -23,17 +23,27 @@ class Line:
 
 
 COLUMNS = ["model", "seeds", "WER %", "difference", "p", "GMACs/s", "ratio", "RTF", "ratio"]
+# columns that a table has where one of its rows has a value: the value, and its decimals
 OPTIONAL = {
-    "layers": lambda row: row.mean_layers,
-    "training min": lambda row: row.training_seconds and row.training_seconds / 60,
-    "labelled h": lambda row: row.hours,
+    "layers": (lambda row: row.mean_layers, 2),
+    "encoder s": (lambda row: _if_searched(row, row.encoder_seconds), 2),
+    "decoder s": (lambda row: _if_searched(row, row.decoder_seconds), 2),
+    "searched %": (lambda row: row.percent_searched, 1),
+    "training min": (lambda row: row.training_seconds and row.training_seconds / 60, 1),
+    "labelled h": (lambda row: row.hours, 2),
 }
-OPTIONAL_DIGITS = {"layers": 2, "training min": 1, "labelled h": 2}
+
+
+def _if_searched(row: Row, seconds: float | None) -> float | None:
+    """Greedy decoding takes no time to speak of."""
+    return None if row.test_set.decoder == "greedy" else seconds
 
 
 def markdown(lines: list[Line]) -> str:
     """The lines of one test set."""
-    optional = [name for name, value in OPTIONAL.items() if any(value(each.row) for each in lines)]
+    optional = [
+        name for name, (value, _) in OPTIONAL.items() if any(value(each.row) for each in lines)
+    ]
     head = [*COLUMNS, *optional, "Pareto"]
     rule = ["---", *["---:"] * (len(head) - 2), "---"]
     return "\n".join(
@@ -62,8 +72,9 @@ def _cells(line: Line, optional: list[str]) -> list[str]:
         f"{row.real_time_factor / baseline.real_time_factor:.2f}",
     ]
     for name in optional:
-        value = OPTIONAL[name](row)
-        cells.append("" if value is None else f"{value:.{OPTIONAL_DIGITS[name]}f}")
+        value_of, decimals = OPTIONAL[name]
+        value = value_of(row)
+        cells.append("" if value is None else f"{value:.{decimals}f}")
     return [*cells, ", ".join(line.pareto)]
 
 
@@ -93,6 +104,9 @@ def _record(line: Line) -> dict:
         "p": found and found.p,
         "gmacs_per_second": row.gmacs_per_second,
         "real_time_factor": row.real_time_factor,
+        "encoder_seconds": row.encoder_seconds,
+        "decoder_seconds": row.decoder_seconds,
+        "percent_searched": row.percent_searched,
         "mean_layers_run": row.mean_layers,
         "training_seconds": row.training_seconds,
         "labelled_hours": row.hours,
