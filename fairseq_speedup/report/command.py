@@ -110,17 +110,16 @@ def compared(rows: list[Row], baseline: str | None) -> list[Line]:
 def _explained(lines: list[Line]) -> str:
     row, base = lines[0].row, lines[0].baseline
     hardware = row.computes[0]["hardware"]
-    one_seed = (
-        ""
-        if any(len(line.row.seeds) > 1 for line in lines)
-        else ("Each row is of one seed: what another would change is not in the interval. ")
-    )
-    return (
+    text = [
         f"{len(row.words)} utterances, {row.words.sum()} words. WER: mean and standard deviation "
         f"over seeds. Difference: from {base.name}, points, with its 95 % interval by {RESAMPLES} "
-        f"resamples of utterances (and seeds, where there are several). {one_seed}Pareto: no other row has a "
-        "better WER for as little. Real-time factors: " + _hardware(hardware) + "."
-    )
+        "resamples of utterances (and seeds, where there are several).",
+        "Pareto: no other row has a better WER for as little.",
+        f"Real-time factors: {_hardware(hardware)}.",
+    ]
+    if all(len(line.row.seeds) == 1 for line in lines):
+        text.insert(1, "Each row is of one seed: what another would change is not in the interval.")
+    return " ".join(text)
 
 
 def _hardware(found) -> str:
