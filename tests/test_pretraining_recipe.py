@@ -1,0 +1,96 @@
+"""The open corpus's HuBERT: clusters of MFCC and of a layer, stock fairseq's pretraining."""
+
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import REPO, batch_of, build_model, fairseq_command, run_command, write_pretrained
+
+EXAMPLE = REPO / "examples/open_corpus"
+SAMPLE_RATE = 16000
+TONES = (300, 900, 2500)  # Hz
+SECONDS = 0.4  # of each tone
+SMALL = [
+    "model.encoder_layers=2",
+    "model.encoder_embed_dim=16",
+    "model.encoder_ffn_embed_dim=32",
+    "model.encoder_attention_heads=2",
+    "model.conv_feature_layers='[(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8, 2, 2)] * 2'",
+    "model.final_dim=8",
+    "model.conv_pos_groups=2",
+]
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    """Utterances of three tones, each in an order of its own."""
+    folder = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    time = np.arange(int(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
+    rows, orders = [], []
+    for number in range(6):
+        order = rng.permutation(6) % len(TONES)
+        wave = np.concatenate([0.1 * np.sin(2 * np.pi * TONES[tone] * time) for tone in order])
+        wave += 0.001 * rng.standard_normal(len(wave))
+        soundfile.write(folder / f"{number}.wav", wave, SAMPLE_RATE)
+        rows.append(f"{number}.wav\t{len(wave)}\n")
+        orders.append(order)
+    (folder / "train.tsv").write_text(f"{folder}\n{''.join(rows)}")
+    return folder, orders
+
+
+def clusters(folder, output, *options, check=True):
+    command = [sys.executable, EXAMPLE / "clusters.py", folder, output, "--clusters", 3, *options]
+    return run_command(*command, check=check)
+
+
+def read_labels(output) -> list[list[int]]:
+    lines = (output / "train.km").read_text().splitlines()
+    return [[int(label) for label in line.split()] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def labelled(tones, tmp_path_factory):
+    output = tmp_path_factory.mktemp("clusters")
+    clusters(tones[0], output)
+    return output
+
+
+def test_sounds_that_differ_get_clusters_of_their_own(tones, labelled):
+    _, orders = tones
+    assert (labelled / "dict.km.txt").read_text() == "0 1\n1 1\n2 1\n"
+    of_tone = {tone: [] for tone in range(len(TONES))}
+    for labels, order in zip(read_labels(labelled), orders, strict=True):
+        assert len(labels) == (int(6 * SECONDS * SAMPLE_RATE) - 400) // 160 + 1
+        for position, tone in enumerate(order):
+            start = round(100 * SECONDS * position)
+            of_tone[tone] += labels[start + 8 : start + 32]  # away from the edges
+    found = [max(set(labels), key=labels.count) for labels in of_tone.values()]
+    assert sorted(found) == [0, 1, 2]
+    for cluster, labels in zip(found, of_tone.values(), strict=True):
+        assert labels.count(cluster) > 0.9 * len(labels)
+
+
+def test_a_layers_outputs_are_clustered_too(tones, tmp_path):
+    path = write_pretrained(tmp_path / "tiny.pt", normalize=True)
+    clusters(tones[0], tmp_path / "km", "--checkpoint", path, "--layer", 2)
+    frames = {len(labels) for labels in read_labels(tmp_path / "km")}
+    assert frames == {build_model(path).w2v_encoder.frame_lengths(int(6 * SECONDS * SAMPLE_RATE))}
+    done = clusters(tones[0], tmp_path / "no", "--checkpoint", path, "--layer", 3, check=False)
+    assert done.returncode == 1
+    assert "has layers 1 to 2" in done.stderr
+    done = clusters(tones[0], tmp_path / "no", "--layer", 3, check=False)
+    assert "--checkpoint and --layer go together" in done.stderr
+
+
+def test_what_it_pretrains_is_fine_tuned(tones, labelled, tmp_path):
+    places = [f"task.data={tones[0]}", f"task.label_dir={labelled}"]
+    places += [f"checkpoint.save_dir={tmp_path}", f"hydra.run.dir={tmp_path}"]
+    run_command(
+        *(fairseq_command("fairseq-hydra-train"), "--config-dir", EXAMPLE),
+        *("--config-name", "pretraining", "optimization.max_update=3", *places, *SMALL),
+        *("dataset.num_workers=0", "dataset.max_tokens=80000"),
+    )
+    model = build_model(tmp_path / "checkpoint_last.pt", downsample="conv", downsample_factor=2)
+    assert model.get_logits(model(**batch_of([16000, 12000]))).isfinite().all()
