@@ -96,7 +96,7 @@ def test_a_row_from_corpus_to_report(root, data, tmp_path):
     run_command(
         *(sys.executable, REPO / "examples/study/study.py"),
         *("--config-dir", REPO / "examples/librispeech", "--config-name", "librispeech"),
-        *("row=conv2", "tests=[test_clean]", f"out={tmp_path}/study", f"data={data}"),
+        *("row=conv2", "~tests.test_other", f"out={tmp_path}/study", f"data={data}"),
         *(f"w2v_path={w2v_path}", f"kenlm_model={tmp_path}/4-gram.arpa"),
         f"finetuning.overrides=[{quoted}]",
         "generate=[--cpu,--batch-size,'4']",

@@ -13,7 +13,7 @@ from conftest import REPO, run_command, write_dictionary, write_pretrained, writ
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.report.runs import read_runs
+from fairseq_speedup.report.runs import TIMES, read_runs
 
 ROWS = """
 full: {train: [optimization.max_update=4]}
@@ -32,7 +32,7 @@ row: full
 seed: 1
 labels: ltr
 train_subset: train
-tests: [test]
+tests: {{test: [greedy]}}
 finetuning:
   config_dir: {quickstart}
   config_name: finetuning
@@ -119,6 +119,7 @@ def test_a_changed_grid_is_no_silent_reuse(folder, swept):
     [
         (["row=lost"], "row=lost is not in"),
         (["row=full", "rows=/lost.yaml"], "rows=/lost.yaml is not a file"),
+        (["tests={test: [beem]}"], "unknown decoder beem; the study's decoders: greedy"),
     ],
 )
 def test_a_bad_grid_is_named(folder, overrides, message):
@@ -141,7 +142,7 @@ def table(folder) -> list[dict]:
     assert main(["report", str(folder), "--output", str(folder / "report"), "--no-pictures"]) == 0
     with (folder / "report/report.csv").open() as file:
         records = list(csv.DictReader(file))
-    times = ("real_time_factor", "training_seconds", "pareto")
+    times = (*TIMES, "training_seconds", "pareto")
     return [{k: v for k, v in each.items() if k not in times} for each in records]
 
 

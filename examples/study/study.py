@@ -59,6 +59,13 @@ class Study:
                     f"{path}, row {name}: unknown {', '.join(sorted(unknown))}; valid: "
                     f"{', '.join(sorted(KEYS))}"
                 )
+        asked = [each for decoders in cfg.tests.values() for each in decoders]
+        asked += [each for row in rows.values() for each in row.get("decoders", [])]
+        for decoder in asked:
+            if decoder not in cfg.decoders:
+                raise StudyError(
+                    f"unknown decoder {decoder}; the study's decoders: {', '.join(cfg.decoders)}"
+                )
         return cls(cfg, rows)
 
     def row(self, name: str) -> dict:
@@ -156,12 +163,15 @@ class Study:
     # -- decoding --------------------------------------------------------------------------------
 
     def decode(self, name: str) -> None:
-        """Decodes each variant of a row, each test set, with each decoder."""
+        """Decodes each variant of a row, each test set, with each decoder that is both the test
+        set's and the row's."""
         row = self.row(name)
+        allowed = row.get("decoders", list(self.cfg.decoders))
         for variant, overrides in row.get("decode", {name: {}}).items():
-            for test in self.cfg.tests:
-                for decoder in row.get("decoders", self.cfg.decoders):
-                    self._generate(name, variant, overrides, test, decoder)
+            for test, decoders in self.cfg.tests.items():
+                for decoder in decoders:
+                    if decoder in allowed:
+                        self._generate(name, variant, overrides, test, decoder)
 
     def _generate(self, name: str, variant: str, overrides: dict, test: str, decoder: str) -> None:
         folder = self.results(variant, test, decoder)
