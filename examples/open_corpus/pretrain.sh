@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Makes the corpus where it is not there, and pretrains a HuBERT on it with stock fairseq.
+# Makes the corpus where it is not there, and pretrains a HuBERT on it with stock fairseq, in two
+# iterations: clusters of MFCC, then of what the first model's layer 4 makes of them.
 #
 #   bash examples/open_corpus/pretrain.sh [OUTPUT_FOLDER] [overrides of pretraining.yaml]
 #
-# About an hour and a quarter on two cores; run again after a break, it goes on. The checkpoint is
-# OUTPUT_FOLDER/pretraining/checkpoint_last.pt.
+# About two hours on two cores; run again after a break, it goes on. The checkpoint is
+# OUTPUT_FOLDER/iteration2/checkpoint_last.pt.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 OUT="$HERE/out"
@@ -16,19 +17,31 @@ fi
 [ -s "$OUT/corpus/lm.txt" ] || bash "$HERE/make.sh" "$OUT/corpus"
 source "$HERE/../environment.sh"
 
-if [ ! -s "$OUT/clusters/dict.km.txt" ]; then
-    echo "== clusters"
-    python -W ignore "$HERE/clusters.py" "$OUT/corpus" "$OUT/clusters"
-fi
-if [ ! -f "$OUT/pretraining/done" ]; then
-    echo "== pretraining: $OUT/pretraining/hydra_train.log"
+clusters() { # FOLDER OPTIONS...
+    [ -s "$OUT/$1/dict.km.txt" ] ||
+        python -W ignore "$HERE/clusters.py" "$OUT/corpus" "$OUT/$1" "${@:2}"
+}
+
+pretrain() { # FOLDER CLUSTERS OVERRIDES...
+    local folder="$OUT/$1" labels="$OUT/$2"
+    shift 2
+    [ -f "$folder/done" ] && return 0
+    echo "== pretraining: $folder/hydra_train.log"
+    mkdir -p "$folder"
     fairseq-hydra-train --config-dir "$HERE" --config-name pretraining "task.data='$OUT/corpus'" \
-        "task.label_dir='$OUT/clusters'" "checkpoint.save_dir='$OUT/pretraining'" \
-        "hydra.run.dir='$OUT/pretraining'" "$@" >"$OUT/pretraining.log" 2>&1 || {
-        tail -n 20 "$OUT/pretraining.log" >&2
-        echo "pretraining failed: see $OUT/pretraining.log" >&2
+        "task.label_dir='$labels'" "checkpoint.save_dir='$folder'" "hydra.run.dir='$folder'" "$@" \
+        >"$folder/log.txt" 2>&1 || {
+        tail -n 20 "$folder/log.txt" >&2
+        echo "pretraining failed: see $folder/log.txt" >&2
         exit 1
     }
-    touch "$OUT/pretraining/done"
-fi
-echo "$OUT/pretraining/checkpoint_last.pt"
+    touch "$folder/done"
+}
+
+clusters clusters1
+pretrain iteration1 clusters1 "$@"
+FIRST="$OUT/iteration1/checkpoint_last.pt"
+clusters clusters2 --checkpoint "$FIRST" --layer 4
+pretrain iteration2 clusters2 task.label_rate=50 "+checkpoint.finetune_from_model='$FIRST'" \
+    optimization.max_update=2200 lr_scheduler.warmup_updates=100 "optimization.lr=[0.001]" "$@"
+echo "$OUT/iteration2/checkpoint_last.pt"

@@ -31,7 +31,7 @@ echo "== subword labels, language model, lexicon"
 echo "== grid"
 cd "$HERE"
 OMP_NUM_THREADS=1 python study.py --config-dir . --config-name open_corpus "out='$OUT'" \
-    "data='$DATA'" "w2v_path='$OUT/pretraining/checkpoint_last.pt'" \
+    "data='$DATA'" "w2v_path='$OUT/iteration2/checkpoint_last.pt'" \
     hydra/launcher=joblib "hydra.launcher.n_jobs=$JOBS" "$@" -m
 
 echo "== report"
