@@ -211,6 +211,20 @@ def test_labelled_subsets_are_the_beginnings_of_train(corpus):
     assert corpus.labelled_subsets(records[:30]) == {"train_10m": records[:10]}
 
 
+def test_test_sets_are_of_known_synthesisers_and_of_others(corpus):
+    records = {
+        "train": [{"engine": "espeak"}, {"engine": "pico"}],
+        "test": [{"engine": "espeak"}, {"engine": "piper"}, {"engine": "espeak"}],
+        "test_noisy": [{"engine": "piper"}],
+    }
+    assert corpus.by_synthesiser(records) == {
+        "train": records["train"],
+        "test": [{"engine": "espeak"}] * 2,
+        "test_other": [{"engine": "piper"}],
+        "test_other_noisy": [{"engine": "piper"}],
+    }
+
+
 def test_recorded_prompts_are_those_that_letters_can_label(corpus, tmp_path):
     import gzip
 

@@ -9,6 +9,7 @@ train, valid    clean, reverberant and noisy
 train_10m, train_1h   the first minutes of train, for labels
 test            clean
 test_noisy      the same sentences and voices, all in rooms and noise
+test_other, test_other_noisy   the same of a synthesiser that is not in train
 lm.txt          every sentence of the books of train
 """
 
@@ -273,9 +274,21 @@ def labelled_subsets(records: list[dict]) -> dict[str, list[dict]]:
     }
 
 
+def by_synthesiser(records: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """The splits, those of the test in two: synthesisers that train has too, and others."""
+    known = SPEAKERS["train"]
+    splits = {}
+    for split, utterances in records.items():
+        name, noisy, _ = split.partition("_noisy")
+        for each in utterances:
+            heard = each["engine"] in known
+            splits.setdefault(split if heard else f"{name}_other{noisy}", []).append(each)
+    return splits
+
+
 def write_splits(part: Path, root: Path, records: dict[str, list[dict]]) -> None:
     """Manifests, labels, dictionary and the list of all that is known of each utterance."""
-    splits = records | labelled_subsets(records["train"])
+    splits = by_synthesiser(records) | labelled_subsets(records["train"])
     for split, utterances in splits.items():
         rows = [
             (each["path"], each["num_samples"], books.words(each["sentence"]))
