@@ -5,7 +5,15 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from conftest import REPO, batch_of, build_model, fairseq_command, run_command, write_pretrained
+from conftest import (
+    REPO,
+    USER_DIR,
+    batch_of,
+    build_model,
+    fairseq_command,
+    run_command,
+    write_pretrained,
+)
 
 EXAMPLE = REPO / "examples/open_corpus"
 SAMPLE_RATE = 16000
@@ -84,13 +92,13 @@ def test_a_layers_outputs_are_clustered_too(tones, tmp_path):
     assert "--checkpoint and --layer go together" in done.stderr
 
 
-def test_what_it_pretrains_is_fine_tuned(tones, labelled, tmp_path):
-    places = [f"task.data={tones[0]}", f"task.label_dir={labelled}"]
-    places += [f"checkpoint.save_dir={tmp_path}", f"hydra.run.dir={tmp_path}"]
-    run_command(
-        *(fairseq_command("fairseq-hydra-train"), "--config-dir", EXAMPLE),
-        *("--config-name", "pretraining", "optimization.max_update=3", *places, *SMALL),
-        *("dataset.num_workers=0", "dataset.max_tokens=80000"),
-    )
+def test_what_it_pretrains_goes_on_after_a_break_and_is_fine_tuned(tones, labelled, tmp_path):
+    command = [fairseq_command("fairseq-hydra-train"), "--config-dir", EXAMPLE, "--config-name"]
+    command += ["pretraining", f"common.user_dir={USER_DIR}", f"task.data={tones[0]}"]
+    command += [f"task.label_dir={labelled}", f"checkpoint.save_dir={tmp_path}", *SMALL]
+    command += [f"hydra.run.dir={tmp_path}", "dataset.num_workers=0", "dataset.max_tokens=80000"]
+    run_command(*command, "optimization.max_update=3")
+    again = run_command(*command, "optimization.max_update=5")
+    assert "Loaded checkpoint" in again.stdout + again.stderr
     model = build_model(tmp_path / "checkpoint_last.pt", downsample="conv", downsample_factor=2)
     assert model(**batch_of([16000, 12000]))["encoder_out"].isfinite().all()

@@ -28,7 +28,8 @@ pretrain() { # FOLDER CLUSTERS OVERRIDES...
     [ -f "$folder/done" ] && return 0
     echo "== pretraining: $folder/hydra_train.log"
     mkdir -p "$folder"
-    fairseq-hydra-train --config-dir "$HERE" --config-name pretraining "task.data='$OUT/corpus'" \
+    fairseq-hydra-train --config-dir "$HERE" --config-name pretraining \
+        "common.user_dir='$REPO/fairseq_speedup'" "task.data='$OUT/corpus'" \
         "task.label_dir='$labels'" "checkpoint.save_dir='$folder'" "hydra.run.dir='$folder'" "$@" \
         >"$folder/log.txt" 2>&1 || {
         tail -n 20 "$folder/log.txt" >&2
