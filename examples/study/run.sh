@@ -9,7 +9,7 @@
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 OUT="$HERE/out"
-if [ $# -gt 0 ]; then
+if [ $# -gt 0 ] && [ "${1#*=}" = "$1" ]; then # no override
     mkdir -p "$1"
     OUT="$(cd "$1" && pwd)"
     shift
