@@ -28,12 +28,21 @@ echo "== subword labels, language model, lexicon"
 [ -s "$DATA/lexicon.txt" ] || python -m fairseq_speedup lexicon "$DATA" --words "$DATA/words.arpa" \
     --labels ltr --output "$DATA/lexicon.txt"
 
+grid() {
+    OMP_NUM_THREADS=1 python study.py --config-dir . --config-name open_corpus "out='$OUT'" \
+        "data='$DATA'" "w2v_path='$OUT/iteration2/checkpoint_last.pt'" \
+        hydra/launcher=joblib "hydra.launcher.n_jobs=$JOBS" "$@" -m
+}
+
 echo "== grid"
 cd "$HERE"
-OMP_NUM_THREADS=1 python study.py --config-dir . --config-name open_corpus "out='$OUT'" \
-    "data='$DATA'" "w2v_path='$OUT/iteration2/checkpoint_last.pt'" \
-    hydra/launcher=joblib "hydra.launcher.n_jobs=$JOBS" "$@" -m
+grid "$@"
+case " $*" in
+*" row="* | *" train_subset="*) ;;
+*) grid train_subset=train "row=full,conv2,conv3,layers4,pool2" "$@" ;; # all labels
+esac
 
 echo "== report"
-python -m fairseq_speedup report "$OUT/results" --save "$OUT/results.json.gz" \
-    --baseline train_1h/full
+BASELINE=()
+[ ! -d "$OUT/results/train_1h/full" ] || BASELINE=(--baseline train_1h/full)
+python -m fairseq_speedup report "$OUT/results" --save "$OUT/results.json.gz" "${BASELINE[@]}"
