@@ -189,6 +189,45 @@ def test_what_is_saved_gives_the_same_report(runs, tmp_path, name):
     assert (saved.parent / "report.md").is_file()
 
 
+def test_seeds_of_several_sources_are_one_row(runs, tmp_path):
+    whole = tmp_path / "whole"
+    baseline = ["--baseline", "full", "--no-pictures"]
+    assert main(["report", str(runs), "--output", str(whole), *baseline]) == 0
+    for row in ("full", "conv2"):
+        for seed in (2, 3):
+            (tmp_path / f"later/{row}").mkdir(parents=True, exist_ok=True)
+            (runs / f"{row}/seed{seed}").rename(tmp_path / f"later/{row}/seed{seed}")
+    saved = tmp_path / "first.json.gz"
+    assert main(["report", str(runs), "--save", str(saved), "--no-pictures"]) == 0
+    parts = [str(saved), str(tmp_path / "later")]
+    assert main(["report", *parts, "--output", str(tmp_path / "parts"), *baseline]) == 0
+    for name in ("report.md", "report.csv"):
+        assert (tmp_path / "parts" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_seed_in_two_sources_is_an_error(runs, tmp_path, capsys):
+    write_results(tmp_path / "other/full/seed2/test", 0.1)
+    assert main(["report", str(runs), str(tmp_path / "other")]) == 1
+    error = capsys.readouterr().err
+    assert f"full, test: seed 2 is in {runs} and in {tmp_path / 'other'}" in error
+
+
+def test_times_can_come_from_another_run(runs, tmp_path, capsys):
+    for run, rtf in [(1, 0.5), (2, 0.7), (3, 0.6)]:
+        write_results(
+            tmp_path / f"times/full/seed1/run{run}", 0.1, rtf=rtf, hardware={"device": "quiet"}
+        )
+    arguments = ["report", str(runs), "--baseline", "full", "--no-pictures", "--times"]
+    assert main([*arguments, str(tmp_path / "times")]) == 0
+    with (runs / "report/report.csv").open() as file:
+        times = {each["model"]: each["real_time_factor"] for each in csv.DictReader(file)}
+    assert times == {"full": "0.6", "conv2": "", "conv10": ""}
+    assert "device quiet" in (runs / "report/report.md").read_text()
+    write_results(tmp_path / "none/lost/seed1", 0.1)
+    assert main([*arguments, str(tmp_path / "none")]) == 1
+    assert "has none of the rows: conv2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("data", [b"{}", b"[1", b"\xff", b'{"format": "x"}'])
 @pytest.mark.parametrize("name", ["runs.json", "runs.json.gz"])
 def test_a_file_that_report_did_not_save_is_named(tmp_path, capsys, name, data):

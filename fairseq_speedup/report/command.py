@@ -3,27 +3,34 @@
     python -m fairseq_speedup report RUNS --baseline full
 
 RUNS holds the --results-path of each run somewhere in it. A folder RUNS/conv2/seed1/test is of the
-row conv2: the path up to the part that names the seed. Rows are compared by a paired bootstrap over
-utterances and seeds. Writes report.md, report.csv and pictures into --output.
+row conv2: the path up to the part that names the seed. Rows of one name in several RUNS are one
+row, with the seeds of each. Rows are compared by a paired bootstrap over utterances and seeds.
+Writes report.md, report.csv and pictures into --output.
 """
 
-import os
 import re
 from itertools import groupby
 from pathlib import Path
 
 from fairseq_speedup.report import pictures
 from fairseq_speedup.report.pareto import COSTS, front
-from fairseq_speedup.report.runs import Row, RunsError, read_runs
-from fairseq_speedup.report.saved import load, save
+from fairseq_speedup.report.runs import Row, RunsError
+from fairseq_speedup.report.saved import save
 from fairseq_speedup.report.significance import RESAMPLES, difference
+from fairseq_speedup.report.sources import read_all, timed
 from fairseq_speedup.report.tables import Line, markdown, write_csv
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("runs", help="folder that holds the results, or a file of --save")
+    parser.add_argument("runs", nargs="+", help="folders that hold the results, or files of --save")
     parser.add_argument(
-        "--output", help="folder to write into; default: RUNS/report, of a file its folder"
+        "--output",
+        help="folder to write into; default: report in the first of RUNS, of a file its folder",
+    )
+    parser.add_argument(
+        "--times",
+        metavar="RUNS",
+        help="take times from other decodings of the same rows, made in turn on a quiet machine",
     )
     parser.add_argument(
         "--save", metavar="FILE", help="write what all rows are made of into one .json or .json.gz"
@@ -38,8 +45,9 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    is_file = os.path.isfile(args.runs)
-    rows = load(args.runs) if is_file else read_runs(args.runs)
+    rows = read_all(args.runs)
+    if args.times:
+        rows = timed(rows, args.times)
     if args.save:
         save(rows, args.save)
     if args.rows:
@@ -47,8 +55,8 @@ def run(args) -> None:
     if args.baseline and args.baseline not in {row.name for row in rows}:
         names = ", ".join(dict.fromkeys(row.name for row in rows))
         raise RunsError(f"--baseline {args.baseline} is no row; rows: {names}")
-    beside = os.path.dirname(args.runs) if is_file else os.path.join(args.runs, "report")
-    output = Path(args.output or beside)
+    first = Path(args.runs[0])
+    output = Path(args.output or (first.parent if first.is_file() else first / "report"))
     output.mkdir(parents=True, exist_ok=True)
     text, all_lines = [], []
     for test_set, group in groupby(rows, key=lambda row: row.test_set):
@@ -109,14 +117,14 @@ def compared(rows: list[Row], baseline: str | None) -> list[Line]:
 
 def _explained(lines: list[Line]) -> str:
     row, base = lines[0].row, lines[0].baseline
-    hardware = row.computes[0]["hardware"]
     text = [
         f"{len(row.words)} utterances, {row.words.sum()} words. WER: mean and standard deviation "
         f"over seeds. Difference: from {base.name}, points, with its 95 % interval by {RESAMPLES} "
         "resamples of utterances (and seeds, where there are several).",
         "Pareto: no other row has a better WER for as little.",
-        f"Real-time factors: {_hardware(hardware)}.",
     ]
+    if base.real_time_factor is not None:
+        text.append(f"Real-time factors: {_hardware(base.computes[0]['hardware'])}.")
     if all(len(line.row.seeds) == 1 for line in lines):
         text.insert(1, "Each row is of one seed: what another would change is not in the interval.")
     return " ".join(text)

@@ -112,32 +112,32 @@ class Row:
     @property
     def gmacs_per_second(self) -> float | None:
         """1e9 multiply-accumulates per second of audio."""
-        found = self._mean("macs_per_second")
+        found = self.mean_of("macs_per_second")
         return found and found / 1e9
 
     @property
-    def real_time_factor(self) -> float:
-        return self._mean("real_time_factor")
+    def real_time_factor(self) -> float | None:
+        return self.mean_of("real_time_factor")
 
     @property
     def encoder_seconds(self) -> float | None:
-        return self._mean("encoder_seconds")
+        return self.mean_of("encoder_seconds")
 
     @property
     def decoder_seconds(self) -> float | None:
-        return self._mean("decoder_seconds")
+        return self.mean_of("decoder_seconds")
 
     @property
     def percent_searched(self) -> float | None:
         """Of frames, by a beam search that skips blanks."""
-        found = self._mean("share_of_frames_searched")
+        found = self.mean_of("share_of_frames_searched")
         return None if found is None else 100 * found
 
     @property
     def mean_layers(self) -> float | None:
-        return self._mean("mean_layers_run")
+        return self.mean_of("mean_layers_run")
 
-    def _mean(self, key: str) -> float | None:
+    def mean_of(self, key: str) -> float | None:
         """Over seeds, None where one of them has no such number."""
         found = [each.get(key) for each in self.computes]
         return None if None in found else mean(found)
@@ -185,6 +185,11 @@ def read_runs(folder: str) -> list[Row]:
         decoding = read_decoding(Path(folder), path)
         groups[decoding.row, decoding.test_set].append(decoding)
     rows = [_row(*key, decodings) for key, decodings in groups.items()]
+    return in_order(rows)
+
+
+def in_order(rows: list[Row]) -> list[Row]:
+    """By test set, then by name with its numbers by value."""
     return sorted(rows, key=lambda row: (str(row.test_set), _natural(row.name)))
 
 

@@ -22,16 +22,12 @@ class Line:
     pareto: list[str]
 
 
-COLUMNS = ["model", "seeds", "WER %", "difference", "p", "GMACs/s", "ratio", "RTF", "ratio"]
-# columns that a table has where one of its rows has a value: the value, and its decimals
-OPTIONAL = {
-    "layers": (lambda row: row.mean_layers, 2),
-    "encoder s": (lambda row: _if_searched(row, row.encoder_seconds), 2),
-    "decoder s": (lambda row: _if_searched(row, row.decoder_seconds), 2),
-    "searched %": (lambda row: row.percent_searched, 1),
-    "training min": (lambda row: row.training_seconds and row.training_seconds / 60, 1),
-    "labelled h": (lambda row: row.hours, 2),
-}
+def _number(value: float | None, decimals: int) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"
+
+
+def _ratio(value: float | None, baseline: float | None) -> str:
+    return "" if value is None or baseline is None else f"{value / baseline:.2f}"
 
 
 def _if_searched(row: Row, seconds: float | None) -> float | None:
@@ -40,42 +36,46 @@ def _if_searched(row: Row, seconds: float | None) -> float | None:
 
 
 def markdown(lines: list[Line]) -> str:
-    """The lines of one test set."""
-    optional = [
-        name for name, (value, _) in OPTIONAL.items() if any(value(each.row) for each in lines)
+    """The lines of one test set; columns that no row has a value for are left out."""
+    cells = [_cells(line) for line in lines]
+    columns = [
+        (name, [each[position][1] for each in cells])
+        for position, (name, _) in enumerate(cells[0])
+        if any(each[position][1] for each in cells)
     ]
-    head = [*COLUMNS, *optional, "Pareto"]
-    rule = ["---", *["---:"] * (len(head) - 2), "---"]
-    return "\n".join(
-        f"| {' | '.join(cells)} |"
-        for cells in [head, rule, *(_cells(line, optional) for line in lines)]
-    )
+    rule = ["---" if name in ("model", "Pareto") else "---:" for name, _ in columns]
+    rows = zip(*(values for _, values in columns), strict=True)
+    head = [name for name, _ in columns]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
 
 
-def _cells(line: Line, optional: list[str]) -> list[str]:
+def _cells(line: Line) -> list[tuple[str, str]]:
+    """(column, what stands in it)"""
     row, baseline, found = line.row, line.baseline, line.difference
     spread = "" if row.spread is None else f" ± {row.spread:.2f}"
     difference = p = ""
     if found is not None:
         difference = f"{found.points:+.2f} ({found.least:+.2f} to {found.most:+.2f})"
         p = f"{found.p:.3f}" if found.p >= 0.001 else "< 0.001"
-    gmacs, full = row.gmacs_per_second, baseline.gmacs_per_second
-    cells = [
-        row.name,
-        str(len(row.seeds)),
-        f"{row.wer:.2f}{spread}",
-        difference,
-        p,
-        "" if gmacs is None else f"{gmacs:.4f}",
-        "" if gmacs is None or full is None else f"{gmacs / full:.2f}",
-        f"{row.real_time_factor:.5f}",
-        f"{row.real_time_factor / baseline.real_time_factor:.2f}",
+    training = row.training_seconds
+    return [
+        ("model", row.name),
+        ("seeds", str(len(row.seeds))),
+        ("WER %", f"{row.wer:.2f}{spread}"),
+        ("difference", difference),
+        ("p", p),
+        ("GMACs/s", _number(row.gmacs_per_second, 4)),
+        ("ratio", _ratio(row.gmacs_per_second, baseline.gmacs_per_second)),
+        ("RTF", _number(row.real_time_factor, 5)),
+        ("ratio", _ratio(row.real_time_factor, baseline.real_time_factor)),
+        ("layers", _number(row.mean_layers, 2)),
+        ("encoder s", _number(_if_searched(row, row.encoder_seconds), 2)),
+        ("decoder s", _number(_if_searched(row, row.decoder_seconds), 2)),
+        ("searched %", _number(row.percent_searched, 1)),
+        ("training min", _number(training and training / 60, 1)),
+        ("labelled h", _number(row.hours, 2)),
+        ("Pareto", ", ".join(line.pareto)),
     ]
-    for name in optional:
-        value_of, decimals = OPTIONAL[name]
-        value = value_of(row)
-        cells.append("" if value is None else f"{value:.{decimals}f}")
-    return [*cells, ", ".join(line.pareto)]
 
 
 def write_csv(lines: list[Line], path: Path) -> None:

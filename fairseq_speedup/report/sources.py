@@ -1,0 +1,74 @@
+"""Rows of several folders and files, as one comparison."""
+
+import os
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+
+from fairseq_speedup.report.runs import TIMES, Row, RunsError, in_order, read_runs
+from fairseq_speedup.report.saved import load
+
+
+def read(path: str) -> list[Row]:
+    """Rows of a folder of results, or of a file of ``report --save``."""
+    return load(path) if os.path.isfile(path) else read_runs(path)
+
+
+def read_all(paths: list[str]) -> list[Row]:
+    """Rows of all paths: those of one name and test set are one, with the seeds of each.
+
+    Raises:
+        RunsError: a seed is in two of them, or they were decoded on other data
+    """
+    parts = defaultdict(list)
+    for path in paths:
+        for row in read(path):
+            parts[row.name, row.test_set].append((path, row))
+    return in_order([_joined(each) for each in parts.values()])
+
+
+def _joined(parts: list[tuple[str, Row]]) -> Row:
+    (first_path, first), *others = parts
+    where = dict.fromkeys(first.seeds, first_path)
+    for path, row in others:
+        what = f"{row.name}, {row.test_set}"
+        if not np.array_equal(row.words, first.words):
+            raise RunsError(f"{what}: {first_path} and {path} were decoded on other data")
+        for seed in row.seeds:
+            if seed in where:
+                raise RunsError(f"{what}: seed {seed} is in {where[seed]} and in {path}")
+            where[seed] = path
+    rows = [row for _, row in parts]
+    return replace(
+        first,
+        seeds=[seed for row in rows for seed in row.seeds],
+        errors=np.concatenate([row.errors for row in rows]),
+        computes=[each for row in rows for each in row.computes],
+        trainings=[each for row in rows for each in row.trainings],
+    )
+
+
+def timed(rows: list[Row], path: str) -> list[Row]:
+    """The rows with the times of another run of them, and without any where that has none.
+
+    Raises:
+        RunsError: the other run has none of the rows
+    """
+    times = {(row.name, row.test_set): row for row in read(path)}
+    found = [_with_times(row, times.get((row.name, row.test_set))) for row in rows]
+    if all(row.real_time_factor is None for row in found):
+        raise RunsError(f"--times {path} has none of the rows: {rows[0].name}, ...")
+    return found
+
+
+def _with_times(row: Row, other: Row | None) -> Row:
+    measured = {}
+    if other is not None:
+        measured = {key: other.mean_of(key) for key in TIMES}
+        measured["hardware"] = other.computes[0]["hardware"]
+    untimed = [
+        {key: value for key, value in each.items() if key not in (*TIMES, "hardware")}
+        for each in row.computes
+    ]
+    return replace(row, computes=[{**each, **measured} for each in untimed])
