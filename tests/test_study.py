@@ -33,6 +33,8 @@ seed: 1
 labels: ltr
 train_subset: train
 tests: {{test: [greedy]}}
+repeat: null
+times: {{seed: 1, tests: {{test: [greedy]}}}}
 finetuning:
   config_dir: {quickstart}
   config_name: finetuning
@@ -98,6 +100,27 @@ def test_what_is_finished_is_skipped(folder, swept):
     study(folder, "row=full")
     assert log.stat().st_mtime_ns == trained
     assert (results / "compute.json").stat().st_mtime_ns == decoded
+
+
+def test_rows_are_decoded_again_for_their_times(folder, swept):
+    for repeat in (1, 2):
+        study(folder, "row=merge", "seed=1,2", f"repeat={repeat}", "-m")  # of seed 1 alone
+    times = {row.name: row for row in read_runs(f"{folder}/out/times")}
+    assert set(times) == {"train/merge_20", "train/layers_1"}
+    assert times["train/merge_20"].seeds == [1]
+    assert len(list((folder / "out/times/train/merge_20/seed1").iterdir())) == 2
+    given = ["report", f"{folder}/out/results", "--times", f"{folder}/out/times"]
+    assert main([*given, "--output", f"{folder}/report", "--no-pictures"]) == 0
+    with (folder / "report/report.csv").open() as file:
+        found = {each["model"]: each["real_time_factor"] for each in csv.DictReader(file)}
+    assert float(found["train/merge_20"]) == times["train/merge_20"].real_time_factor
+    assert found["train/full"] == ""
+
+
+def test_times_of_what_is_not_trained_are_an_error(folder, swept):
+    done = study(folder, "row=broken", "repeat=1", "-m")
+    assert "repeat=1: " in done.stderr
+    assert "is not trained yet" in done.stderr
 
 
 def test_a_row_can_start_from_another(folder, swept):

@@ -4,8 +4,8 @@
 #
 #   bash examples/open_corpus/pretrain.sh [OUTPUT_FOLDER] [overrides of pretraining.yaml]
 #
-# About two hours on two cores; run again after a break, it goes on. The checkpoint is
-# OUTPUT_FOLDER/iteration2/checkpoint_last.pt.
+# PROCESSES=2 of one thread each, about an hour on two cores; run again after a break, it goes on. The
+# checkpoint is OUTPUT_FOLDER/iteration2/checkpoint_last.pt.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 OUT="$HERE/out"
@@ -14,6 +14,7 @@ if [ $# -gt 0 ] && [ "${1#*=}" = "$1" ]; then # no override
     OUT="$(cd "$1" && pwd)"
     shift
 fi
+PROCESSES="${PROCESSES:-2}"
 [ -s "$OUT/corpus/lm.txt" ] || bash "$HERE/make.sh" "$OUT/corpus"
 source "$HERE/../environment.sh"
 
@@ -28,7 +29,8 @@ pretrain() { # FOLDER CLUSTERS OVERRIDES...
     [ -f "$folder/done" ] && return 0
     echo "== pretraining: $folder/hydra_train.log"
     mkdir -p "$folder"
-    fairseq-hydra-train --config-dir "$HERE" --config-name pretraining \
+    OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node "$PROCESSES" --no-python \
+        fairseq-hydra-train --config-dir "$HERE" --config-name pretraining \
         "common.user_dir='$REPO/fairseq_speedup'" "task.data='$OUT/corpus'" \
         "task.label_dir='$labels'" "checkpoint.save_dir='$folder'" "hydra.run.dir='$folder'" "$@" \
         >"$folder/log.txt" 2>&1 || {
@@ -44,5 +46,5 @@ pretrain iteration1 clusters1 "$@"
 FIRST="$OUT/iteration1/checkpoint_last.pt"
 clusters clusters2 --checkpoint "$FIRST" --layer 4
 pretrain iteration2 clusters2 task.label_rate=50 "+checkpoint.finetune_from_model='$FIRST'" \
-    optimization.max_update=2200 lr_scheduler.warmup_updates=100 "optimization.lr=[0.001]" "$@"
+    optimization.max_update=3300 lr_scheduler.warmup_updates=150 "optimization.lr=[0.001]" "$@"
 echo "$OUT/iteration2/checkpoint_last.pt"

@@ -6,7 +6,8 @@
 STUDY is a Hydra config that says where data and checkpoint are (see open_corpus.yaml beside this
 file), its `rows` a file such as rows.yaml. What is finished is skipped; a run that fails leaves
 failed.txt in its folder and the others go on. Several GPUs and Slurm are Hydra's launchers
-(`hydra/launcher=joblib hydra.launcher.n_jobs=2`, `submitit_slurm`).
+(`hydra/launcher=joblib hydra.launcher.n_jobs=2`, `submitit_slurm`). With repeat=1, 2 and so on the
+rows are decoded again, for their times.
 """
 
 import json
@@ -59,7 +60,8 @@ class Study:
                     f"{path}, row {name}: unknown {', '.join(sorted(unknown))}; valid: "
                     f"{', '.join(sorted(KEYS))}"
                 )
-        asked = [each for decoders in cfg.tests.values() for each in decoders]
+        tests = [cfg.tests, cfg.times.tests]
+        asked = [each for some in tests for decoders in some.values() for each in decoders]
         asked += [each for row in rows.values() for each in row.get("decoders", [])]
         for decoder in asked:
             if decoder not in cfg.decoders:
@@ -80,8 +82,11 @@ class Study:
 
     def results(self, name: str, test: str, decoder: str) -> Path:
         """As `python -m fairseq_speedup report` wants it."""
-        top = Path(self.cfg.out).resolve() / "results" / self.cfg.train_subset / name
-        return top / f"seed{self.cfg.seed}" / f"{test}_{decoder}"
+        top = Path(self.cfg.out).resolve() / ("results" if self.cfg.repeat is None else "times")
+        folder = top / self.cfg.train_subset / name / f"seed{self.cfg.seed}"
+        if self.cfg.repeat is not None:
+            folder = folder / f"run{self.cfg.repeat}"
+        return folder / f"{test}_{decoder}"
 
     def labels(self, name: str) -> str:
         row = self.row(name)
@@ -165,10 +170,22 @@ class Study:
     def decode(self, name: str) -> None:
         """Decodes each variant of a row, each test set, with each decoder that is both the test
         set's and the row's."""
+        self._decode(name, self.cfg.tests)
+
+    def time(self, name: str) -> None:
+        """Decodes once more what the study takes times of."""
+        if self.cfg.seed != self.cfg.times.seed:
+            return
+        checkpoint = self.checkpoint(name)
+        if not (checkpoint.parent / DONE).is_file():
+            raise StudyError(f"repeat={self.cfg.repeat}: {checkpoint} is not trained yet")
+        self._decode(name, self.cfg.times.tests)
+
+    def _decode(self, name: str, tests: DictConfig) -> None:
         row = self.row(name)
         allowed = row.get("decoders", list(self.cfg.decoders))
         for variant, overrides in row.get("decode", {name: {}}).items():
-            for test, decoders in self.cfg.tests.items():
+            for test, decoders in tests.items():
                 for decoder in decoders:
                     if decoder in allowed:
                         self._generate(name, variant, overrides, test, decoder)
@@ -228,8 +245,11 @@ def main(cfg: DictConfig) -> None:
     failed.unlink(missing_ok=True)
     print(f"== {cfg.train_subset}, {cfg.row}, seed {cfg.seed}", flush=True)
     try:
-        study.train(cfg.row)
-        study.decode(cfg.row)
+        if cfg.repeat is None:
+            study.train(cfg.row)
+            study.decode(cfg.row)
+        else:
+            study.time(cfg.row)
     except StudyError as error:
         failed.write_text(f"{error}\n", encoding="utf-8")
         print(f"failed: {error}", file=sys.stderr, flush=True)
