@@ -17,6 +17,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
+from fairseq.distributed.utils import _TensorPlaceholder
 from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_speedup.pickles import HARMLESS_TYPES, refused_types, types_asked_for
@@ -132,7 +133,8 @@ def install(*upgrades) -> None:
         upgrades: each called as ``upgrade(path, state, overrides)`` on what was loaded; changes it
             in place
     """
-    torch.serialization.add_safe_globals(HARMLESS_TYPES)
+    # the last is what one process puts for a tensor when it sends a checkpoint to the others
+    torch.serialization.add_safe_globals([*HARMLESS_TYPES, _TensorPlaceholder])
     load = checkpoint_utils.load_checkpoint_to_cpu
     if not hasattr(load, "__wrapped__"):
         checkpoint_utils.load_checkpoint_to_cpu = _safe(load, upgrades)

@@ -217,7 +217,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(corpus, pretrained, tmp_path)
     assert train_losses(log_of(resumed)) == train_losses(log_of(tmp_path / "whole"))[4:]
 
 
-def test_two_processes_train_together(corpus, pretrained, tmp_path):
+def train_on_two_processes(folder, *arguments):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -231,12 +231,20 @@ def test_two_processes_train_together(corpus, pretrained, tmp_path):
             "distributed_no_spawn": "true",
         }
         options = [f"++distributed_training.{name}={value}" for name, value in distributed.items()]
-        save_dir = f"checkpoint.save_dir={tmp_path}/checkpoints"
-        train(tmp_path / f"rank{rank}", corpus, pretrained, *CONV2, *options, save_dir)
+        save_dir = f"checkpoint.save_dir={folder}/checkpoints"
+        train(folder / f"rank{rank}", *arguments, *options, save_dir)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(train_rank, [0, 1]))
+
+
+def test_two_processes_train_together_and_go_on_after_a_break(corpus, pretrained, tmp_path):
+    given = [corpus, pretrained, *CONV2]
+    train_on_two_processes(tmp_path, *given, "optimization.max_update=2")
     assert "training on 2 devices" in log_of(tmp_path / "rank0")
+    train_on_two_processes(tmp_path, *given, "optimization.max_update=4")  # read by rank 0 alone
+    assert "Loaded checkpoint" in log_of(tmp_path / "rank0")
+    assert torch.load(last_checkpoint(tmp_path))["optimizer_history"][-1]["num_updates"] == 4
     generate(corpus, last_checkpoint(tmp_path), tmp_path / "results")
     check_results(tmp_path / "results", corpus)
 

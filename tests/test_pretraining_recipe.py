@@ -1,13 +1,14 @@
 """The open corpus's HuBERT: clusters of MFCC and of a layer, stock fairseq's pretraining."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import (
     REPO,
-    USER_DIR,
     batch_of,
     build_model,
     fairseq_command,
@@ -92,13 +93,37 @@ def test_a_layers_outputs_are_clustered_too(tones, tmp_path):
     assert "--checkpoint and --layer go together" in done.stderr
 
 
-def test_what_it_pretrains_goes_on_after_a_break_and_is_fine_tuned(tones, labelled, tmp_path):
+def pretrain_on_two_processes(folder, *overrides) -> list[str]:
+    """As pretrain.sh does; what each printed."""
+    (folder / "rendezvous").unlink(missing_ok=True)
     command = [fairseq_command("fairseq-hydra-train"), "--config-dir", EXAMPLE, "--config-name"]
-    command += ["pretraining", f"common.user_dir={USER_DIR}", f"task.data={tones[0]}"]
-    command += [f"task.label_dir={labelled}", f"checkpoint.save_dir={tmp_path}", *SMALL]
-    command += [f"hydra.run.dir={tmp_path}", "dataset.num_workers=0", "dataset.max_tokens=80000"]
-    run_command(*command, "optimization.max_update=3")
-    again = run_command(*command, "optimization.max_update=5")
-    assert "Loaded checkpoint" in again.stdout + again.stderr
-    model = build_model(tmp_path / "checkpoint_last.pt", downsample="conv", downsample_factor=2)
-    assert model(**batch_of([16000, 12000]))["encoder_out"].isfinite().all()
+    command += ["pretraining", f"common.user_dir={EXAMPLE}/hubert_on_cpus", *overrides]
+    command += ["distributed_training.distributed_world_size=2", f"checkpoint.save_dir={folder}"]
+    command += [f"distributed_training.distributed_init_method='file://{folder}/rendezvous'"]
+
+    def run_rank(rank):
+        rank_is = f"distributed_training.distributed_rank={rank}"
+        done = run_command(*command, rank_is, f"hydra.run.dir={folder}/rank{rank}")
+        return done.stdout + done.stderr
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(run_rank, [0, 1]))
+
+
+def test_what_it_pretrains_goes_on_after_a_break_and_is_fine_tuned(tones, labelled, tmp_path):
+    given = [f"task.data={tones[0]}", f"task.label_dir={labelled}", *SMALL]
+    given += ["dataset.num_workers=0", "dataset.max_tokens=80000"]
+    first, _ = pretrain_on_two_processes(tmp_path, *given, "optimization.max_update=3")
+    assert "training on 2 devices" in first
+    again, _ = pretrain_on_two_processes(tmp_path, *given, "optimization.max_update=5")
+    assert "Loaded checkpoint" in again
+    run_command(
+        sys.executable, EXAMPLE / "slim.py", tmp_path / "checkpoint_last.pt", tmp_path / "slim.pt"
+    )
+    models = [
+        build_model(tmp_path / name, downsample="conv", downsample_factor=2)
+        for name in ("checkpoint_last.pt", "slim.pt")
+    ]
+    assert models[0](**batch_of([16000, 12000]))["encoder_out"].isfinite().all()
+    encoders = [model.w2v_encoder.w2v_model.state_dict() for model in models]
+    torch.testing.assert_close(*encoders, rtol=1e-3, atol=1e-5)

@@ -1,5 +1,5 @@
-"""Writes a pretrained checkpoint small: without optimiser and what only pretraining needs, the weights
-in half precision.
+"""Writes a pretrained checkpoint small: weights in half precision, no optimiser and nothing that only
+pretraining needs.
 
     python slim.py CHECKPOINT OUTPUT
 """

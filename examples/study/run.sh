@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# The whole comparison on the open corpus: corpus, pretraining, language model, every row of
-# rows.yaml with every seed, report.
+# The whole comparison on the open corpus: corpus, language model, every row of rows.yaml with every
+# seed, times, report.
 #
 #   bash examples/study/run.sh [OUTPUT_FOLDER] [overrides of open_corpus.yaml]
 #
-# JOBS=2 runs at a time, one thread each. Run again after a break, it goes on; finished runs are
-# skipped. The first rows alone: bash examples/study/run.sh out row=full,conv2 seed=1
+# JOBS=2 runs at a time, one thread each; then times are taken, one run at a time. Run again after a
+# break, it goes on; finished runs are skipped. The first rows alone:
+#   bash examples/study/run.sh out row=full,conv2 seed=1
+# W2V_PATH=FILE starts from another checkpoint than examples/open_corpus/hubert.pt, such as what
+# pretrain.sh makes. REPEATS=0 takes no times.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 OUT="$HERE/out"
@@ -15,10 +18,12 @@ if [ $# -gt 0 ] && [ "${1#*=}" = "$1" ]; then # no override
     shift
 fi
 JOBS="${JOBS:-2}"
-bash "$HERE/../open_corpus/pretrain.sh" "$OUT"
+REPEATS="${REPEATS:-3}"
+W2V_PATH="$(realpath "${W2V_PATH:-$HERE/../open_corpus/hubert.pt}")"
+DATA="$OUT/corpus"
+[ -s "$DATA/lm.txt" ] || bash "$HERE/../open_corpus/make.sh" "$DATA"
 source "$HERE/../environment.sh"
 python -m pip install --progress-bar off -q -c "$REPO/constraints.txt" -e "$REPO[study]"
-DATA="$OUT/corpus"
 
 echo "== subword labels, language model, lexicon"
 [ -s "$DATA/dict.spm.txt" ] || python -m fairseq_speedup spm "$DATA" --train-split train_1h \
@@ -28,21 +33,30 @@ echo "== subword labels, language model, lexicon"
 [ -s "$DATA/lexicon.txt" ] || python -m fairseq_speedup lexicon "$DATA" --words "$DATA/words.arpa" \
     --labels ltr --output "$DATA/lexicon.txt"
 
-grid() {
-    OMP_NUM_THREADS=1 python study.py --config-dir . --config-name open_corpus "out='$OUT'" \
-        "data='$DATA'" "w2v_path='$OUT/iteration2/checkpoint_last.pt'" \
-        hydra/launcher=joblib "hydra.launcher.n_jobs=$JOBS" "$@" -m
+study() { # OVERRIDES...
+    python study.py --config-dir . --config-name open_corpus "out='$OUT'" "data='$DATA'" \
+        "w2v_path='$W2V_PATH'" "$@" -m
 }
 
-echo "== grid"
+rows() { # OVERRIDES...: labels of an hour, and where nothing else is asked for all labels
+    study "$@"
+    case " $*" in
+    *" row="* | *" train_subset="*) ;;
+    *) study train_subset=train "row=full,conv2,conv3,layers4,pool2" "$@" ;;
+    esac
+}
+
 cd "$HERE"
-grid "$@"
-case " $*" in
-*" row="* | *" train_subset="*) ;;
-*) grid train_subset=train "row=full,conv2,conv3,layers4,pool2" "$@" ;; # all labels
-esac
+echo "== grid"
+OMP_NUM_THREADS=1 rows hydra/launcher=joblib "hydra.launcher.n_jobs=$JOBS" "$@"
+
+echo "== times"
+for ((repeat = 1; repeat <= REPEATS; repeat++)); do
+    rows "repeat=$repeat" "$@"
+done
 
 echo "== report"
-BASELINE=()
-[ ! -d "$OUT/results/train_1h/full" ] || BASELINE=(--baseline train_1h/full)
-python -m fairseq_speedup report "$OUT/results" --save "$OUT/results.json.gz" "${BASELINE[@]}"
+OPTIONS=()
+[ ! -d "$OUT/results/train_1h/full" ] || OPTIONS+=(--baseline train_1h/full)
+[ ! -d "$OUT/times" ] || OPTIONS+=(--times "$OUT/times")
+python -m fairseq_speedup report "$OUT/results" "${OPTIONS[@]}"
