@@ -14,44 +14,18 @@ if [ $# -gt 0 ] && [ "${1#*=}" = "$1" ]; then # no override
     OUT="$(cd "$1" && pwd)"
     shift
 fi
-PROCESSES="${PROCESSES:-2}"
 [ -s "$OUT/corpus/lm.txt" ] || bash "$HERE/make.sh" "$OUT/corpus"
 source "$HERE/../environment.sh"
+source "$HERE/processes.sh"
 
 clusters() { # FOLDER OPTIONS...
     [ -s "$OUT/$1/dict.km.txt" ] ||
         python -W ignore "$HERE/clusters.py" "$OUT/corpus" "$OUT/$1" "${@:2}"
 }
 
-train() { # RANK FOLDER LABELS OVERRIDES...
-    local rank="$1" folder="$2" labels="$3"
-    shift 3
-    OMP_NUM_THREADS=1 exec fairseq-hydra-train --config-dir "$HERE" --config-name pretraining \
-        "common.user_dir='$HERE/hubert_on_cpus'" "task.data='$OUT/corpus'" \
-        "task.label_dir='$labels'" "checkpoint.save_dir='$folder'" \
-        "hydra.run.dir='$folder/rank$rank'" "distributed_training.distributed_rank=$rank" \
-        "distributed_training.distributed_world_size=$PROCESSES" \
-        "distributed_training.distributed_init_method='file://$folder/rendezvous'" "$@"
-}
-
 pretrain() { # FOLDER LABELS OVERRIDES...
-    local folder="$OUT/$1" labels="$OUT/$2" rank
-    shift 2
-    [ -f "$folder/done" ] && return 0
-    echo "== pretraining: $folder/rank0/hydra_train.log"
-    mkdir -p "$folder"
-    rm -f "$folder/rendezvous" # of a run that was broken off
-    for ((rank = 1; rank < PROCESSES; rank++)); do
-        train "$rank" "$folder" "$labels" "$@" >"$folder/log$rank.txt" 2>&1 &
-    done
-    (train 0 "$folder" "$labels" "$@") >"$folder/log0.txt" 2>&1 || {
-        tail -n 20 "$folder/log0.txt" >&2
-        echo "pretraining failed: see $folder/log0.txt" >&2
-        kill $(jobs -p) 2>/dev/null
-        exit 1
-    }
-    wait
-    touch "$folder/done"
+    train_together "$OUT/$1" pretraining "common.user_dir='$HERE/hubert_on_cpus'" \
+        "task.data='$OUT/corpus'" "task.label_dir='$OUT/$2'" "${@:3}"
 }
 
 clusters clusters1

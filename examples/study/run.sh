@@ -7,8 +7,8 @@
 # JOBS=2 runs at a time, one thread each; then times are taken, one run at a time. Run again after a
 # break, it goes on; finished runs are skipped. The first rows alone:
 #   bash examples/study/run.sh out row=full,conv2 seed=1
-# W2V_PATH=FILE starts from another checkpoint than examples/open_corpus/hubert.pt, such as what
-# pretrain.sh makes. REPEATS=0 takes no times.
+# W2V_PATH=FILE starts from another checkpoint than examples/open_corpus/hubert_ctc.pt, such as
+# hubert.pt beside it. REPEATS=0 takes no times.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 OUT="$HERE/out"
@@ -19,7 +19,7 @@ if [ $# -gt 0 ] && [ "${1#*=}" = "$1" ]; then # no override
 fi
 JOBS="${JOBS:-2}"
 REPEATS="${REPEATS:-3}"
-W2V_PATH="$(realpath "${W2V_PATH:-$HERE/../open_corpus/hubert.pt}")"
+W2V_PATH="$(realpath "${W2V_PATH:-$HERE/../open_corpus/hubert_ctc.pt}")"
 DATA="$OUT/corpus"
 [ -s "$DATA/lm.txt" ] || bash "$HERE/../open_corpus/make.sh" "$DATA"
 source "$HERE/../environment.sh"

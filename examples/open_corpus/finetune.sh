@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Fine-tunes the pretrained model, whole, on all labels of the open corpus.
+#
+#   bash examples/open_corpus/finetune.sh [OUTPUT_FOLDER] [overrides of finetuning.yaml]
+#
+# PROCESSES=2 of one thread each, 23 minutes on two cores; run again after a break, it goes on.
+# W2V_PATH=FILE starts from another checkpoint than hubert.pt. The model is
+# OUTPUT_FOLDER/finetuned/checkpoint_last.pt.
+set -euo pipefail
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+OUT="$HERE/out"
+if [ $# -gt 0 ] && [ "${1#*=}" = "$1" ]; then # no override
+    mkdir -p "$1"
+    OUT="$(cd "$1" && pwd)"
+    shift
+fi
+W2V_PATH="$(realpath "${W2V_PATH:-$HERE/hubert.pt}")"
+[ -s "$OUT/corpus/lm.txt" ] || bash "$HERE/make.sh" "$OUT/corpus"
+source "$HERE/../environment.sh"
+source "$HERE/processes.sh"
+
+train_together "$OUT/finetuned" finetuning "common.user_dir='$REPO/fairseq_speedup'" \
+    "task.data='$OUT/corpus'" "model.w2v_path='$W2V_PATH'" dataset.train_subset=train \
+    "optimization.lr=[0.0008]" optimization.max_update=2600 "$@"
+echo "$OUT/finetuned/checkpoint_last.pt"
