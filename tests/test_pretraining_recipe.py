@@ -16,6 +16,8 @@ from conftest import (
     write_pretrained,
 )
 
+from fairseq_speedup.pretrained import read_file
+
 EXAMPLE = REPO / "examples/open_corpus"
 SAMPLE_RATE = 16000
 TONES = (300, 900, 2500)  # Hz
@@ -127,3 +129,12 @@ def test_what_it_pretrains_goes_on_after_a_break_and_is_fine_tuned(tones, labell
     assert models[0](**batch_of([16000, 12000]))["encoder_out"].isfinite().all()
     encoders = [model.w2v_encoder.w2v_model.state_dict() for model in models]
     torch.testing.assert_close(*encoders, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["hubert.pt", "hubert_ctc.pt"])
+def test_the_committed_checkpoints_are_small_and_are_loaded(name):
+    path = EXAMPLE / name
+    assert path.stat().st_size < 10e6
+    model = build_model(path, downsample="conv", downsample_factor=2)
+    assert model(**batch_of([16000, 12000]))["encoder_out"].isfinite().all()
+    assert bool(read_file(str(path)).head) == (name == "hubert_ctc.pt")

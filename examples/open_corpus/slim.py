@@ -1,4 +1,4 @@
-"""Writes a pretrained checkpoint small: weights in half precision, no optimiser and nothing that only
+"""Writes a checkpoint small: weights in half precision, no optimiser and nothing that only
 pretraining needs.
 
     python slim.py CHECKPOINT OUTPUT

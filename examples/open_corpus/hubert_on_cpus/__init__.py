@@ -1,8 +1,8 @@
-"""User directory of pretraining: HuBERT's loss in several processes on CPUs. fairseq gathers what it
-logs in a GPU's memory, unless a criterion says that its numbers can be summed, which these can.
+"""User directory of pretraining: HuBERT's loss in several processes on CPUs. fairseq gathers what
+it logs in a GPU's memory, unless a criterion says that its numbers can be summed. These can.
 
-Importing the plugin also lets a pretraining go on: stock fairseq cannot read its own HuBERT checkpoints
-with PyTorch 2.6 and later.
+Importing the plugin also lets a pretraining go on: stock fairseq cannot read its own HuBERT
+checkpoints with PyTorch 2.6 and later.
 """
 
 from fairseq.criterions import register_criterion
