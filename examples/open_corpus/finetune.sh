@@ -8,15 +8,8 @@
 # OUTPUT_FOLDER/finetuned/checkpoint_last.pt.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-OUT="$HERE/out"
-if [ $# -gt 0 ] && [ "${1#*=}" = "$1" ]; then # no override
-    mkdir -p "$1"
-    OUT="$(cd "$1" && pwd)"
-    shift
-fi
 W2V_PATH="$(realpath "${W2V_PATH:-$HERE/hubert.pt}")"
-[ -s "$OUT/corpus/lm.txt" ] || bash "$HERE/make.sh" "$OUT/corpus"
-source "$HERE/../environment.sh"
+source "$HERE/output.sh"
 source "$HERE/processes.sh"
 
 train_together "$OUT/finetuned" finetuning "common.user_dir='$REPO/fairseq_speedup'" \

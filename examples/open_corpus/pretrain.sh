@@ -8,14 +8,7 @@
 # checkpoint is OUTPUT_FOLDER/iteration2/checkpoint_last.pt.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-OUT="$HERE/out"
-if [ $# -gt 0 ] && [ "${1#*=}" = "$1" ]; then # no override
-    mkdir -p "$1"
-    OUT="$(cd "$1" && pwd)"
-    shift
-fi
-[ -s "$OUT/corpus/lm.txt" ] || bash "$HERE/make.sh" "$OUT/corpus"
-source "$HERE/../environment.sh"
+source "$HERE/output.sh"
 source "$HERE/processes.sh"
 
 clusters() { # FOLDER OPTIONS...

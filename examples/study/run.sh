@@ -11,18 +11,11 @@
 # hubert.pt beside it. REPEATS=0 takes no times.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-OUT="$HERE/out"
-if [ $# -gt 0 ] && [ "${1#*=}" = "$1" ]; then # no override
-    mkdir -p "$1"
-    OUT="$(cd "$1" && pwd)"
-    shift
-fi
 JOBS="${JOBS:-2}"
 REPEATS="${REPEATS:-3}"
 W2V_PATH="$(realpath "${W2V_PATH:-$HERE/../open_corpus/hubert_ctc.pt}")"
+source "$HERE/../open_corpus/output.sh"
 DATA="$OUT/corpus"
-[ -s "$DATA/lm.txt" ] || bash "$HERE/../open_corpus/make.sh" "$DATA"
-source "$HERE/../environment.sh"
 python -m pip install --progress-bar off -q -c "$REPO/constraints.txt" -e "$REPO[study]"
 
 echo "== subword labels, language model, lexicon"
