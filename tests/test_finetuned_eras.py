@@ -87,3 +87,16 @@ def test_it_is_a_starting_point_and_keeps_its_head_where_the_labels_agree(finetu
     other = build_model(path, normalize=normalize, labels=[*LETTERS[:-1], "Q"], **options)
     assert other.w2v_encoder.proj.weight.shape == head.shape
     assert not torch.equal(other.w2v_encoder.proj.weight, head)
+
+
+def test_the_frames_that_logit_upsampling_makes_of_one_start_as_it(finetuned):
+    path, _, head, normalize = finetuned
+    plain, upsampled = (
+        build_model(path, normalize=normalize, labels=LETTERS, frame_pool=2, logit_upsample=factor)
+        for factor in (1, 2)
+    )
+    assert torch.equal(upsampled.w2v_encoder.proj.weight, torch.cat([head, head]))
+    batch = batch_of([16000, 12000])
+    with torch.no_grad():
+        logits, doubled = (model.eval()(**batch)["encoder_out"] for model in (plain, upsampled))
+    torch.testing.assert_close(doubled, logits.repeat_interleave(2, dim=0))

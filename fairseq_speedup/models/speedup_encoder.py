@@ -78,8 +78,8 @@ class SpeedupEncoder(Wav2VecEncoder):
         self._build_transformer(cfg)
         if cfg.head != "linear" or cfg.logit_upsample > 1:
             self.proj = build_head(cfg, self.proj.in_features, num_labels)
-        elif pretrained is not None and not cfg.no_pretrained_weights:
-            self._keep_head(pretrained, labels, cfg.exit_heads_only)
+        if cfg.head == "linear" and pretrained is not None and not cfg.no_pretrained_weights:
+            self._keep_head(pretrained, labels, cfg)
         if getattr(self.proj, "needs_lengths", False):
             self.proj.register_forward_pre_hook(lambda _, args: (args[0], self._frame_lengths))
         self.logit_upsample = cfg.logit_upsample
@@ -108,18 +108,23 @@ class SpeedupEncoder(Wav2VecEncoder):
                 "the front-end reproduce: set frontend_match_updates=0"
             )
 
-    def _keep_head(self, pretrained: Pretrained, labels: list[str], frozen: bool) -> None:
-        """The head of a fine-tuned checkpoint, where it is for the same labels."""
+    def _keep_head(self, pretrained: Pretrained, labels: list[str], cfg: SpeedupCtcConfig) -> None:
+        """The head of a fine-tuned checkpoint, where it is for the same labels; the frames that
+        logit_upsample makes of one start alike, which CTC reads as that one."""
         if not pretrained.head:
-            if frozen:
+            if cfg.exit_heads_only:
                 logger.warning(
                     "exit_heads_only=true over a last head that is not trained: give a fine-tuned "
                     "checkpoint as checkpoint.finetune_from_model or model.w2v_path"
                 )
             return
-        same_shape = pretrained.head["weight"].shape == self.proj.weight.shape
+        head = {
+            name: weight.repeat(cfg.logit_upsample, *[1] * (weight.dim() - 1))
+            for name, weight in pretrained.head.items()
+        }
+        same_shape = head["weight"].shape == self.proj.weight.shape
         if same_shape and pretrained.labels in (None, labels):
-            self.proj.load_state_dict(pretrained.head)
+            self.proj.load_state_dict(head)
             logger.info("the head of the fine-tuned checkpoint is kept")
         else:
             logger.warning("the fine-tuned checkpoint has other labels: its head is not kept")
