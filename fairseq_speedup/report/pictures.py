@@ -107,7 +107,7 @@ def draw_exits(rows: list[Row], path: Path) -> bool:
     with_exits = [row for row in rows if row.mean_layers is not None]
     if not with_exits:
         return False
-    figure, axes = _axes(7, 4)
+    figure, axes = _axes(9, 4)
     width = 0.8 / len(with_exits)
     for index, row in enumerate(with_exits):
         histogram = Counter()
@@ -121,6 +121,6 @@ def draw_exits(rows: list[Row], path: Path) -> bool:
         axes.bar(places, shares, width, label=f"{row.name}: {row.mean_layers:.2f} on average")
     axes.set(xlabel="layers run", ylabel="utterances (%)", title=str(rows[0].test_set))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=150)
     return True
