@@ -2,18 +2,22 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from conftest import REPO, run_command, write_dictionary, write_pretrained, write_split
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.report.runs import TIMES, read_runs
+from fairseq_speedup.transformer.layer_removal import parse_indices
 
 ROWS = """
 full: {train: [optimization.max_update=4]}
@@ -102,6 +106,15 @@ def test_what_is_finished_is_skipped(folder, swept):
     assert (results / "compute.json").stat().st_mtime_ns == decoded
 
 
+def test_the_same_row_started_twice_is_decoded_once(folder, swept):
+    results = folder / "out/results/train/full/seed1/test_greedy"
+    shutil.rmtree(results)
+    with ThreadPoolExecutor() as pool:
+        runs = list(pool.map(lambda _: study(folder, "row=full"), range(2)))
+    assert [done.stderr for done in runs if "failed" in done.stderr] == []
+    assert (results / "compute.json").is_file()
+
+
 def test_rows_are_decoded_again_for_their_times(folder, swept):
     for repeat in (1, 2):
         study(folder, "row=merge", "seed=1,2", f"repeat={repeat}", "-m")  # of seed 1 alone
@@ -148,6 +161,20 @@ def test_a_changed_grid_is_no_silent_reuse(folder, swept):
 def test_a_bad_grid_is_named(folder, overrides, message):
     with pytest.raises(AssertionError, match=message):
         study(folder, *overrides)
+
+
+def test_the_open_corpus_students_are_distilled_with_options_that_there_are():
+    study = OmegaConf.load(REPO / "examples/study/open_corpus.yaml")
+    given = OmegaConf.to_container(study.distillation, resolve=False)["overrides"]
+    rows = OmegaConf.to_container(OmegaConf.load(REPO / "examples/study/rows.yaml"))
+    folder = ["--config-dir", str(REPO / "config/distillation"), "--config-name", "base"]
+    for row in rows.values():
+        if "student" in row:
+            done = run_command(
+                "fairseq-hydra-train", *folder, *given, *row["student"], "--cfg", "job"
+            )
+            model = OmegaConf.create(done.stdout).model
+            assert parse_indices("predict_layers", model.predict_layers, "one layer") == [2, 4, 6]
 
 
 def killed_when(happened, command):

@@ -31,11 +31,11 @@ study() { # OVERRIDES...
         "w2v_path='$W2V_PATH'" "$@" -m
 }
 
-rows() { # OVERRIDES...: labels of an hour, and where nothing else is asked for all labels
+rows() { # OVERRIDES...: all labels, and where nothing else is asked those of an hour
     study "$@"
     case " $*" in
     *" row="* | *" train_subset="*) ;;
-    *) study train_subset=train "row=full,conv2,conv3,layers4,pool2" "$@" ;;
+    *) study train_subset=train_1h "row=full,conv2,layers4,pool2" "$@" ;;
     esac
 }
 
@@ -50,6 +50,6 @@ done
 
 echo "== report"
 OPTIONS=()
-[ ! -d "$OUT/results/train_1h/full" ] || OPTIONS+=(--baseline train_1h/full)
+[ ! -d "$OUT/results/train/full" ] || OPTIONS+=(--baseline train/full)
 [ ! -d "$OUT/times" ] || OPTIONS+=(--times "$OUT/times")
 python -m fairseq_speedup report "$OUT/results" "${OPTIONS[@]}"

@@ -26,7 +26,7 @@ import fairseq_speedup
 
 REPO = Path(__file__).resolve().parents[2]
 USER_DIR = Path(fairseq_speedup.__file__).parent
-DONE, FAILED, LOG, LOCK = "done.json", "failed.txt", "log.txt", ".lock"
+DONE, FAILED, LOG, LOCK, RUN_LOCK = "done.json", "failed.txt", "log.txt", ".lock", ".run.lock"
 CHECKPOINT = "checkpoint_last.pt"
 KEYS = {"train", "decode", "of", "from", "student", "labels", "decoders"}
 TAIL = 15  # lines of a log in an error
@@ -235,13 +235,8 @@ class Summary(Callback):
         print(f"study: {len(failed)} runs failed" if failed else "study: every run is finished")
 
 
-@hydra.main(version_base="1.3", config_path=None)
-def main(cfg: DictConfig) -> None:
-    study = Study.of(cfg)
-    study.row(cfg.row)
-    folder = study.folder(cfg.row)
-    folder.mkdir(parents=True, exist_ok=True)
-    failed = folder / FAILED
+def _run(study: Study, failed: Path) -> None:
+    cfg = study.cfg
     failed.unlink(missing_ok=True)
     print(f"== {cfg.train_subset}, {cfg.row}, seed {cfg.seed}", flush=True)
     try:
@@ -253,6 +248,16 @@ def main(cfg: DictConfig) -> None:
     except StudyError as error:
         failed.write_text(f"{error}\n", encoding="utf-8")
         print(f"failed: {error}", file=sys.stderr, flush=True)
+
+
+@hydra.main(version_base="1.3", config_path=None)
+def main(cfg: DictConfig) -> None:
+    study = Study.of(cfg)
+    study.row(cfg.row)
+    folder = study.folder(cfg.row)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / RUN_LOCK):  # the same study, started twice
+        _run(study, folder / FAILED)
 
 
 if __name__ == "__main__":
