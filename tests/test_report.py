@@ -189,6 +189,16 @@ def test_what_is_saved_gives_the_same_report(runs, tmp_path, name):
     assert (saved.parent / "report.md").is_file()
 
 
+def test_what_is_saved_does_not_tell_where_files_lay(tmp_path):
+    decoding = {"ctc_decoder": "beam", "kenlm_model": "/home/me/words.arpa", "beam": 50}
+    write_results(tmp_path / "runs/full/seed1/test", 0.1, 1, macs=1e9, rtf=0.1, decoding=decoding)
+    saved = tmp_path / "runs.json"
+    given = ["report", str(tmp_path / "runs"), "--save", str(saved), "--no-pictures"]
+    assert main(given) == 0
+    (row,) = json.loads(saved.read_text())["rows"]
+    assert row["computes"][0]["decoding"] == {**decoding, "kenlm_model": "words.arpa"}
+
+
 def test_seeds_of_several_sources_are_one_row(runs, tmp_path):
     whole = tmp_path / "whole"
     baseline = ["--baseline", "full", "--no-pictures"]

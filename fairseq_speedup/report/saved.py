@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,9 +46,18 @@ def _record(row: Row) -> dict:
         "seeds": row.seeds,
         "errors": row.errors.tolist(),
         "words": row.words.tolist(),
-        "computes": [{key: each[key] for key in KEPT if key in each} for each in row.computes],
+        "computes": [_kept(each) for each in row.computes],
         "trainings": [asdict(each) for each in row.trainings],
     }
+
+
+def _kept(compute: dict) -> dict:
+    """What a report needs, with the names of files but not where they lay on that machine."""
+    kept = {key: compute[key] for key in KEPT if key in compute}
+    for key, value in kept.get("decoding", {}).items():
+        if isinstance(value, str) and os.path.isabs(value):
+            kept["decoding"] = {**kept["decoding"], key: os.path.basename(value)}
+    return kept
 
 
 def load(path: str) -> list[Row]:
