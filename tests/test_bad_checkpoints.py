@@ -119,14 +119,24 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path, pretrained, capsys, mak
     )
 
 
+@pytest.fixture(scope="module")
+def written(pretrained, tmp_path_factory):
+    """The file in each form, once: in the old one its size varies with where tensors lie."""
+    path = tmp_path_factory.mktemp("written") / "spoilt.pt"
+    contents = {}
+    for name, form in {"zip": {}, "legacy": LEGACY}.items():
+        torch.save(torch.load(pretrained), path, **form)
+        contents[name] = path.read_bytes()
+    return contents
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(data=st.data(), form=st.sampled_from([{}, LEGACY]))
-def test_a_spoilt_file_loads_or_is_named(tmp_path, pretrained, data, form):
+@given(data=st.data(), form=st.sampled_from(["zip", "legacy"]))
+def test_a_spoilt_file_loads_or_is_named(tmp_path, written, data, form):
     path = tmp_path / "spoilt.pt"
-    torch.save(torch.load(pretrained), path, **form)
-    content = bytearray(path.read_bytes())
+    content = bytearray(written[form])
     for _ in range(data.draw(st.integers(1, 3))):
         # most of a file is weights: the first part is what is parsed
         index = data.draw(st.integers(0, min(len(content), 30_000) - 1))
