@@ -4,7 +4,7 @@
 #   bash examples/open_corpus/finetune.sh [OUTPUT_FOLDER] [overrides of finetuning.yaml]
 #
 # Twice over, the second time from the first's model: the learning rate rises again. PROCESSES=2 of
-# one thread each, 46 minutes on two cores; run again after a break, it goes on. W2V_PATH=FILE starts
+# one thread each, 49 minutes on two cores; run again after a break, it goes on. W2V_PATH=FILE starts
 # from another checkpoint than hubert.pt. The model is OUTPUT_FOLDER/finetuned2/checkpoint_last.pt.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

@@ -119,7 +119,7 @@ class SpeedupEncoder(Wav2VecEncoder):
                 )
             return
         head = {
-            name: weight.repeat(cfg.logit_upsample, *[1] * (weight.dim() - 1))
+            name: torch.cat([weight] * cfg.logit_upsample)
             for name, weight in pretrained.head.items()
         }
         same_shape = head["weight"].shape == self.proj.weight.shape

@@ -54,10 +54,14 @@ def _record(row: Row) -> dict:
 def _kept(compute: dict) -> dict:
     """What a report needs, with the names of files but not where they lay on that machine."""
     kept = {key: compute[key] for key in KEPT if key in compute}
-    for key, value in kept.get("decoding", {}).items():
-        if isinstance(value, str) and os.path.isabs(value):
-            kept["decoding"] = {**kept["decoding"], key: os.path.basename(value)}
+    if "decoding" in kept:
+        kept["decoding"] = {key: _without_folder(each) for key, each in kept["decoding"].items()}
     return kept
+
+
+def _without_folder(value):
+    is_path = isinstance(value, str) and os.path.isabs(value)
+    return os.path.basename(value) if is_path else value
 
 
 def load(path: str) -> list[Row]:
