@@ -1,4 +1,4 @@
-"""The study's committed results: RESULTS.md's command gives its tables and pictures again."""
+"""The study's committed results: RESULTS.md's commands give its tables and pictures again."""
 
 import re
 import subprocess
@@ -9,46 +9,52 @@ import numpy as np
 import pytest
 from conftest import REPO
 
-FOLDER = REPO / "examples/study/results"
 TEXT = (REPO / "examples/study/RESULTS.md").read_text(encoding="utf-8")
-COMMAND = re.search(r"```bash\n(python -m fairseq_speedup report .*?)```", TEXT, re.DOTALL).group(1)
+COMMANDS = re.findall(r"```bash\n(python -m fairseq_speedup report .*?)```", TEXT, re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def again(tmp_path_factory):
-    """The printed command, but for where it writes."""
+@pytest.fixture(scope="module", params=COMMANDS, ids=lambda command: output_of(command).name)
+def reports(request, tmp_path_factory):
+    """What a printed command writes elsewhere, and what it wrote."""
+    committed = output_of(request.param)
     folder = tmp_path_factory.mktemp("again")
-    where = f"--output {FOLDER.relative_to(REPO)}"
-    assert where in COMMAND
-    command = COMMAND.replace(where, f"--output {folder}").replace("python", sys.executable, 1)
+    command = request.param.replace(f"--output {committed}", f"--output {folder}")
+    command = command.replace("python", sys.executable, 1)
     subprocess.run(["bash", "-ec", command], cwd=REPO, check=True)
-    return folder
+    return folder, REPO / committed
+
+
+def output_of(command: str) -> Path:
+    return Path(re.search(r"--output (\S+)", command).group(1))
 
 
 def made(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.suffix in (".md", ".csv", ".png")}
 
 
-def test_the_same_files(again):
-    assert made(again) == made(FOLDER)
+def test_the_same_files(reports):
+    again, committed = reports
+    assert made(again) == made(committed)
     assert {"report.md", "report.csv", "test_LM_wer_vs_macs.png"} <= made(again)
 
 
 @pytest.mark.parametrize("name", ["report.md", "report.csv"])
-def test_the_same_tables(again, name):
-    assert (again / name).read_bytes() == (FOLDER / name).read_bytes()
+def test_the_same_tables(reports, name):
+    again, committed = reports
+    assert (again / name).read_bytes() == (committed / name).read_bytes()
 
 
-def test_the_same_pictures(again):
+def test_the_same_pictures(reports):
     from PIL import Image
 
+    again, committed = reports
     for path in sorted(again.glob("*.png")):
-        pixels = [np.asarray(Image.open(each)) for each in (path, FOLDER / path.name)]
+        pixels = [np.asarray(Image.open(each)) for each in (path, committed / path.name)]
         assert np.array_equal(*pixels), path.name
 
 
-def test_results_has_the_tables_of_the_report():
-    report = (FOLDER / "report.md").read_text(encoding="utf-8")
+def test_results_has_the_tables_of_the_report(reports):
+    report = (reports[1] / "report.md").read_text(encoding="utf-8")
     tables = re.findall(r"(?:^\|.*\n)+", report, re.MULTILINE)
     assert tables
     for table in tables:

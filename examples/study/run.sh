@@ -31,11 +31,11 @@ study() { # OVERRIDES...
         "w2v_path='$W2V_PATH'" "$@" -m
 }
 
-rows() { # OVERRIDES...: all labels, and where nothing else is asked those of an hour
+rows() { # OVERRIDES...: an hour of labels, and where nothing else is asked all of them
     study "$@"
     case " $*" in
     *" row="* | *" train_subset="*) ;;
-    *) study train_subset=train_1h "row=full,conv2,layers4,pool2" "$@" ;;
+    *) study train_subset=train "row=full,conv2,layers4,pool2" "$@" ;;
     esac
 }
 
@@ -50,6 +50,8 @@ done
 
 echo "== report"
 OPTIONS=()
-[ ! -d "$OUT/results/train/full" ] || OPTIONS+=(--baseline train/full)
+for amount in train train_1h; do # the last baseline counts
+    [ ! -d "$OUT/results/$amount/full" ] || OPTIONS+=(--baseline "$amount/full")
+done
 [ ! -d "$OUT/times" ] || OPTIONS+=(--times "$OUT/times")
 python -m fairseq_speedup report "$OUT/results" "${OPTIONS[@]}"

@@ -76,7 +76,7 @@ def draw_costs(rows: list[Row], cost: str, path: Path) -> None:
 
 def draw_amounts(rows: list[Row], path: Path) -> bool:
     """WER of rows of one test set against labelled audio, a line for each method that has several
-    amounts of it. False where there is none."""
+    amounts of it, under the shortest of its names. False where there is none."""
     methods = defaultdict(list)
     for row in rows:
         if row.hours is not None:
@@ -93,7 +93,7 @@ def draw_amounts(rows: list[Row], path: Path) -> bool:
             yerr=[row.spread or 0 for row in in_order],
             marker="o",
             capsize=3,
-            label=in_order[-1].name,
+            label=min((row.name for row in in_order), key=len),
         )
     axes.set_xscale("log")
     axes.set(xlabel="labelled audio (minutes)", ylabel="WER (%)", title=str(rows[0].test_set))
