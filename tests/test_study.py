@@ -20,7 +20,7 @@ from fairseq_speedup.report.runs import TIMES, read_runs
 from fairseq_speedup.transformer.layer_removal import parse_indices
 
 ROWS = """
-full: {train: [optimization.max_update=4]}
+full: {train: ["optimization.max_update=${updates}"]}
 merge: {of: full, decode: {merge_20: {merge_ratio: 0.2}, layers_1: {keep_layers: "1"}}}
 exits:
   from: full
@@ -34,6 +34,7 @@ w2v_path: ???
 rows: ???
 row: full
 seed: 1
+updates: 4
 labels: ltr
 train_subset: train
 tests: {{test: [greedy]}}
@@ -143,10 +144,7 @@ def test_a_row_can_start_from_another(folder, swept):
 
 
 def test_a_changed_grid_is_no_silent_reuse(folder, swept):
-    rows = (folder / "rows.yaml").read_text()
-    (folder / "rows.yaml").write_text(rows.replace("max_update=4", "max_update=5"))
-    done = study(folder, "row=full")
-    (folder / "rows.yaml").write_text(rows)
+    done = study(folder, "row=full", "updates=5")  # which rows.yaml has for that row
     assert "was trained with other options than the grid now has" in done.stderr
 
 
@@ -155,10 +153,17 @@ def test_a_changed_grid_is_no_silent_reuse(folder, swept):
     [
         (["row=lost"], "row=lost is not in"),
         (["row=full", "rows=/lost.yaml"], "rows=/lost.yaml is not a file"),
+        (["rows={broken}"], "broken.yaml cannot be read: "),
+        (["rows={listed}"], "listed.yaml: each row is a name with decode, "),
+        (["rows={lost}"], "lost.yaml cannot be read: Interpolation key 'lost' not found"),
         (["tests={test: [beem]}"], "unknown decoder beem; the study's decoders: greedy"),
     ],
 )
-def test_a_bad_grid_is_named(folder, overrides, message):
+def test_a_bad_grid_is_named(folder, tmp_path, overrides, message):
+    bad = {"broken": "full: [", "listed": "[full]", "lost": "full: {train: ['${lost}']}"}
+    for name, text in bad.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+        overrides = [each.replace(f"{{{name}}}", f"{tmp_path}/{name}.yaml") for each in overrides]
     with pytest.raises(AssertionError, match=message):
         study(folder, *overrides)
 

@@ -31,11 +31,15 @@ study() { # OVERRIDES...
         "w2v_path='$W2V_PATH'" "$@" -m
 }
 
-rows() { # OVERRIDES...: an hour of labels, and where nothing else is asked all of them
+rows() { # OVERRIDES...: an hour of labels, and where nothing else is asked some rows on all labels
     study "$@"
     case " $*" in
-    *" row="* | *" train_subset="*) ;;
-    *) study train_subset=train "row=full,conv2,layers4,pool2" "$@" ;;
+    *" row="* | *" train_subset="* | *" seed="*) ;;
+    *)
+        study train_subset=train "row=full,conv2,layers4,pool2" "$@"
+        study train_subset=train seed=1 \
+            "row=conv2_cnn,conv2_cnn_2500,conv2_taught,conv2_taught_2500" "$@"
+        ;;
     esac
 }
 

@@ -21,6 +21,8 @@ import hydra
 from filelock import FileLock
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 import fairseq_speedup
 
@@ -49,15 +51,12 @@ class Study:
 
     @classmethod
     def of(cls, cfg: DictConfig) -> "Study":
-        path = Path(cfg.rows)
-        if not path.is_file():
-            raise StudyError(f"rows={path} is not a file")
-        rows = OmegaConf.to_container(OmegaConf.load(path))
+        rows = read_rows(cfg)
         for name, row in rows.items():
             unknown = set(row) - KEYS
             if unknown:
                 raise StudyError(
-                    f"{path}, row {name}: unknown {', '.join(sorted(unknown))}; valid: "
+                    f"{cfg.rows}, row {name}: unknown {', '.join(sorted(unknown))}; valid: "
                     f"{', '.join(sorted(KEYS))}"
                 )
         tests = [cfg.tests, cfg.times.tests]
@@ -205,6 +204,21 @@ class Study:
         call([*command, *self.cfg.generate, *self.cfg.decoders[decoder]], folder / LOG)
         if not is_decoded(folder, test):
             raise StudyError(f"{folder} has no WER; see {folder / LOG}")
+
+
+def read_rows(cfg: DictConfig) -> dict:
+    """The rows, with the study's own values where they name them: ``${w2v_path}``."""
+    path = Path(cfg.rows)
+    if not path.is_file():
+        raise StudyError(f"rows={path} is not a file")
+    try:
+        rows = OmegaConf.load(path)
+        rows = OmegaConf.to_container(OmegaConf.merge({"grid": rows}, cfg).grid, resolve=True)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise StudyError(f"rows={path} cannot be read: {error}") from None
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise StudyError(f"rows={path}: each row is a name with {', '.join(sorted(KEYS))}, or {{}}")
+    return rows
 
 
 def is_decoded(folder: Path, test: str) -> bool:
