@@ -228,7 +228,11 @@ def test_times_can_come_from_another_run(runs, tmp_path, capsys):
             tmp_path / f"times/full/seed1/run{run}", 0.1, rtf=rtf, hardware={"device": "quiet"}
         )
     arguments = ["report", str(runs), "--baseline", "full", "--no-pictures", "--times"]
-    assert main([*arguments, str(tmp_path / "times")]) == 0
+    saved = tmp_path / "timed.json"
+    assert main([*arguments, str(tmp_path / "times"), "--save", str(saved)]) == 0
+    first = (runs / "report/report.md").read_text()
+    assert main([*arguments, str(saved)]) == 0  # two of whose rows have none
+    assert (runs / "report/report.md").read_text() == first
     with (runs / "report/report.csv").open() as file:
         times = {each["model"]: each["real_time_factor"] for each in csv.DictReader(file)}
     assert times == {"full": "0.6", "conv2": "", "conv10": ""}

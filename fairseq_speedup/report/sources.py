@@ -55,7 +55,8 @@ def timed(rows: list[Row], path: str) -> list[Row]:
     Raises:
         RunsError: the other run has none of the rows
     """
-    times = {(row.name, row.test_set): row for row in read(path)}
+    with_times = [row for row in read(path) if row.real_time_factor is not None]
+    times = {(row.name, row.test_set): row for row in with_times}
     found = [_with_times(row, times.get((row.name, row.test_set))) for row in rows]
     if all(row.real_time_factor is None for row in found):
         raise RunsError(f"--times {path} has none of the rows: {rows[0].name}, ...")
