@@ -34,7 +34,6 @@ setup(
         "report": ["adjustText", "matplotlib"],
         "study": [
             "adjustText",
-            "filelock",
             "flashlight-text",
             "hydra-joblib-launcher",
             "matplotlib",
@@ -55,7 +54,6 @@ setup(
         "test": [
             "adjustText",
             "matplotlib",
-            "filelock",
             "hydra-joblib-launcher",
             "pytest",
             "pytest-xdist",

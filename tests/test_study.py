@@ -75,14 +75,22 @@ def study_command(folder, name, *overrides) -> list[str]:
     return list(map(str, [*command, *overrides]))
 
 
-def study(folder, *overrides):
+def study(folder, *overrides, check=True):
     given = [f"out={folder}/out", f"rows={folder}/rows.yaml", *overrides]
-    return run_command(*study_command(folder, "small", *given))
+    return run_command(*study_command(folder, "small", *given), check=check)
+
+
+def error_of(folder, *overrides) -> str:
+    """Of a study that fails, in words."""
+    done = study(folder, *overrides, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
 def swept(folder):
-    return study(folder, "-m")
+    return study(folder, "-m", check=False)
 
 
 def test_every_row_is_trained_and_decoded_but_the_broken_one(folder, swept):
@@ -92,6 +100,7 @@ def test_every_row_is_trained_and_decoded_but_the_broken_one(folder, swept):
     assert macs["train/layers_1"] < macs["train/merge_20"] < macs["train/full"]
     assert rows["train/full"].seeds == [1]
     assert rows["train/full"].hours > 0
+    assert swept.returncode == 1
     assert "study: 1 runs failed" in swept.stdout
     failed = folder / "out/models/train/broken/seed1/failed.txt"
     assert f"failed: {failed}" in swept.stderr
@@ -132,9 +141,14 @@ def test_rows_are_decoded_again_for_their_times(folder, swept):
 
 
 def test_times_of_what_is_not_trained_are_an_error(folder, swept):
-    done = study(folder, "row=broken", "repeat=1", "-m")
-    assert "repeat=1: " in done.stderr
-    assert "is not trained yet" in done.stderr
+    error = error_of(folder, "row=broken", "repeat=1", "-m")
+    assert "repeat=1: " in error
+    assert "is not trained yet" in error
+
+
+def test_the_summary_has_no_failures_of_earlier_runs(folder, swept):
+    assert (folder / "out/models/train/broken/seed1/failed.txt").is_file()
+    assert "study: every run is finished" in study(folder, "row=full", "-m").stdout
 
 
 def test_a_row_can_start_from_another(folder, swept):
@@ -143,29 +157,82 @@ def test_a_row_can_start_from_another(folder, swept):
     assert row.mean_layers is not None
 
 
-def test_a_changed_grid_is_no_silent_reuse(folder, swept):
-    done = study(folder, "row=full", "updates=5")  # which rows.yaml has for that row
-    assert "was trained with other options than the grid now has" in done.stderr
+def test_a_changed_grid_is_no_silent_reuse(folder, tmp_path, swept):
+    message = "was trained with other options than the grid now has"
+    assert message in error_of(folder, "row=full", "updates=5")  # which rows.yaml has there
+    other = (REPO / "examples/quickstart/finetuning.yaml").read_text()
+    (tmp_path / "finetuning.yaml").write_text(f"{other}\n# otherwise\n")
+    assert message in error_of(folder, "row=full", f"finetuning.config_dir={tmp_path}")
+
+
+def test_what_was_decoded_otherwise_is_decoded_again(folder, swept):
+    compute = folder / "out/results/train/full/seed1/test_greedy/compute.json"
+    checkpoint = folder / "out/models/train/full/seed1/checkpoint_last.pt"
+    changes = [lambda: ["generate=[--cpu, --batch-size, '2']"], lambda: []]
+    changes.append(lambda: checkpoint.touch() or [])  # as if trained again
+    for change in changes:
+        before = compute.stat().st_mtime_ns
+        done = study(folder, "row=full", *change())
+        assert "has changed: " in done.stdout
+        assert compute.stat().st_mtime_ns > before
+    (compute.parent / "decoded.json").unlink()  # what decoding ends with
+    assert study(folder, "row=full").returncode == 0
+    assert (compute.parent / "decoded.json").is_file()
+
+
+BAD_ROWS = {
+    "full: [": "cannot be read: ",
+    "[full]": "holds no rows: NAME: {train, ",
+    "": "holds no rows",
+    "full: {train: ['${lost}']}": "cannot be read: Interpolation key 'lost' not found",
+    "full:": "row full is None; it must be {} or hold any of train, ",
+    "full: {trian: []}": "row full: unknown trian; valid: decode, decoders, from, ",
+    "full: {train: model.frame_pool=2}": "row full: train is 'model.frame_pool=2'; it must be a",
+    "full: {decode: [a, b]}": "row full: decode is ['a', 'b']; it must be names with options",
+    "full: {of: lost}": "row full: there is no row lost: full",
+    "full: {of: full}": "rows start from one another: full, full",
+    "{full: {}, a: {of: full}, b: {of: a}}": "row b: of: a is not trained either; of: full is",
+    "{full: {}, a: {of: full, decode: {full: {}}}}": "rows full and a both decode as full",
+    "full: {decoders: [beem]}": "row full: unknown decoder beem; the study's decoders: greedy",
+}
+
+
+@pytest.mark.parametrize("text", BAD_ROWS)
+def test_bad_rows_are_named(folder, tmp_path, text):
+    sys.path.insert(0, str(REPO / "examples/study"))
+    from study import Study, StudyError
+
+    (tmp_path / "rows.yaml").write_text(text)
+    cfg = OmegaConf.create(CONFIG.format(quickstart=REPO / "examples/quickstart"))
+    cfg.rows = f"{tmp_path}/rows.yaml"
+    with pytest.raises(StudyError) as caught:
+        Study.of(cfg)
+    assert BAD_ROWS[text] in str(caught.value)
+    assert str(tmp_path / "rows.yaml") in str(caught.value) or "decoder" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["row=lost"], "row=lost is not in"),
-        (["row=full", "rows=/lost.yaml"], "rows=/lost.yaml is not a file"),
-        (["rows={broken}"], "broken.yaml cannot be read: "),
-        (["rows={listed}"], "listed.yaml: each row is a name with decode, "),
-        (["rows={lost}"], "lost.yaml cannot be read: Interpolation key 'lost' not found"),
-        (["tests={test: [beem]}"], "unknown decoder beem; the study's decoders: greedy"),
+        (["row=lost"], "study: row=lost is not in"),
+        (["row=full,lost", "-m"], "study: row=lost is not in"),
+        (["row=full", "rows=/lost.yaml"], "study: rows=/lost.yaml is not a file"),
+        (
+            ["tests={test: [beem]}"],
+            "tests.test: unknown decoder beem; the study's decoders: greedy",
+        ),
+        (["tests={test: greedy}"], "tests.test is 'greedy'; it must be a list"),
+        (["w2v_path=/lost.pt"], "row full needs /lost.pt, which does not exist (w2v_path)"),
+        (
+            ["+tests.lost=[greedy]"],
+            "lost.tsv, which does not exist (split lost; ~tests.lost ",
+        ),
+        (["finetuning.config_name=lost"], "there is no "),
     ],
 )
-def test_a_bad_grid_is_named(folder, tmp_path, overrides, message):
-    bad = {"broken": "full: [", "listed": "[full]", "lost": "full: {train: ['${lost}']}"}
-    for name, text in bad.items():
-        (tmp_path / f"{name}.yaml").write_text(text)
-        overrides = [each.replace(f"{{{name}}}", f"{tmp_path}/{name}.yaml") for each in overrides]
-    with pytest.raises(AssertionError, match=message):
-        study(folder, *overrides)
+def test_a_bad_study_is_named_before_any_training(folder, tmp_path, overrides, message):
+    assert message in error_of(folder, f"out={tmp_path}/out", *overrides)
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_the_open_corpus_students_are_distilled_with_options_that_there_are():
@@ -180,6 +247,30 @@ def test_the_open_corpus_students_are_distilled_with_options_that_there_are():
             )
             model = OmegaConf.create(done.stdout).model
             assert parse_indices("predict_layers", model.predict_layers, "one layer") == [2, 4, 6]
+
+
+WAITING = """
+from pathlib import Path
+from study import call, locked
+with locked(Path("lock")):
+    call(["/bin/sh", "-c", "echo started; until [ -e end ]; do sleep 0.1; done"], Path("log"))
+"""
+
+
+def test_a_killed_process_keeps_its_lock_in_what_it_started(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPO / "examples/study"))
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    command = [sys.executable, "-c", WAITING]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    while not (tmp_path / "log").is_file() or not (tmp_path / "log").read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("waiting for another process")
+    (tmp_path / "end").touch()
+    assert process.wait() == 0
 
 
 def killed_when(happened, command):
@@ -219,7 +310,7 @@ def test_a_killed_study_ends_with_the_table_of_an_unbroken_one(folder, tmp_path)
     decoded = broken / "results/train/full/seed1/test_greedy"
 
     killed_when((model / "checkpoint_last.pt").is_file, command)
-    assert not (model / "done.json").is_file()
+    assert not (model / "done").is_file()
     killed_when(decoded.is_dir, command)
     assert "Loaded checkpoint" in (model / "hydra_train.log").read_text()
     run_command(*command)

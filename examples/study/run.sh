@@ -28,7 +28,7 @@ echo "== subword labels, language model, lexicon"
 
 study() { # OVERRIDES...
     python study.py --config-dir . --config-name open_corpus "out='$OUT'" "data='$DATA'" \
-        "w2v_path='$W2V_PATH'" "$@" -m
+        "w2v_path='$W2V_PATH'" "$@" -m || STATUS=$?
 }
 
 rows() { # OVERRIDES...: an hour of labels, and where nothing else is asked some rows on all labels
@@ -44,6 +44,7 @@ rows() { # OVERRIDES...: an hour of labels, and where nothing else is asked some
 }
 
 cd "$HERE"
+STATUS=0 # a run that failed leaves the others, and their report
 echo "== grid"
 OMP_NUM_THREADS=1 rows hydra/launcher=joblib "hydra.launcher.n_jobs=$JOBS" "$@"
 
@@ -59,3 +60,4 @@ for amount in train train_1h; do # the last baseline counts
 done
 [ ! -d "$OUT/times" ] || OPTIONS+=(--times "$OUT/times")
 python -m fairseq_speedup report "$OUT/results" "${OPTIONS[@]}"
+exit "$STATUS"

@@ -10,32 +10,35 @@ failed.txt in its folder and the others go on. Several GPUs and Slurm are Hydra'
 rows are decoded again, for their times.
 """
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import hydra
-from filelock import FileLock
+from grid import StudyError, read_rows
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 import fairseq_speedup
 
 REPO = Path(__file__).resolve().parents[2]
 USER_DIR = Path(fairseq_speedup.__file__).parent
-DONE, FAILED, LOG, LOCK, RUN_LOCK = "done.json", "failed.txt", "log.txt", ".lock", ".run.lock"
+OPTIONS, DONE, DECODED = "options.json", "done", "decoded.json"
+FAILED, LOG, LOCK, RUN_LOCK = "failed.txt", "log.txt", ".lock", ".run.lock"
 CHECKPOINT = "checkpoint_last.pt"
-KEYS = {"train", "decode", "of", "from", "student", "labels", "decoders"}
+FILE_OPTIONS = ("--lexicon", "--kenlm-model")  # of a decoder
 TAIL = 15  # lines of a log in an error
-
-
-class StudyError(Exception):
-    """A run that cannot be finished; the message says why."""
 
 
 @dataclass
@@ -52,21 +55,18 @@ class Study:
     @classmethod
     def of(cls, cfg: DictConfig) -> "Study":
         rows = read_rows(cfg)
-        for name, row in rows.items():
-            unknown = set(row) - KEYS
-            if unknown:
-                raise StudyError(
-                    f"{cfg.rows}, row {name}: unknown {', '.join(sorted(unknown))}; valid: "
-                    f"{', '.join(sorted(KEYS))}"
-                )
-        tests = [cfg.tests, cfg.times.tests]
-        asked = [each for some in tests for decoders in some.values() for each in decoders]
-        asked += [each for row in rows.values() for each in row.get("decoders", [])]
-        for decoder in asked:
-            if decoder not in cfg.decoders:
-                raise StudyError(
-                    f"unknown decoder {decoder}; the study's decoders: {', '.join(cfg.decoders)}"
-                )
+        asked = {f"tests.{test}": of for test, of in cfg.tests.items()}
+        asked |= {f"times.tests.{test}": of for test, of in cfg.times.tests.items()}
+        asked |= {f"row {name}": row["decoders"] for name, row in rows.items() if "decoders" in row}
+        for where, decoders in asked.items():
+            if isinstance(decoders, str):
+                raise StudyError(f"{where} is {decoders!r}; it must be a list, such as [greedy]")
+            for decoder in decoders:
+                if decoder not in cfg.decoders:
+                    valid = ", ".join(cfg.decoders)
+                    raise StudyError(
+                        f"{where}: unknown decoder {decoder}; the study's decoders: {valid}"
+                    )
         return cls(cfg, rows)
 
     def row(self, name: str) -> dict:
@@ -90,6 +90,32 @@ class Study:
     def labels(self, name: str) -> str:
         row = self.row(name)
         return self.labels(row["of"]) if "of" in row else row.get("labels", self.cfg.labels)
+
+    def check_files(self, name: str) -> None:
+        """Before hours of training.
+
+        Raises:
+            StudyError: a file that the row needs does not exist
+        """
+        data, labels = Path(self.cfg.data), self.labels(name)
+        needed = {Path(self.cfg.w2v_path): "w2v_path", data / f"dict.{labels}.txt": "labels"}
+        if labels == "spm":
+            needed[data / "dict.spm.txt"] = "labels; `python -m fairseq_speedup spm` makes them"
+        for split in (self.cfg.train_subset, *self.cfg.tests):
+            what = f"split {split}"
+            if split in self.cfg.tests:
+                what += f"; ~tests.{split} leaves it out"
+            needed |= {data / f"{split}.{ending}": what for ending in ("tsv", labels)}
+        for decoder in {each for decoders in self.cfg.tests.values() for each in decoders}:
+            for option, value in pairwise(self.cfg.decoders[decoder]):
+                if option in FILE_OPTIONS and decoder in self._decoders(name):
+                    needed[Path(value)] = f"decoder {decoder}, {option}"
+        for path, what in needed.items():
+            if not path.is_file():
+                raise StudyError(f"row {name} needs {path}, which does not exist ({what})")
+
+    def _decoders(self, name: str) -> list[str]:
+        return self.row(name).get("decoders", list(self.cfg.decoders))
 
     # -- training --------------------------------------------------------------------------------
 
@@ -146,23 +172,29 @@ class Study:
         """fairseq-hydra-train, unless that is done; goes on where it was interrupted. Runs side by
         side that start from one model wait for the one that trains it."""
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK):
+        with locked(folder / LOCK):
             self._hydra_train_alone(folder, config, overrides)
 
     def _hydra_train_alone(self, folder: Path, config, overrides: list[str]) -> None:
-        done = folder / DONE
-        if done.is_file():
-            if json.loads(done.read_text()) != overrides:
-                raise StudyError(
-                    f"{folder} was trained with other options than the grid now has (see {done}): "
-                    "move it away to train it again"
-                )
+        given = Path(config.config_dir).resolve()
+        file = given / f"{config.config_name}.yaml"
+        if not file.is_file():
+            raise StudyError(f"config_dir={config.config_dir}: there is no {file}")
+        options = {"config": file.read_text(encoding="utf-8"), "overrides": overrides}
+        started = folder / OPTIONS
+        if started.is_file() and json.loads(started.read_text()) != options:
+            raise StudyError(
+                f"{folder} was trained with other options than the grid now has (see {started}): "
+                "move it away to train it again"
+            )
+        if (folder / DONE).is_file():
             return
+        write_json(started, options)
         places = [f"checkpoint.save_dir='{folder}'", f"hydra.run.dir='{folder}'"]
-        command = ["fairseq-hydra-train", "--config-dir", str(Path(config.config_dir).resolve())]
+        command = ["fairseq-hydra-train", "--config-dir", str(given)]
         command += ["--config-name", config.config_name, *places, *overrides]
         call(command, folder / LOG)
-        done.write_text(json.dumps(overrides))
+        (folder / DONE).touch()
 
     # -- decoding --------------------------------------------------------------------------------
 
@@ -182,7 +214,7 @@ class Study:
 
     def _decode(self, name: str, tests: DictConfig) -> None:
         row = self.row(name)
-        allowed = row.get("decoders", list(self.cfg.decoders))
+        allowed = self._decoders(name)
         for variant, overrides in row.get("decode", {name: {}}).items():
             for test, decoders in tests.items():
                 for decoder in decoders:
@@ -190,42 +222,53 @@ class Study:
                         self._generate(name, variant, overrides, test, decoder)
 
     def _generate(self, name: str, variant: str, overrides: dict, test: str, decoder: str) -> None:
-        folder = self.results(variant, test, decoder)
-        if is_decoded(folder, test):
-            return
+        folder, checkpoint = self.results(variant, test, decoder), self.checkpoint(name)
+        labels = self.labels(name)
+        options = ["--task", "speedup_finetuning", "--gen-subset", test, "--labels", labels]
+        options += ["--post-process", "sentencepiece" if labels == "spm" else "letter"]
+        options += ["--scoring", "wer", "--model-overrides", repr(overrides)]
+        options += [*self.cfg.generate, *self.cfg.decoders[decoder]]
+        record = {"options": options, "model": checkpoint.stat().st_mtime_ns}
+        if (folder / DECODED).is_file():
+            if json.loads((folder / DECODED).read_text()) == record:
+                return
+            print(f"the model or the decoder has changed: {folder} is decoded again", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        labels = self.labels(name)
         command = ["fairseq-generate", self.cfg.data, "--user-dir", str(USER_DIR)]
-        command += ["--task", "speedup_finetuning", "--path", str(self.checkpoint(name))]
-        command += ["--gen-subset", test, "--labels", labels, "--scoring", "wer"]
-        command += ["--post-process", "sentencepiece" if labels == "spm" else "letter"]
-        command += ["--results-path", str(folder), "--model-overrides", repr(overrides)]
-        call([*command, *self.cfg.generate, *self.cfg.decoders[decoder]], folder / LOG)
-        if not is_decoded(folder, test):
+        command += ["--path", str(checkpoint), "--results-path", str(folder), *options]
+        call(command, folder / LOG)
+        if not has_wer(folder, test):
             raise StudyError(f"{folder} has no WER; see {folder / LOG}")
+        write_json(folder / DECODED, record)
 
 
-def read_rows(cfg: DictConfig) -> dict:
-    """The rows, with the study's own values where they name them: ``${w2v_path}``."""
-    path = Path(cfg.rows)
-    if not path.is_file():
-        raise StudyError(f"rows={path} is not a file")
-    try:
-        rows = OmegaConf.load(path)
-        rows = OmegaConf.to_container(OmegaConf.merge({"grid": rows}, cfg).grid, resolve=True)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise StudyError(f"rows={path} cannot be read: {error}") from None
-    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
-        raise StudyError(f"rows={path}: each row is a name with {', '.join(sorted(KEYS))}, or {{}}")
-    return rows
-
-
-def is_decoded(folder: Path, test: str) -> bool:
+def has_wer(folder: Path, test: str) -> bool:
     generated = folder / f"generate-{test}.txt"
     if not generated.is_file() or not (folder / "compute.json").is_file():
         return False
     return "WER: " in generated.read_text(encoding="utf-8").rpartition("\nGenerate")[2]
+
+
+def write_json(path: Path, value) -> None:
+    """The whole of it or nothing."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(value), encoding="utf-8")
+    part.replace(path)
+
+
+@contextmanager
+def locked(path: Path):
+    """Holds a lock. Commands that are called meanwhile hold it too: where this process is killed,
+    the next one waits for what it has left running."""
+    with path.open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that works on {path.parent}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def call(command, log: Path) -> None:
@@ -233,45 +276,72 @@ def call(command, log: Path) -> None:
     command = [str(word) for word in command]
     command[0] = str(Path(sys.executable).parent / command[0])
     with log.open("w", encoding="utf-8") as file:
-        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
-    if status:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, close_fds=False)
+    if done.returncode:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
         raise StudyError("\n".join([f"{' '.join(command)}", f"failed, {log} ends with", *tail]))
 
 
 class Summary(Callback):
-    """Says at the end of a multirun what failed."""
+    """Checks the grid before a multirun, and says at its end what failed."""
+
+    def on_multirun_start(self, config: DictConfig, **unused) -> None:
+        self.start = time.time()
+        sweep = dict(config.hydra.sweeper.params or {})
+        sweep |= dict(each.split("=", 1) for each in config.hydra.overrides.task if "=" in each)
+        try:
+            study = Study.of(config)
+            for name in str(sweep.get("row", config.row)).replace(" ", "").split(","):
+                study.row(name)
+        except ERRORS as error:
+            sys.exit(f"study: {error}")
 
     def on_multirun_end(self, config: DictConfig, **unused) -> None:
         failed = sorted(Path(config.out).resolve().rglob(FAILED))
+        failed = [path for path in failed if path.stat().st_mtime >= self.start]
         for path in failed:
             print(f"failed: {path}", file=sys.stderr)
-        print(f"study: {len(failed)} runs failed" if failed else "study: every run is finished")
+        if failed:
+            print(f"study: {len(failed)} runs failed")
+            sys.exit(1)
+        print("study: every run is finished")
 
 
-def _run(study: Study, failed: Path) -> None:
+ERRORS = (StudyError, OmegaConfBaseException, OSError)
+
+
+def _run(study: Study, failed: Path) -> bool:
+    """Whether the run could be finished."""
     cfg = study.cfg
     failed.unlink(missing_ok=True)
     print(f"== {cfg.train_subset}, {cfg.row}, seed {cfg.seed}", flush=True)
     try:
+        study.check_files(cfg.row)
         if cfg.repeat is None:
             study.train(cfg.row)
             study.decode(cfg.row)
         else:
             study.time(cfg.row)
-    except StudyError as error:
+    except ERRORS as error:
         failed.write_text(f"{error}\n", encoding="utf-8")
         print(f"failed: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 @hydra.main(version_base="1.3", config_path=None)
 def main(cfg: DictConfig) -> None:
-    study = Study.of(cfg)
-    study.row(cfg.row)
-    folder = study.folder(cfg.row)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / RUN_LOCK):  # the same study, started twice
-        _run(study, folder / FAILED)
+    try:
+        study = Study.of(cfg)
+        study.row(cfg.row)
+        folder = study.folder(cfg.row)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / RUN_LOCK):  # the same study, started twice
+            finished = _run(study, folder / FAILED)
+    except ERRORS as error:
+        sys.exit(f"study: {error}")
+    if not finished and HydraConfig.get().mode == RunMode.RUN:
+        sys.exit(1)  # a multirun goes on; see Summary
 
 
 if __name__ == "__main__":
