@@ -125,8 +125,8 @@ def bad(tmp_path):
         "empty.wav": "holds no samples",
         "short.wav": "is 12 ms long; this model needs 25 ms for one frame",
         "nan.wav": "holds NaN or infinite samples",
-        "missing.wav": "cannot be read as audio",
-        "": "cannot be read as audio",
+        "missing.wav": "does not exist",
+        "": "is a folder",
     }
 
 

@@ -1,5 +1,6 @@
 """Audio files of any format, rate, channels and length, as a model takes them."""
 
+import os
 import tempfile
 from dataclasses import dataclass
 
@@ -39,8 +40,12 @@ def read_recording(
         normalize: to zero mean and unit variance
         needed_samples: fewer are an error
     Raises:
-        RecordingError: no such file, no audio, nothing in it, or NaN
+        RecordingError: no such file, a folder, no audio, nothing in it, or NaN
     """
+    if not os.path.exists(path):
+        raise RecordingError(f"{path} does not exist")
+    if os.path.isdir(path):
+        raise RecordingError(f"{path} is a folder, no audio file")
     try:
         with soundfile.SoundFile(path) as file, tempfile.TemporaryFile() as kept:
             changes = _changes(file, sample_rate)
