@@ -9,7 +9,7 @@ import torch
 from conftest import REPO, batch_of, build_model, fairseq_command, run_command, train
 from torch import nn
 
-from fairseq_speedup.frames import FRAME_POOLS
+from fairseq_speedup.frames import FRAME_POOLS, MeanPool
 from fairseq_speedup.profiling.fvcore_count import check_macs
 
 EXAMPLE = REPO / "examples/extending/attentive_pool"
@@ -54,6 +54,33 @@ def test_its_macs_are_those_that_fvcore_counts(attentive, pretrained):
     assert check["closed_form"] == pytest.approx(check["fvcore"], rel=1e-3)
 
 
+@torch.no_grad()
+def test_the_exported_file_gives_the_models_numbers(attentive, pretrained, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from test_export import BATCHES, export, given, largest_difference
+
+    model = build_model(pretrained, **OPTIONS)
+    for parameter in model.w2v_encoder.frame_reduction.parameters():
+        nn.init.normal_(parameter, std=0.3)  # as after training
+    batches = [given(model, counts) for counts in BATCHES]
+    file, found = export(model, tmp_path / "model.onnx")
+    assert found["fp32"].largest < 1e-4
+    assert largest_difference(file, batches) < 1e-4
+
+
+def test_a_pool_that_keeps_its_lengths_is_refused_in_words(pretrained, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from test_export import ExportError, export
+
+    def forward(self, frames, lengths):
+        return frames.unflatten(1, (-1, self.factor)).mean(dim=2)
+
+    monkeypatch.setattr(MeanPool, "forward", forward)
+    with pytest.raises(ExportError, match=r"graph does not run on .* keeps the lengths"):
+        export(build_model(pretrained, frame_pool=2), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_goes_through_every_command(corpus, pretrained, tmp_path):
     options = [f"{'model.' + name}={value}" for name, value in OPTIONS.items()]
     train(tmp_path, corpus, pretrained, f"common.user_dir={EXAMPLE}", *options)
@@ -73,6 +100,12 @@ def test_it_goes_through_every_command(corpus, pretrained, tmp_path):
     refused = run_command(*ours, "transcribe", "--cpu", "--path", checkpoint, *files, check=False)
     assert refused.returncode == 1
     assert "unknown frame_pool_method='attentive'; valid values: conv, mean" in refused.stderr
+    pytest.importorskip("onnxruntime")
+    exported = tmp_path / "model.onnx"
+    export = ["export", "--path", checkpoint, "--output", exported]
+    run_command(*ours, "--user-dir", EXAMPLE, *export)
+    onnx = run_command(*ours, "transcribe", "--path", exported, *files)
+    assert onnx.stdout == found.stdout
 
 
 def test_a_folder_that_is_not_there_is_named():

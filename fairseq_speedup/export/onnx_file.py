@@ -112,7 +112,15 @@ class Check:
 
     def run(self, file: OnnxModel):
         """The file's and the model's log-probabilities of all valid frames (frames, V)."""
-        log_probs, frames = file.log_probs(self.waveform, self.lengths)
+        try:
+            log_probs, frames = file.log_probs(self.waveform, self.lengths)
+        except Exception as error:  # of ONNX Runtime's own
+            reason = str(error).split("\n")[0][:200]
+            raise ExportError(
+                f"the graph does not run on {self.lengths.tolist()} samples: {reason}. Perhaps a "
+                "module keeps the lengths that it was recorded with; in one of your own, write "
+                "reshape in place of unflatten"
+            ) from None
         if frames.tolist() != self.frames.tolist():
             raise ExportError(
                 f"the graph gives {frames.tolist()} frames of {self.lengths.tolist()} samples, the "

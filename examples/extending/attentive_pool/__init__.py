@@ -25,9 +25,9 @@ class AttentivePool(MeanPool):
     def forward(self, frames, lengths):
         """(B, T, C), T a multiple of the factor, and valid frames (B,) -> (B, T / factor, C)"""
         padding = padding_mask_of(lengths, frames.size(1))
-        scores = self.score(frames)[:, :, 0].masked_fill(padding, torch.finfo(frames.dtype).min)
-        weights = scores.unflatten(1, (-1, self.factor)).softmax(dim=2)
-        windows = frames.unflatten(1, (-1, self.factor))
+        scores = self.score(frames).masked_fill(padding[:, :, None], torch.finfo(frames.dtype).min)
+        windows = frames.reshape(frames.size(0), -1, self.factor, frames.size(2))
+        weights = scores.reshape(frames.size(0), -1, self.factor).softmax(dim=2)
         return torch.einsum("bwk,bwkc->bwc", weights, windows)
 
     def macs_per_window(self) -> int:
