@@ -3,11 +3,13 @@
 import csv
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from fairseq_speedup.__main__ import main
+from fairseq_speedup.report import command
 from fairseq_speedup.report.pareto import front
 from fairseq_speedup.report.runs import RunsError, read_runs
 from fairseq_speedup.report.significance import difference
@@ -47,6 +49,13 @@ def write_results(folder, error_rate, seed=0, macs=1e9, rtf=0.01, subset="test",
     }
     (folder / "compute.json").write_text(json.dumps(report))
     return wer
+
+
+def without(folder, key):
+    """Takes a field out of a compute.json."""
+    report = json.loads((folder / "compute.json").read_text())
+    del report[key]
+    (folder / "compute.json").write_text(json.dumps(report))
 
 
 @pytest.fixture
@@ -239,7 +248,8 @@ def test_times_can_come_from_another_run(runs, tmp_path, capsys):
     assert "device quiet" in (runs / "report/report.md").read_text()
     write_results(tmp_path / "none/lost/seed1", 0.1)
     assert main([*arguments, str(tmp_path / "none")]) == 1
-    assert "has none of the rows: conv2" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "has none of the rows: conv2 (test), conv10 (test), full (test); it has lost" in error
 
 
 @pytest.mark.parametrize("data", [b"{}", b"[1", b"\xff", b'{"format": "x"}'])
@@ -251,10 +261,61 @@ def test_a_file_that_report_did_not_save_is_named(tmp_path, capsys, name, data):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row.update(computes=None), "computes must be a list of 3, one for each seed"),
+        (lambda row: row.update(computes=[]), "computes must be a list of 3, one for each seed"),
+        (lambda row: row["computes"][0].pop("hardware"), "hardware is missing"),
+        (lambda row: row["computes"][0].update(real_time_factor="x"), "is 'x', not a number"),
+        (lambda row: row["errors"][1].pop(), "errors must be 3 x 60 whole numbers"),
+        (lambda row: row.update(errors=row["errors"][:2]), "errors must be 3 x 60 whole numbers"),
+        (lambda row: row.update(words=[]), "words must be a list"),
+        (lambda row: row.update(words=None), "words must be a list"),
+        (lambda row: row.pop("errors"), "errors is missing"),
+        (lambda row: row.update(errors=None), "errors must be 3 x 60 whole numbers"),
+        (lambda row: row["computes"][0].update(options=[]), "options is [], not a JSON object"),
+        (lambda row: row["words"].append("ten"), "words must be 61 whole numbers"),
+        (lambda row: row.update(seeds=7), "seeds is 7, not a list of whole numbers"),
+        (lambda row: row.update(seeds=[]), "seeds is [], not a list of whole numbers"),
+        (lambda row: row.update(trainings=None), "trainings must be a list of 3"),
+        (lambda row: row["trainings"][0].update(hours="x"), "trainings holds {"),
+        (lambda row: row["test_set"].update(subset=None), "None is no name"),
+    ],
+)
+def test_a_saved_row_that_cannot_be_is_named(runs, tmp_path, capsys, change, message):
+    path = tmp_path / "saved/runs.json"
+    assert main(["report", str(runs), "--save", str(path), "--no-pictures"]) == 0
+    found = json.loads(path.read_text())
+    change(found["rows"][1])
+    path.write_text(json.dumps(found))
+    assert main(["report", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert f"{path} is no file of `report --save`: row 2 (conv10): " in error
+    assert message in error
+    assert not (path.parent / "report.md").exists()
+
+
+def test_a_saved_file_without_rows_or_with_other_bytes_is_named(runs, tmp_path, capsys):
+    path = tmp_path / "saved/runs.json.gz"
+    assert main(["report", str(runs), "--save", str(path), "--no-pictures"]) == 0
+    data = bytearray(path.read_bytes())
+    data[40:60] = bytes(byte ^ 255 for byte in data[40:60])
+    path.write_bytes(data)
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps({"format": "fairseq_speedup report 1", "rows": []}))
+    for each, message in [(path, ""), (empty, "it holds no rows")]:
+        assert main(["report", str(each), "--output", str(tmp_path / "out")]) == 1
+        assert f"{each} is no file of `report --save`: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "compute.json").write_text("{}"), "is no report of"),
         (lambda folder: (folder / "compute.json").write_text("[1"), "is no report of"),
+        (lambda folder: without(folder, "num_utterances"), "is no report of fairseq-generate: num"),
+        (lambda folder: without(folder, "hardware"), "is no report of fairseq-generate: hardware"),
         (lambda folder: (folder / "generate-test.txt").unlink(), "does not exist"),
         (lambda folder: (folder / "generate-test.txt").write_text("T-0\tA\n"), "0 hypotheses"),
     ],
@@ -272,12 +333,70 @@ def test_bad_arguments(runs, tmp_path, capsys):
     for arguments, message in [
         (["--baseline", "lost"], "--baseline lost is no row; rows: conv2, conv10, full"),
         (["--rows", str(tmp_path / "rows.tsv")], "there is no row lost; rows: conv10, conv2, full"),
-        (["--rows", str(tmp_path / "none.tsv")], "none.tsv"),
+        (["--rows", str(tmp_path / "rows.tsv")], "A tab parts a name from what to call it"),
+        (["--rows", str(tmp_path / "none.tsv")], "none.tsv does not exist or is not a file"),
+        (["--output", str(tmp_path / "rows.tsv")], "rows.tsv is a file; give a folder"),
+        (["--output", str(tmp_path / "rows.tsv/a/b")], "rows.tsv is not a folder"),
+        (["--save", str(tmp_path)], f"--save {tmp_path} is a folder; give a file"),
+        (["--save", str(tmp_path / "rows.tsv/a")], "rows.tsv is not a folder"),
     ]:
         assert main(["report", str(runs), *arguments]) == 1
-        assert message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert arguments[0] in error
+        assert message in error
+    assert not (runs / "report").exists()
     (tmp_path / "empty").mkdir()
     assert main(["report", str(tmp_path / "empty")]) == 1
     assert "holds no compute.json" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "lost")]) == 1
     assert "is no folder of results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "names no row"),
+        (b"\n# full\n", "names no row"),
+        (b"full\tFull \xff\n", "is not UTF-8 text: invalid start byte at byte 10"),
+        (b"full\tone\nconv2\tone\n", "calls two rows one"),
+        (b"full\tconv2\nconv2\n", "calls two rows conv2"),
+        (b"full\nfull\tagain\n", "names the row full twice"),
+        (b"full model\n", "there is no row full model"),
+    ],
+)
+def test_bad_rows_leave_the_earlier_report(runs, tmp_path, capsys, data, message):
+    assert main(["report", str(runs), "--no-pictures"]) == 0
+    before = {path.name: path.read_bytes() for path in (runs / "report").iterdir()}
+    path = tmp_path / "rows.tsv"
+    path.write_bytes(data)
+    saved = tmp_path / "saved.json"
+    assert main(["report", str(runs), "--rows", str(path), "--save", str(saved)]) == 1
+    error = capsys.readouterr().err
+    assert f"--rows {path}" in error
+    assert message in error
+    assert {each.name: each.read_bytes() for each in (runs / "report").iterdir()} == before
+    assert not saved.exists()
+
+
+def test_rows_may_have_blank_lines_comments_and_a_byte_order_mark(runs, tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_bytes(b"\xef\xbb\xbffull\tfull | all\r\n\r\n  \n# conv10\r\nconv2\r\n")
+    assert main(["report", str(runs), "--rows", str(path), "--no-pictures"]) == 0
+    lines = (runs / "report/report.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ")]
+    assert rows[2].startswith(r"| full \| all | 3 |")
+    assert rows[3].startswith("| conv2 | 3 |")
+    assert len(rows) == 4
+    with (runs / "report/report.csv").open() as file:
+        assert next(csv.DictReader(file))["model"] == "full | all"
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "adjustText"])
+def test_packages_for_pictures_are_looked_for_first(runs, capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delattr(command, "read_all")
+    assert main(["report", str(runs)]) == 1
+    assert "pip install matplotlib adjustText" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["report", str(runs), "--no-pictures"]) == 0

@@ -9,6 +9,7 @@ Writes report.md, report.csv and pictures into --output.
 """
 
 import re
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -45,53 +46,98 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    rows = read_all(args.runs)
-    if args.times:
-        rows = timed(rows, args.times)
-    if args.save:
-        save(rows, args.save)
-    if args.rows:
-        rows = chosen(rows, args.rows)
-    if args.baseline and args.baseline not in {row.name for row in rows}:
-        names = ", ".join(dict.fromkeys(row.name for row in rows))
-        raise RunsError(f"--baseline {args.baseline} is no row; rows: {names}")
     first = Path(args.runs[0])
     output = Path(args.output or (first.parent if first.is_file() else first / "report"))
+    if not args.no_pictures:
+        pictures.check_installed()
+    names = read_names(args.rows) if args.rows else {}
+    all_rows = read_all(args.runs)
+    _check_places(output, args.save)
+    if args.times:
+        all_rows = timed(all_rows, args.times)
+    rows = chosen(all_rows, names, args.rows) if args.rows else all_rows
+    if args.baseline and args.baseline not in {row.name for row in rows}:
+        found = ", ".join(dict.fromkeys(row.name for row in rows))
+        raise RunsError(f"--baseline {args.baseline} is no row; rows: {found}")
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row.test_set)]
+    compared_groups = [compared(group, args.baseline) for group in groups]
+    # nothing is written before all is computed
     output.mkdir(parents=True, exist_ok=True)
-    text, all_lines = [], []
-    for test_set, group in groupby(rows, key=lambda row: row.test_set):
-        group = list(group)
-        lines = compared(group, args.baseline)
-        all_lines += lines
-        text.append(f"## {test_set}\n\n{markdown(lines)}\n\n{_explained(lines)}")
+    if args.save:
+        save(all_rows, args.save)
+    text = []
+    for group, lines in zip(groups, compared_groups, strict=True):
+        text.append(f"## {group[0].test_set}\n\n{markdown(lines)}\n\n{_explained(lines)}")
         if not args.no_pictures:
             text += [f"![]({name})" for name in _draw(group, output)]
+    all_lines = [line for lines in compared_groups for line in lines]
     (output / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     write_csv(all_lines, output / "report.csv")
     print("\n\n".join(part for part in text if not part.startswith("![]")))
     print(f"wrote {output / 'report.md'}, {output / 'report.csv'}")
 
 
-def chosen(rows: list[Row], path: str) -> list[Row]:
-    """Rows that a file names, in its order.
+def _check_places(output: Path, saved: str | None) -> None:
+    """Raises RunsError where what is written cannot be."""
+    places = [("--output", output, output.is_file(), "a file; give a folder")]
+    if saved is not None:
+        places.append(("--save", Path(saved), Path(saved).is_dir(), "a folder; give a file"))
+    for option, path, is_other, words in places:
+        if is_other:
+            raise RunsError(f"{option} {path} is {words}")
+        above = next(each for each in path.absolute().parents if each.exists())
+        if not above.is_dir():
+            raise RunsError(f"{option} {path}: {above} is not a folder")
+
+
+def read_names(path: str) -> dict[str, str]:
+    """What a file of --rows calls each row that it names. Blank lines, and those that begin with #,
+    are left out.
+
+    Raises:
+        RunsError: no such file, no text, no rows, or two of one name or title
+    """
+    if not Path(path).is_file():
+        raise RunsError(f"--rows {path} does not exist or is not a file")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RunsError(
+            f"--rows {path} is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from None
+    names = {}
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, title = (part.strip() for part in line.partition("\t"))
+        title = title or name
+        if name in names:
+            raise RunsError(f"--rows {path} names the row {name} twice")
+        if title in names.values():
+            raise RunsError(f"--rows {path} calls two rows {title}")
+        names[name] = title
+    if not names:
+        raise RunsError(f"--rows {path} names no row: give a row's name on each line")
+    return names
+
+
+def chosen(rows: list[Row], names: dict[str, str], path: str) -> list[Row]:
+    """Rows that the file ``path`` names, in its order, under the titles that it gives them.
 
     Raises:
         RunsError: a name that no row has
     """
-    names = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        name, _, title = line.partition("\t")
-        names[name] = title or name
     found = {row.name for row in rows}
     missing = [name for name in names if name not in found]
     if missing:
-        raise RunsError(f"{path}: there is no row {missing[0]}; rows: {', '.join(sorted(found))}")
+        raise RunsError(
+            f"--rows {path}: there is no row {missing[0]}; rows: {', '.join(sorted(found))}. A tab "
+            "parts a name from what to call it"
+        )
     order = list(names)
     rows = [row for row in rows if row.name in names]
     rows.sort(key=lambda row: (str(row.test_set), order.index(row.name)))
-    for row in rows:
-        row.name = names[row.name]
-    return rows
+    return [replace(row, name=names[row.name]) for row in rows]
 
 
 def compared(rows: list[Row], baseline: str | None) -> list[Line]:

@@ -19,12 +19,19 @@ class MissingExtraError(ValueError):
         )
 
 
-def _axes(width: float = 9, height: float = 6):
+def check_installed() -> None:
+    """Raises MissingExtraError."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import adjustText  # noqa: F401
+        import matplotlib  # noqa: F401
     except ImportError:
         raise MissingExtraError from None
+
+
+def _axes(width: float = 9, height: float = 6):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
@@ -32,10 +39,8 @@ def _axes(width: float = 9, height: float = 6):
 
 def _part(names: list, axes) -> None:
     """Moves texts that lie on one another or on points apart, with a line to where they belong."""
-    try:
-        from adjustText import adjust_text
-    except ImportError:
-        raise MissingExtraError from None
+    from adjustText import adjust_text
+
     axes.figure.draw_without_rendering()
     # an end by iterations, not by time: the same picture everywhere
     adjust_text(

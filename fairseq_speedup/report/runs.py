@@ -20,6 +20,7 @@ SEED = re.compile(r"seed[=_-]?(\d+)")
 REPEAT = re.compile(r"run[=_-]?\d+")  # the same decoding again, for its time
 TRAINING_LOG = "hydra_train.log"
 TIMES = ("real_time_factor", "encoder_seconds", "decoder_seconds")  # of compute.json
+NUMBERS = (*TIMES, "macs_per_second", "mean_layers_run", "share_of_frames_searched")
 TRAINED = re.compile(r"done training in ([\d.]+) seconds")
 
 
@@ -193,6 +194,28 @@ def in_order(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (str(row.test_set), _natural(row.name)))
 
 
+def check_compute(compute: dict) -> None:
+    """Raises ValueError for what no compute.json holds, or lacks."""
+    if not isinstance(compute, dict):
+        raise ValueError(f"{compute!r:.50} is no JSON object")
+    for key in NUMBERS:
+        if not isinstance(compute.get(key), int | float | None):
+            raise ValueError(f"{key} is {compute[key]!r:.50}, not a number")
+    needed = {"options"}
+    if compute.get("real_time_factor") is not None:
+        needed.add("hardware")
+    if compute.get("mean_layers_run") is not None:
+        needed.add("layers_run_histogram")
+    for key in ("options", "decoding", "hardware", "layers_run_histogram"):
+        if key in needed and key not in compute:
+            raise ValueError(f"{key} is missing")
+        if not isinstance(compute.get(key, {}), dict):
+            raise ValueError(f"{key} is {compute[key]!r:.50}, not a JSON object")
+    for layers, count in compute.get("layers_run_histogram", {}).items():
+        if not layers.isdecimal() or not isinstance(count, int):
+            raise ValueError(f"layers_run_histogram holds {layers!r:.50}: {count!r:.50}")
+
+
 def read_decoding(root: Path, path: Path) -> Decoding:
     """
     Args:
@@ -201,11 +224,14 @@ def read_decoding(root: Path, path: Path) -> Decoding:
     """
     try:
         compute = json.loads(path.read_text(encoding="utf-8"))
-        subset = compute["gen_subset"]
-        decoding = compute.get("decoding", {})
-        test_set = TestSet(subset, _decoder(decoding))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunsError(f"{path} is no report of fairseq-generate: {error!r}") from None
+        check_compute(compute)
+        subset = compute.get("gen_subset")
+        test_set = TestSet(subset, _decoder(compute.get("decoding", {})))
+        for name, kind in [("gen_subset", str), ("num_utterances", int)]:
+            if not isinstance(compute.get(name), kind):
+                raise ValueError(f"{name} is {compute.get(name)!r:.50}")
+    except (ValueError, RecursionError) as error:
+        raise RunsError(f"{path} is no report of fairseq-generate: {error}") from None
     generated = generate_path(str(path.parent), subset)
     if not os.path.isfile(generated):
         raise RunsError(f"{path} is of {subset}, but {generated} does not exist")
@@ -239,7 +265,7 @@ def read_decoding(root: Path, path: Path) -> Decoding:
 def _decoder(decoding: dict) -> str:
     if decoding.get("kenlm_model"):
         return "LM"
-    return decoding.get("ctc_decoder", "greedy")
+    return str(decoding.get("ctc_decoder", "greedy"))
 
 
 def _named(root: Path, folder: Path) -> tuple[str, int | None]:
@@ -312,7 +338,11 @@ def _row(name: str, test_set: TestSet, decodings: list[Decoding]) -> Row:
 
 def _typical(repeats: list[dict]) -> dict:
     """The first of several repeats, with the medians of their times."""
-    times = {key: [each[key] for each in repeats] for key in TIMES if key in repeats[0]}
+
+    def in_all(key: str) -> bool:
+        return all(each.get(key) is not None for each in repeats)
+
+    times = {key: [each[key] for each in repeats] for key in TIMES if in_all(key)}
     return {**repeats[0], **{key: median(found) for key, found in times.items()}}
 
 

@@ -3,12 +3,13 @@
 import gzip
 import json
 import os
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from fairseq_speedup.report.runs import Row, RunsError, TestSet, Training
+from fairseq_speedup.report.runs import Row, RunsError, TestSet, Training, check_compute
 
 FORMAT = "fairseq_speedup report 1"
 # of compute.json: what the report needs, and what says where it comes from
@@ -73,20 +74,61 @@ def load(path: str) -> list[Row]:
     data = Path(path).read_bytes()
     try:
         found = json.loads(gzip.decompress(data) if path.endswith(".gz") else data)
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r}")
-        return [_row(record) for record in found["rows"]]
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-        raise RunsError(f"{path} is no file of `report --save`: {error!r}") from None
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        if not isinstance(found.get("rows"), list) or not found["rows"]:
+            raise ValueError("it holds no rows")
+        return [_row(number, record) for number, record in enumerate(found["rows"], start=1)]
+    except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
+        raise RunsError(f"{path} is no file of `report --save`: {error}") from None
 
 
-def _row(record: dict) -> Row:
-    return Row(
-        record["name"],
-        TestSet(**record["test_set"]),
-        record["seeds"],
-        np.array(record["errors"]),
-        np.array(record["words"]),
-        record["computes"],
-        [Training(**each) for each in record["trainings"]],
-    )
+def _row(number: int, record: dict) -> Row:
+    """
+    Args:
+        number: of the row in the file, from 1
+    Raises:
+        ValueError: naming the row and what is wrong
+    """
+    try:
+        return _checked(record)
+    except (ValueError, KeyError, TypeError) as error:
+        name = record.get("name") if isinstance(record, dict) else None
+        called = f" ({name})" if isinstance(name, str) else ""
+        what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"row {number}{called}: {what}") from None
+
+
+def _checked(record: dict) -> Row:
+    test_set, seeds = TestSet(**record["test_set"]), record["seeds"]
+    for what in (record["name"], test_set.subset, test_set.decoder):
+        if not isinstance(what, str):
+            raise ValueError(f"{what!r:.50} is no name")
+    whole = isinstance(seeds, list) and all(isinstance(seed, int | None) for seed in seeds)
+    if not seeds or not whole:
+        raise ValueError(f"seeds is {seeds!r:.50}, not a list of whole numbers")
+    computes, trainings = record["computes"], record["trainings"]
+    for key in ("computes", "trainings"):
+        if not isinstance(record[key], list) or len(record[key]) != len(seeds):
+            raise ValueError(f"{key} must be a list of {len(seeds)}, one for each seed")
+    for compute in computes:
+        check_compute(compute)
+    trainings = [Training(**each) for each in trainings]
+    for each in trainings:
+        if not all(isinstance(value, int | float | None) for value in (each.hours, each.seconds)):
+            raise ValueError(f"trainings holds {asdict(each)}")
+    if not isinstance(record["words"], list) or not record["words"]:
+        raise ValueError("words must be a list, of how many each utterance has")
+    words = _counts(record, "words", (len(record["words"]),))
+    errors = _counts(record, "errors", (len(seeds), len(words)))
+    return Row(record["name"], test_set, seeds, errors, words, computes, trainings)
+
+
+def _counts(record: dict, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        found = np.array(record[key])
+    except ValueError:  # lists of several lengths
+        found = np.zeros(0)
+    if found.shape != shape or found.dtype.kind != "i" or found.min() < 0:
+        raise ValueError(f"{key} must be {' x '.join(map(str, shape))} whole numbers from 0 on")
+    return found

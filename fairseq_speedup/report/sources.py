@@ -9,6 +9,8 @@ import numpy as np
 from fairseq_speedup.report.runs import TIMES, Row, RunsError, in_order, read_runs
 from fairseq_speedup.report.saved import load
 
+MOST_NAMED = 5  # rows, in a message
+
 
 def read(path: str) -> list[Row]:
     """Rows of a folder of results, or of a file of ``report --save``."""
@@ -59,8 +61,15 @@ def timed(rows: list[Row], path: str) -> list[Row]:
     times = {(row.name, row.test_set): row for row in with_times}
     found = [_with_times(row, times.get((row.name, row.test_set))) for row in rows]
     if all(row.real_time_factor is None for row in found):
-        raise RunsError(f"--times {path} has none of the rows: {rows[0].name}, ...")
+        has = f"it has {_some(with_times)}" if with_times else "none that it has was timed"
+        raise RunsError(f"--times {path} has none of the rows: {_some(rows)}; {has}")
     return found
+
+
+def _some(rows: list[Row]) -> str:
+    """What a few of them are called, with their test sets."""
+    names = [f"{row.name} ({row.test_set})" for row in rows]
+    return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
 
 
 def _with_times(row: Row, other: Row | None) -> Row:

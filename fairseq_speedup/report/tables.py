@@ -37,9 +37,13 @@ def _if_searched(row: Row, seconds: float | None) -> float | None:
 
 def markdown(lines: list[Line]) -> str:
     """The lines of one test set; columns that no row has a value for are left out."""
+
+    def escaped(text: str) -> str:
+        return text.replace("|", r"\|")
+
     cells = [_cells(line) for line in lines]
     columns = [
-        (name, [each[position][1] for each in cells])
+        (name, [escaped(each[position][1]) for each in cells])
         for position, (name, _) in enumerate(cells[0])
         if any(each[position][1] for each in cells)
     ]
