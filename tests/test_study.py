@@ -31,7 +31,7 @@ CONFIG = """
 out: ???
 data: ???
 w2v_path: ???
-rows: ???
+rows: ${{hydra:runtime.cwd}}/rows.yaml
 row: full
 seed: 1
 updates: 4
@@ -76,8 +76,8 @@ def study_command(folder, name, *overrides) -> list[str]:
 
 
 def study(folder, *overrides, check=True):
-    given = [f"out={folder}/out", f"rows={folder}/rows.yaml", *overrides]
-    return run_command(*study_command(folder, "small", *given), check=check)
+    command = study_command(folder, "small", f"out={folder}/out", *overrides)
+    return run_command(*command, cwd=folder, check=check)
 
 
 def error_of(folder, *overrides) -> str:

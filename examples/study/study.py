@@ -287,6 +287,7 @@ class Summary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **unused) -> None:
         self.start = time.time()
+        HydraConfig.instance().set_config(config)  # for ${hydra:runtime.cwd}
         sweep = dict(config.hydra.sweeper.params or {})
         sweep |= dict(each.split("=", 1) for each in config.hydra.overrides.task if "=" in each)
         try:
