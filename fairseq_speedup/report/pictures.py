@@ -100,7 +100,10 @@ def draw_amounts(rows: list[Row], path: Path) -> bool:
             capsize=3,
             label=min((row.name for row in in_order), key=len),
         )
+    amounts = sorted({round(60 * row.hours) for several in methods for row in several})
     axes.set_xscale("log")
+    axes.set_xticks(amounts, [str(minutes) for minutes in amounts])
+    axes.set_xticks([], minor=True)
     axes.set(xlabel="labelled audio (minutes)", ylabel="WER (%)", title=str(rows[0].test_set))
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
