@@ -1,6 +1,7 @@
 """The study's runner: trains, decodes, skips what is finished, goes on after a failure."""
 
 import csv
+import importlib
 import os
 import shutil
 import signal
@@ -198,8 +199,8 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("text", BAD_ROWS)
-def test_bad_rows_are_named(folder, tmp_path, text):
-    sys.path.insert(0, str(REPO / "examples/study"))
+def test_bad_rows_are_named(folder, tmp_path, text, monkeypatch):
+    monkeypatch.syspath_prepend(REPO / "examples/study")
     from study import Study, StudyError
 
     (tmp_path / "rows.yaml").write_text(text)
@@ -209,6 +210,13 @@ def test_bad_rows_are_named(folder, tmp_path, text):
         Study.of(cfg)
     assert BAD_ROWS[text] in str(caught.value)
     assert str(tmp_path / "rows.yaml") in str(caught.value) or "decoder" in str(caught.value)
+
+
+def test_an_import_leaves_hydra_as_fairseq_needs_it(monkeypatch):
+    monkeypatch.syspath_prepend(REPO / "examples/study")
+    monkeypatch.delitem(sys.modules, "study", raising=False)
+    monkeypatch.setattr("hydra.version.VersionBase.setbase", None)
+    importlib.import_module("study")
 
 
 @pytest.mark.parametrize(

@@ -330,7 +330,6 @@ def _run(study: Study, failed: Path) -> bool:
     return True
 
 
-@hydra.main(version_base="1.3", config_path=None)
 def main(cfg: DictConfig) -> None:
     try:
         study = Study.of(cfg)
@@ -345,5 +344,5 @@ def main(cfg: DictConfig) -> None:
         sys.exit(1)  # a multirun goes on; see Summary
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # hydra.main here, as it sets the hydra version of whatever imports this
+    hydra.main(version_base="1.3", config_path=None)(main)()
