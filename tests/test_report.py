@@ -112,6 +112,16 @@ def test_training_is_read_from_beside_the_checkpoint(tmp_path):
     assert (tmp_path / "runs/report/test_data.png").is_file()
 
 
+@pytest.mark.parametrize("text", ["task: [", "- 1\n", "task: {data: '${lost}'}"])
+def test_a_broken_config_of_a_training_is_named(tmp_path, text):
+    (tmp_path / "model/.hydra").mkdir(parents=True)
+    config = tmp_path / "model/.hydra/config.yaml"
+    config.write_text(text)
+    write_results(tmp_path / "runs/full", 0.1, checkpoint=f"{tmp_path}/model/last.pt")
+    with pytest.raises(RunsError, match=rf"{config} is no config of a training: ."):
+        read_runs(str(tmp_path / "runs"))
+
+
 def test_only_differences_beyond_chance_are_significant(runs, tmp_path):
     rows = {row.name: row for row in read_runs(str(runs))}
     near = difference(rows["conv2"], rows["full"])

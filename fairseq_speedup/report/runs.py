@@ -12,6 +12,8 @@ from statistics import mean, median, stdev
 import editdistance
 import numpy as np
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fairseq_speedup.data.manifest import ManifestError, read_manifest
 from fairseq_speedup.decoding.results import generate_path, read_generated
@@ -288,10 +290,16 @@ def read_training(checkpoint: str | None) -> Training:
 
 @cache
 def _training_in(folder: Path) -> Training:
-    cfg = OmegaConf.load(folder / ".hydra/config.yaml")
-    data = OmegaConf.select(cfg, "task.data")
-    split = OmegaConf.select(cfg, "dataset.train_subset", default="train")
-    rate = OmegaConf.select(cfg, "task.sample_rate", default=16000)
+    path = folder / ".hydra/config.yaml"
+    try:
+        cfg = OmegaConf.load(path)
+        data = OmegaConf.select(cfg, "task.data")
+        split = OmegaConf.select(cfg, "dataset.train_subset", default="train")
+        rate = OmegaConf.select(cfg, "task.sample_rate", default=16000)
+        seed = OmegaConf.select(cfg, "common.seed")
+        labels = OmegaConf.select(cfg, "task.labels")
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise RunsError(f"{path} is no config of a training: {error}") from None
     hours = None
     try:
         manifest = read_manifest(os.path.join(str(data), f"{split}.tsv"))
@@ -300,12 +308,7 @@ def _training_in(folder: Path) -> Training:
         pass  # the data are elsewhere
     log = folder / TRAINING_LOG
     trained = TRAINED.findall(log.read_text(encoding="utf-8")) if log.is_file() else []
-    return Training(
-        OmegaConf.select(cfg, "common.seed"),
-        hours,
-        sum(map(float, trained)) if trained else None,
-        OmegaConf.select(cfg, "task.labels"),
-    )
+    return Training(seed, hours, sum(map(float, trained)) if trained else None, labels)
 
 
 def _row(name: str, test_set: TestSet, decodings: list[Decoding]) -> Row:
