@@ -241,6 +241,17 @@ def test_a_seed_in_two_sources_is_an_error(runs, tmp_path, capsys):
     assert f"full, test: seed 2 is in {runs} and in {tmp_path / 'other'}" in error
 
 
+def test_times_of_several_machines_are_named(runs):
+    assert main(["report", str(runs), "--no-pictures"]) == 0
+    report = runs / "report/report.md"
+    assert "Real-time factors: device cpu, threads 2." in report.read_text()
+    compute = runs / "conv2/seed3/test/compute.json"
+    compute.write_text(compute.read_text().replace('"cpu"', '"cuda"'))
+    assert main(["report", str(runs), "--no-pictures"]) == 0
+    several = "several: device cpu, threads 2; device cuda, threads 2."
+    assert f"cannot be compared, as they are of {several}" in report.read_text()
+
+
 def test_times_can_come_from_another_run(runs, tmp_path, capsys):
     for run, rtf in [(1, 0.5), (2, 0.7), (3, 0.6)]:
         write_results(

@@ -36,9 +36,8 @@ rows() { # OVERRIDES...: an hour of labels, and where nothing else is asked some
     case " $*" in
     *" row="* | *" train_subset="* | *" seed="*) ;;
     *)
-        study train_subset=train "row=full,conv2,layers4,pool2" "$@"
-        study train_subset=train seed=1 \
-            "row=conv2_cnn,conv2_cnn_2500,conv2_taught,conv2_taught_2500" "$@"
+        study train_subset=train \
+            "row=full,conv2,layers4,pool2,conv2_cnn,conv2_cnn_2500,conv2_taught,conv2_taught_2500" "$@"
         ;;
     esac
 }

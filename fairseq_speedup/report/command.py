@@ -169,8 +169,13 @@ def _explained(lines: list[Line]) -> str:
         "resamples of utterances (and seeds, where there are several).",
         "Pareto: no other row has a better WER for as little.",
     ]
-    if base.real_time_factor is not None:
-        text.append(f"Real-time factors: {_hardware(base.computes[0]['hardware'])}.")
+    timed = [line.row for line in lines if line.row.real_time_factor is not None]
+    machines = {_hardware(each["hardware"]) for row in timed for each in row.computes}
+    if len(machines) == 1:
+        text.append(f"Real-time factors: {machines.pop()}.")
+    elif machines:
+        several = "; ".join(sorted(machines))
+        text.append(f"Real-time factors cannot be compared, as they are of several: {several}.")
     if all(len(line.row.seeds) == 1 for line in lines):
         text.insert(1, "Each row is of one seed: what another would change is not in the interval.")
     return " ".join(text)
