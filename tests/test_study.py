@@ -199,7 +199,7 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("text", BAD_ROWS)
-def test_bad_rows_are_named(folder, tmp_path, text, monkeypatch):
+def test_bad_rows_are_named(tmp_path, text, monkeypatch):
     monkeypatch.syspath_prepend(REPO / "examples/study")
     from study import Study, StudyError
 

@@ -78,17 +78,18 @@ def _check(what: str, row) -> None:
 def _check_source(path: Path, name: str, rows: dict) -> None:
     """A row starts in the end from one that is trained from w2v_path."""
     seen = [name]
-    while source := rows[seen[-1]].get("of", rows[seen[-1]].get("from")):
+    while source := rows[name].get("of", rows[name].get("from")):
         if source not in rows:
-            raise StudyError(f"{path}, row {seen[-1]}: there is no row {source}: {', '.join(rows)}")
+            raise StudyError(f"{path}, row {name}: there is no row {source}: {', '.join(rows)}")
         if source in seen:
             raise StudyError(f"{path}: rows start from one another: {', '.join([*seen, source])}")
-        if "of" in rows[seen[-1]] and "of" in rows[source]:
+        if "of" in rows[name] and "of" in rows[source]:
             raise StudyError(
-                f"{path}, row {seen[-1]}: of: {source} is not trained either; of: "
+                f"{path}, row {name}: of: {source} is not trained either; of: "
                 f"{rows[source]['of']} is"
             )
         seen.append(source)
+        name = source
 
 
 def _check_variants(path: Path, rows: dict) -> None:

@@ -98,17 +98,17 @@ class Study:
             StudyError: a file that the row needs does not exist
         """
         data, labels = Path(self.cfg.data), self.labels(name)
-        needed = {Path(self.cfg.w2v_path): "w2v_path", data / f"dict.{labels}.txt": "labels"}
-        if labels == "spm":
-            needed[data / "dict.spm.txt"] = "labels; `python -m fairseq_speedup spm` makes them"
-        for split in (self.cfg.train_subset, *self.cfg.tests):
-            what = f"split {split}"
-            if split in self.cfg.tests:
-                what += f"; ~tests.{split} leaves it out"
-            needed |= {data / f"{split}.{ending}": what for ending in ("tsv", labels)}
-        for decoder in {each for decoders in self.cfg.tests.values() for each in decoders}:
+        hint = "; `python -m fairseq_speedup spm` makes them" if labels == "spm" else ""
+        needed = {Path(self.cfg.w2v_path): "w2v_path", data / f"dict.{labels}.txt": f"labels{hint}"}
+        hints = {self.cfg.train_subset: ""}
+        hints |= {test: f"; ~tests.{test} leaves it out" for test in self.cfg.tests}
+        for split, hint in hints.items():
+            for ending in ("tsv", labels):
+                needed[data / f"{split}.{ending}"] = f"split {split}{hint}"
+        asked = {decoder for decoders in self.cfg.tests.values() for decoder in decoders}
+        for decoder in sorted(asked.intersection(self._decoders(name))):
             for option, value in pairwise(self.cfg.decoders[decoder]):
-                if option in FILE_OPTIONS and decoder in self._decoders(name):
+                if option in FILE_OPTIONS:
                     needed[Path(value)] = f"decoder {decoder}, {option}"
         for path, what in needed.items():
             if not path.is_file():
@@ -141,7 +141,7 @@ class Study:
             f"task.labels={self.labels(name)}",
             f"dataset.train_subset={self.cfg.train_subset}",
             f"model.w2v_path='{w2v_path.resolve()}'",
-            *self._post_process(name),
+            f"++criterion.post_process={self._post_process(name)}",
             *row.get("train", []),
         ]
         if "from" in row:
@@ -149,9 +149,8 @@ class Study:
             overrides.append(f"+checkpoint.finetune_from_model='{start}'")
         self._hydra_train(folder, self.cfg.finetuning, overrides)
 
-    def _post_process(self, name: str) -> list[str]:
-        kind = "sentencepiece" if self.labels(name) == "spm" else "letter"
-        return [f"++criterion.post_process={kind}"]
+    def _post_process(self, name: str) -> str:
+        return "sentencepiece" if self.labels(name) == "spm" else "letter"
 
     def _student(self, overrides: list[str]) -> Path:
         """The checkpoint of a distilled student, which all seeds and amounts share."""
@@ -223,9 +222,8 @@ class Study:
 
     def _generate(self, name: str, variant: str, overrides: dict, test: str, decoder: str) -> None:
         folder, checkpoint = self.results(variant, test, decoder), self.checkpoint(name)
-        labels = self.labels(name)
-        options = ["--task", "speedup_finetuning", "--gen-subset", test, "--labels", labels]
-        options += ["--post-process", "sentencepiece" if labels == "spm" else "letter"]
+        options = ["--task", "speedup_finetuning", "--gen-subset", test]
+        options += ["--labels", self.labels(name), "--post-process", self._post_process(name)]
         options += ["--scoring", "wer", "--model-overrides", repr(overrides)]
         options += [*self.cfg.generate, *self.cfg.decoders[decoder]]
         record = {"options": options, "model": checkpoint.stat().st_mtime_ns}

@@ -227,13 +227,12 @@ def read_decoding(root: Path, path: Path) -> Decoding:
     try:
         compute = json.loads(path.read_text(encoding="utf-8"))
         check_compute(compute)
-        subset = compute.get("gen_subset")
-        test_set = TestSet(subset, _decoder(compute.get("decoding", {})))
         for name, kind in [("gen_subset", str), ("num_utterances", int)]:
             if not isinstance(compute.get(name), kind):
                 raise ValueError(f"{name} is {compute.get(name)!r:.50}")
     except (ValueError, RecursionError) as error:
         raise RunsError(f"{path} is no report of fairseq-generate: {error}") from None
+    subset = compute["gen_subset"]
     generated = generate_path(str(path.parent), subset)
     if not os.path.isfile(generated):
         raise RunsError(f"{path} is of {subset}, but {generated} does not exist")
@@ -251,7 +250,7 @@ def read_decoding(root: Path, path: Path) -> Decoding:
     return Decoding(
         row,
         training.seed if seed is None else seed,
-        test_set,
+        TestSet(subset, _decoder(compute.get("decoding", {}))),
         np.array(
             [
                 editdistance.eval(each.hypothesis.split(), words)

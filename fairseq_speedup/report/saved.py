@@ -108,8 +108,8 @@ def _checked(record: dict) -> Row:
     if not seeds or not whole:
         raise ValueError(f"seeds is {seeds!r:.50}, not a list of whole numbers")
     computes, trainings = record["computes"], record["trainings"]
-    for key in ("computes", "trainings"):
-        if not isinstance(record[key], list) or len(record[key]) != len(seeds):
+    for key, found in [("computes", computes), ("trainings", trainings)]:
+        if not isinstance(found, list) or len(found) != len(seeds):
             raise ValueError(f"{key} must be a list of {len(seeds)}, one for each seed")
     for compute in computes:
         check_compute(compute)
