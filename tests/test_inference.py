@@ -8,9 +8,11 @@ from test_combinations import REDUCTIONS, name_of
 pytest.importorskip("transformers")
 from public_checkpoints import FORMS, reference, write_form
 
+from fairseq_speedup.inference import linear as linears
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.cnn import PIECE_FRAMES
-from fairseq_speedup.inference.linear import Int8Linear, multiplies_int8
+from fairseq_speedup.inference.linear import Fp32Linear, Int8Linear, multiplies_int8
+from fairseq_speedup.inference.positions import FourierConv1d
 from fairseq_speedup.profiling.macs import MacCounter
 
 needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this CPU cannot multiply int8")
@@ -207,3 +209,40 @@ def test_on_a_gpu(four_layers, name):
             torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-2)
     assert len(loop.bucketed.graphs) == 3, loop.bucketed.note
     assert "CUDA graphs" in report["padding"]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_gelu_is_the_same_in_the_product_and_after_it(monkeypatch, fused):
+    monkeypatch.setattr(linears, "fuses_gelu", lambda: fused)
+    plain, frames = torch.nn.Linear(64, 32), torch.randn(7, 64)
+    expected = torch.nn.functional.gelu(plain(frames))
+    torch.testing.assert_close(Fp32Linear(plain).gelu(frames), expected, atol=1e-6, rtol=0)
+
+
+KERNELS = [(128, 16, 1), (128, 16, 3), (19, 16, 1), (3, 2, 2), (1, 1, 1)]
+
+
+@pytest.mark.parametrize("kernel_size, groups, stride", KERNELS)
+@torch.no_grad()
+def test_a_convolution_by_spectra_is_the_convolution_at_every_length(kernel_size, groups, stride):
+    conv = torch.nn.Conv1d(
+        32, 64, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups
+    )
+    by_spectra = torch.nn.Conv1d(32, 64, kernel_size, padding=kernel_size // 2, groups=groups)
+    by_spectra.load_state_dict(conv.state_dict())
+    FourierConv1d.convert(by_spectra, torch.float32)
+    by_spectra.stride = (stride,)  # as pooled frames choose it, after
+    for num_frames in (1, 2, 3, 20, 127, 128, 129, 130, 258, 259, 600):
+        frames = torch.randn(2, 32, num_frames)
+        torch.testing.assert_close(by_spectra(frames), conv(frames), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["fp32", "bf16", INT8])
+def test_no_length_depends_on_which_convolutions_a_library_has_tuned(four_layers, form):
+    """oneDNN falls back to its reference code, 50 times slower, where an utterance has fewer frames
+    than a grouped kernel."""
+    _, model = pair(four_layers, form)
+    for count in (4000, 16000, 50000):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+            run(model, batch_of([count]))
+        assert not [each.key for each in profiled.key_averages() if "conv" in each.key]

@@ -11,7 +11,7 @@ from fairseq_speedup.inference.attention import FusedAttention, Packing
 from fairseq_speedup.inference.cnn import ChannelsLastCnn
 from fairseq_speedup.inference.layer import FusedLayer
 from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16, multiplies_int8
-from fairseq_speedup.inference.positions import PackedConv1d
+from fairseq_speedup.inference.positions import FourierConv1d
 from fairseq_speedup.inference.transformer import PackedLoop
 
 FORMS = ("none", *LINEARS)
@@ -92,10 +92,11 @@ def _front_end(encoder, linear) -> str:
 def _positions(transformer, linear) -> str:
     if transformer.pos_conv is None:
         return "none"
+    on_cpu = next(transformer.parameters()).device.type == "cpu"
     for module in list(transformer.pos_conv.modules()):
         if isinstance(module, nn.Conv1d):
-            PackedConv1d.convert(module, linear.dtype)
-    return "weight norm folded, weights packed"
+            FourierConv1d.convert(module, linear.dtype)
+    return "weight norm folded" + (", by Fourier transforms" if on_cpu else "")
 
 
 def _layers(layers, linear, packing: Packing) -> str:
