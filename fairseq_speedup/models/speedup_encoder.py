@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.frames import FrameReduction
+from fairseq_speedup.frames import FrameReduction, mask_short_utterances
 from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd, MaskedGroupNorm
 from fairseq_speedup.frontend.matching import normalised
 from fairseq_speedup.heads import build_head, run_head, upsample_logits
@@ -63,6 +63,7 @@ class SpeedupEncoder(Wav2VecEncoder):
         keep_layer_type(cfg)
         super().__init__(cfg, num_labels)
         adapt(self.w2v_model, cfg.w2v_args)
+        mask_short_utterances(self.w2v_model)
         if cfg.padding == "masked":
             mask_between_positions(self.w2v_model.encoder)
             mask_convolutions(self.w2v_model.encoder)
