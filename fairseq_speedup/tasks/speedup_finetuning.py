@@ -40,6 +40,7 @@ from fairseq_speedup.profiling.training import (
     TrainingProfile,
     reduce_compute_metrics,
 )
+from fairseq_speedup.sweeps import forget_earlier_training
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     def build_model(self, model_cfg, from_checkpoint=False):
         if from_checkpoint and model_cfg._name not in FINETUNED_MODELS:  # nor is it built
             raise _other_kind(model_cfg)
+        if not from_checkpoint:
+            forget_earlier_training()
         model = super().build_model(model_cfg, from_checkpoint)
         if not hasattr(model, "w2v_encoder"):
             raise _other_kind(model_cfg)
