@@ -10,7 +10,7 @@ from public_checkpoints import FORMS, reference, write_form
 
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.cnn import PIECE_FRAMES
-from fairseq_speedup.inference.linear import Int8Linear, multiplies_int8
+from fairseq_speedup.inference.linear import LINEARS, Int8Linear, multiplies_int8
 from fairseq_speedup.profiling.macs import MacCounter
 
 needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this CPU cannot multiply int8")
@@ -207,3 +207,10 @@ def test_on_a_gpu(four_layers, name):
             torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-2)
     assert len(loop.bucketed.graphs) == 3, loop.bucketed.note
     assert "CUDA graphs" in report["padding"]
+
+
+def test_a_form_registered_later_is_known(four_layers, monkeypatch):
+    monkeypatch.setitem(LINEARS, "plain", LINEARS["fp32"])
+    model, form = pair(four_layers, "plain")
+    net_input = batch_of([7777])
+    torch.testing.assert_close(run(form, net_input)[0], run(model, net_input)[0])
