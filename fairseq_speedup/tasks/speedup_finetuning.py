@@ -75,6 +75,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.lengths = None  # of the model being trained or decoded
         self.has_exits = False
         self.matches_frontend = False  # while training, for the first match_updates updates
+        self.frontend_match = None  # the criterion then
         self.match_updates = 0
         self.profile = None
         self.zero_infinity = True
@@ -144,6 +145,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
                 f"criterion={cfg._name} does not train the heads of model.exit_layers: "
                 f"set criterion._name={' or '.join(EXIT_CRITERIONS)}"
             )
+        if self.matches_frontend:
+            self.frontend_match = FrontEndMatchCriterion(self)
         self.zero_infinity = cfg.get("zero_infinity", True)
         return super().build_criterion(cfg, from_checkpoint)
 
@@ -285,7 +288,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         if self.matches_frontend and update_num < self.match_updates:
-            criterion = FrontEndMatchCriterion(self)
+            criterion = self.frontend_match
         loss, sample_size, logging_output = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad
         )
