@@ -4,7 +4,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 
-from fairseq.data import FileAudioDataset
+from fairseq.data import Dictionary, FileAudioDataset
 from fairseq.dataclass.utils import merge_with_parent
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
 from fairseq.tasks import register_task
@@ -82,6 +82,13 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.decoding_run = None
 
     # -- dictionary ------------------------------------------------------------------------------
+
+    @classmethod
+    def with_dictionary(cls, cfg, dictionary: Dictionary) -> "SpeedupFinetuningTask":
+        """A task that has its dictionary already, and reads none from ``cfg.data``."""
+        task = cls(cfg)
+        task.state.merge_state_dict({"target_dictionary": dictionary})
+        return task
 
     def load_target_dictionary(self):
         if not self.cfg.labels:
