@@ -18,7 +18,7 @@ _find_python() {
 
 _install() {
     local venv="$REPO/.venv" fingerprint python
-    fingerprint="$(cat "$REPO/constraints.txt" "$REPO/setup.py" | cksum)"
+    fingerprint="$(cat "$REPO/constraints.txt" "$REPO/setup.py" "$REPO/examples/environment.sh" | cksum)"
     if [ -f "$venv/.installed" ] && [ "$(cat "$venv/.installed")" = "$fingerprint" ]; then
         return 0
     fi
@@ -36,6 +36,12 @@ _install() {
     echo "== installing fairseq_speedup and what it needs"
     "$venv/bin/python" -m pip install --progress-bar off -q -c "$REPO/constraints.txt" \
         -e "$REPO[fairseq,quickstart,test]" || return 1
+    # fairseq asks for torchaudio, which no speech SSL model needs. Beside another build of torch than
+    # its own (the CPU's) it cannot be loaded, and transformers loads it wherever it is installed.
+    if ! "$venv/bin/python" -c "import torchaudio" >/dev/null 2>&1; then
+        echo "== taking out torchaudio, which does not fit this build of torch"
+        "$venv/bin/python" -m pip uninstall -q -y torchaudio || return 1
+    fi
     echo "$fingerprint" >"$venv/.installed"
 }
 

@@ -16,9 +16,8 @@ from fairseq_speedup.decoding.generator import symbols_to_strip
 from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.offline import Offline
 from fairseq_speedup.lengths import lengths_of
-from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA
+from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA, measuring_criteria
 
-CRITERIA = ["entropy", "similarity"]
 DIGITS = 6  # of a threshold
 
 
@@ -26,7 +25,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("data", help="folder with the manifests and labels")
     parser.add_argument("--path", required=True, help="checkpoint of a model with exits")
     parser.add_argument("--gen-subset", default="valid", help="split to calibrate on")
-    parser.add_argument("--exit-criterion", choices=CRITERIA, default="entropy")
+    parser.add_argument(
+        "--exit-criterion",
+        default="entropy",
+        help="entropy, similarity or one of your own (--user-dir)",
+    )
     parser.add_argument("--post-process", default="letter", help="letter or sentencepiece")
     parser.add_argument("--batch-size", type=int, default=8, help="utterances")
     parser.add_argument("--thresholds", type=int, default=12, help="how many to try")
@@ -41,6 +44,11 @@ def run(args) -> None:
         raise ValueError(
             "--thresholds and --batch-size must be 1 or more and --wer-budget 0 or more; got "
             f"{args.thresholds}, {args.batch_size}, {args.wer_budget}"
+        )
+    if args.exit_criterion not in measuring_criteria():
+        raise ValueError(
+            f"--exit-criterion {args.exit_criterion} measures nothing that a threshold could be "
+            f"chosen for, or is unknown; valid values: {', '.join(measuring_criteria())}"
         )
     observed = observe(args)
     rows = [observed.at(t, args.exit_criterion) for t in observed.thresholds(args.thresholds)]

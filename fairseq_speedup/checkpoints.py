@@ -20,6 +20,7 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.distributed.utils import _TensorPlaceholder
 from omegaconf.errors import OmegaConfBaseException
 
+from fairseq_speedup.files import written_whole
 from fairseq_speedup.pickles import HARMLESS_TYPES, refused_types, types_asked_for
 from fairseq_speedup.saved_configs import UnsafeConfigError, plain_config
 
@@ -115,14 +116,8 @@ def _check_dictionary(path: str, dictionary) -> None:
 
 def write_checkpoint(state: dict, path: str) -> None:
     """Writes a checkpoint whole or not at all."""
-    part = f"{path}.part"
-    try:
+    with written_whole(path) as part:
         torch.save(state, part)
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(part)
-        raise
 
 
 def install(*upgrades) -> None:

@@ -23,6 +23,7 @@ from fairseq_speedup.checkpoints import (
     unpickle,
     without_code,
 )
+from fairseq_speedup.lengths import SAMPLE_RATE_HZ
 from fairseq_speedup.models.config import SpeedupCtcConfig, reductions, switched_on
 from fairseq_speedup.models.speedup_encoder import CNN_PREFIX
 from fairseq_speedup.pickles import format_of, refused_types, types_asked_for
@@ -36,7 +37,7 @@ from fairseq_speedup.pretrained.finetuned import (
     upgrade,
     where_pretraining_is,
 )
-from fairseq_speedup.profiling.command import SAMPLE_RATE, Labels, random_model, stage_parameters
+from fairseq_speedup.profiling.command import Labels, random_model, stage_parameters
 from fairseq_speedup.profiling.macs import MacCounter, UncountableError
 from fairseq_speedup.saved_configs import evaluate
 
@@ -193,7 +194,7 @@ def _costs(model, seconds: float) -> dict:
         "macs_seconds": seconds,
     }
     try:
-        macs = MacCounter(model).count([round(seconds * SAMPLE_RATE)]).sum().as_dict()
+        macs = MacCounter(model).count([round(seconds * SAMPLE_RATE_HZ)]).sum().as_dict()
     except UncountableError as error:
         return costs | {"macs_per_second_by_stage": None, "macs_unknown": str(error)}
     return costs | {"macs_per_second_by_stage": {k: v / seconds for k, v in macs.items()}}

@@ -1,8 +1,9 @@
 """Every formula that turns one length into another.
 
 Each works on an int, a numpy array or an integer tensor alike and is exact: integers throughout,
-no floating point, and no quotient of a negative number, which ONNX rounds otherwise. Lengths are
-counts of valid items and never negative. ``needed_*`` is the inverse
+no floating point. Lengths are counts of valid items and never negative; a quotient may be of a
+negative number, where an input is shorter than a kernel, and is then not used: ONNX rounds it
+otherwise. ``needed_*`` is the inverse
 of its formula: the smallest input that gives ``length`` outputs.
 """
 
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
+
+SAMPLE_RATE_HZ = 16000  # of every public model
 
 
 def conv_length(length, kernel_size: int, stride: int, padding: int = 0):

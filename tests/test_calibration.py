@@ -1,9 +1,15 @@
 """Choosing a threshold: the table worked out by hand."""
 
+import operator
+
 import numpy as np
 import pytest
+from conftest import write_finetuned, write_pretrained
+from fairseq.data import Dictionary
 
+from fairseq_speedup.__main__ import main
 from fairseq_speedup.calibration import Observed
+from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA, ExitCriterion
 
 
 @pytest.fixture
@@ -49,3 +55,28 @@ def test_thresholds_lie_between_what_was_measured(observed):
     assert len(thresholds) == 3
     assert not set(thresholds) & set(observed.measured.flatten().tolist())
     assert len(observed.thresholds(100)) == 5  # between six values
+
+
+def test_a_criterion_of_ones_own_is_calibrated(corpus, tmp_path, capsys, monkeypatch):
+    def loudness(*, hidden, lengths, **unused):
+        return hidden.square().sum(dim=(0, 2)) / lengths
+
+    monkeypatch.setitem(EXIT_CRITERIA, "loudness", ExitCriterion(loudness, operator.gt))
+    w2v_path = write_pretrained(tmp_path / "tiny.pt", encoder_layers=3)
+    dictionary = Dictionary.load(str(corpus / "dict.ltr.txt"))
+    checkpoint = write_finetuned(tmp_path / "best.pt", w2v_path, dictionary, exit_layers="0,1")
+    command = ["calibrate", str(corpus), "--path", str(checkpoint), "--cpu", "--wer-budget", "1000"]
+    assert main([*command, "--exit-criterion", "loudness"]) == 0
+    printed = capsys.readouterr().out
+    assert "{'exit_criterion': 'loudness', 'exit_threshold': " in printed
+    rows = [line.split() for line in printed.splitlines()[2:-2]]
+    depths = [float(mean_layers) for _, _, mean_layers in rows]
+    assert depths == sorted(depths)  # leaves above the threshold
+    assert depths[0] < depths[-1] <= 3
+
+
+@pytest.mark.parametrize("criterion", ["none", "layer", "louder"])
+def test_a_criterion_without_anything_to_measure_is_refused(criterion, corpus, capsys):
+    command = ["calibrate", str(corpus), "--path", "none.pt", "--exit-criterion", criterion]
+    assert main(command) == 1
+    assert f"--exit-criterion {criterion} measures nothing" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Every reduction alone and with every other: builds, trains, is saved, reloaded and decodes."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ ILLEGAL = [
 
 @pytest.mark.parametrize(("options", "words"), ILLEGAL, ids=lambda value: str(value)[:60])
 def test_options_that_mean_nothing_together_are_refused_and_named(four_layers, options, words):
-    with pytest.raises(ValueError, match=r".*") as refused:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as refused:
         build_model(four_layers, **options)
-    for word in words:
+    for word in words[1:]:
         assert word in str(refused.value)

@@ -591,6 +591,28 @@ def test_ours_without_reductions_becomes_a_folder(padding, tmp_path):
     torch.testing.assert_close(found(source).logits, logits, atol=1e-4, rtol=1e-4)
 
 
+def test_transformers_loads_a_written_folder_in_a_process_of_its_own(pretrained, tmp_path):
+    """As its users do: nothing of ours is imported. No torchaudio that cannot be loaded may lie in
+    the environment, see examples/environment.sh."""
+    model = save_ours(tmp_path / "ours.pt", pretrained)
+    convert(tmp_path / "ours.pt", tmp_path / "folder")
+    torch.save(batch_of([9000])["source"], tmp_path / "source.pt")
+    script = f"""
+import torch
+from transformers import AutoModelForCTC, AutoProcessor
+AutoProcessor.from_pretrained({str(tmp_path / "folder")!r})
+model = AutoModelForCTC.from_pretrained({str(tmp_path / "folder")!r})
+with torch.no_grad():
+    logits = model(torch.load({str(tmp_path / "source.pt")!r})).logits
+torch.save(logits, {str(tmp_path / "logits.pt")!r})
+"""
+    run_command(sys.executable, "-c", script)
+    with torch.no_grad():
+        expected = model(**batch_of([9000]))["encoder_out"].transpose(0, 1)
+    found = torch.load(tmp_path / "logits.pt")
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -16,12 +16,16 @@ from conftest import (
     generate,
     run_command,
     train,
+    write_finetuned,
     write_pretrained,
 )
+from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.criterions.ctc_distillation import (
+    CtcDistillationConfig,
+    CtcDistillationCriterion,
     _Frames,
     hidden_distance,
     matching_frames,
@@ -32,6 +36,8 @@ from fairseq_speedup.criterions.layer_distillation import (
     LayerDistillationCriterion,
 )
 from fairseq_speedup.models.distilled_student import DistilledStudent, DistilledStudentConfig
+from fairseq_speedup.models.loading import load_finetuned
+from fairseq_speedup.tasks import SpeedupFinetuningConfig, SpeedupFinetuningTask
 
 
 @pytest.fixture(scope="module")
@@ -292,12 +298,23 @@ def test_a_reduced_model_learns_from_a_full_one(tmp_path, corpus, pretrained, ta
     assert "decoded 11 utterances" in results.stdout
 
 
+@torch.no_grad()
 def test_a_teacher_with_exits_goes_to_its_last_layer(tmp_path, corpus, pretrained):
-    exits = ["model.exit_layers='0'", "model.exit_criterion=layer", "criterion._name=ctc_exits"]
-    train(tmp_path / "full", corpus, pretrained, *exits)
-    full = tmp_path / "full/checkpoints/checkpoint_last.pt"
-    options = ["criterion._name=ctc_distillation", f"+criterion.teacher_path={full}"]
-    train(tmp_path / "taught", corpus, pretrained, *options)
+    dictionary = Dictionary.load(str(corpus / "dict.ltr.txt"))
+    exits = {"exit_layers": "0", "exit_criterion": "layer"}
+    path = str(write_finetuned(tmp_path / "full.pt", pretrained, dictionary, **exits))
+    cfg = SpeedupFinetuningConfig(data="", labels="ltr", normalize=True)
+    task = SpeedupFinetuningTask.with_dictionary(OmegaConf.structured(cfg), dictionary)
+    criterion_cfg = CtcDistillationConfig(teacher_path=path, sentence_avg=True, post_process=None)
+    (teacher,) = CtcDistillationCriterion(criterion_cfg, task).teacher
+    early, last = (
+        load_finetuned(path, "", overrides)[0].eval()
+        for overrides in ({}, {"exit_criterion": "none"})
+    )
+    net_input = batch_of([9000, 6000])
+    found, left, expected = (model(**net_input)["encoder_out"] for model in (teacher, early, last))
+    assert not torch.allclose(left, expected, atol=1e-2)  # it would leave after the first layer
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(

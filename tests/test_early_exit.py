@@ -45,6 +45,11 @@ def run(model, net_input):
     return model.get_logits(output), output
 
 
+def layers_run_of(output) -> torch.Tensor:
+    """(B,)"""
+    return (output["layer_frames"] > 0).sum(dim=1)
+
+
 def alone(net_input, i):
     count = COUNTS[i]
     return {"source": net_input["source"][i : i + 1, :count], "padding_mask": None}
@@ -73,11 +78,11 @@ def test_utterances_that_leave_apart_decode_as_alone(
     net_input = batch_of(COUNTS)
     model.w2v_encoder.exit.threshold = spread_threshold(model, net_input)
     logits, output = run(model, net_input)
-    layers_run = output["num_layers_run"].tolist()
+    layers_run = layers_run_of(output).tolist()
     assert len(set(layers_run)) > 1  # else the test shows nothing
     for i in range(len(COUNTS)):
         expected, alone_output = run(model, alone(net_input, i))
-        assert alone_output["num_layers_run"].tolist() == [layers_run[i]]
+        assert layers_run_of(alone_output).tolist() == [layers_run[i]]
         frames = expected.size(0)
         torch.testing.assert_close(logits[:frames, i], expected[:, 0], atol=1e-5, rtol=1e-4)
 
@@ -101,7 +106,7 @@ def test_an_exit_equals_the_model_cut_there_with_that_head(six_layers):
     model = build_exits(path, exit_criterion="layer", exit_threshold=2)
     net_input = batch_of(COUNTS)
     logits, output = run(model, net_input)
-    assert output["num_layers_run"].tolist() == [3] * len(COUNTS)
+    assert layers_run_of(output).tolist() == [3] * len(COUNTS)
     cut = build_model(path, keep_layers="3")
     cut.w2v_encoder.proj = model.w2v_encoder.exit_heads["2"]
     torch.testing.assert_close(logits, run(cut, net_input)[0])
@@ -117,7 +122,7 @@ def test_layers_really_run_are_counted_by_the_layers_themselves(six_layers):
             lambda _, args, index=index: seen.append((index, args[0].size(1), args[0].size(0)))
         )
     _, output = run(model, net_input)
-    layers_run = output["num_layers_run"]
+    layers_run = layers_run_of(output)
     frames = model.w2v_encoder.frame_lengths(torch.tensor(COUNTS))
     for index, num_utterances, num_frames in seen:
         assert num_utterances == int((layers_run > index).sum())
@@ -135,7 +140,7 @@ def test_when_everyone_leaves_the_rest_is_not_run(six_layers):
         called.clear()
         logits, output = run(model, net_input)
         assert called == [0]  # layer 1's hook does not come to its end: everyone leaves in it
-        assert set(output["num_layers_run"].tolist()) == {2}
+        assert set(layers_run_of(output).tolist()) == {2}
         assert logits.size(0) == model.w2v_encoder.output_lengths(net_input["source"].size(1))
 
 
@@ -146,7 +151,7 @@ def test_when_nobody_leaves_the_last_head_decides(six_layers):
     net_input = batch_of(COUNTS)
     logits, output = run(model, net_input)
     torch.testing.assert_close(logits, run(plain, net_input)[0])
-    assert output["num_layers_run"].tolist() == [6] * len(COUNTS)
+    assert layers_run_of(output).tolist() == [6] * len(COUNTS)
 
 
 def test_macs_count_the_layers_and_heads_that_were_run(six_layers):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from fairseq_speedup.export import OnnxFileError, OnnxModel, onnx_file, session
 from fairseq_speedup.export.command import load, metadata_of
 from fairseq_speedup.export.onnx_file import ExportError, export_onnx
 from fairseq_speedup.lengths import lengths_of
+from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA, ExitCriterion
 
 # lengths that neither recording nor the check at writing has
 BATCHES = [[5000, 15000, 7200], [11111], [16321, 16321]]
@@ -238,7 +240,7 @@ def exported(encoders, tmp_path_factory):
 def test_the_command(exported, tmp_path, capsys):
     checkpoint, _ = exported
     output = tmp_path / "model.onnx"
-    command = ["export", "--path", str(checkpoint), "--to", "onnx", "--output", str(output)]
+    command = ["export", "--path", str(checkpoint), "--output", str(output)]
     command += ["--model-overrides", "{'keep_layers': '2'}", "--int8"]
     assert main(command) == 0
     printed = capsys.readouterr().out
@@ -326,3 +328,30 @@ def test_files_that_are_no_models_of_ours_are_refused(exported, tmp_path):
         onnx.save(good, path)
         with pytest.raises(OnnxFileError, match=words):
             OnnxModel(str(path))
+
+
+def loudness(*, hidden, lengths, **unused):
+    return hidden.square().sum(dim=(0, 2)) / lengths
+
+
+def past_layer(*, layer, lengths, **unused):
+    return torch.full_like(lengths, layer)
+
+
+def test_a_criterion_of_ones_own_that_measures_is_refused(encoders, tmp_path, monkeypatch):
+    monkeypatch.setitem(EXIT_CRITERIA, "loudness", ExitCriterion(loudness, operator.gt))
+    options = {"exit_layers": "1,2", "exit_criterion": "loudness", "exit_threshold": 0.9}
+    model = build_model(encoders["large"], **options)
+    with pytest.raises(ValueError, match="exit_criterion=loudness cannot be exported"):
+        export(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_goes_by_the_layer_is_exported(encoders, tmp_path, monkeypatch):
+    criterion = ExitCriterion(past_layer, operator.gt, by_layer=True)
+    monkeypatch.setitem(EXIT_CRITERIA, "past_layer", criterion)
+    options = {"exit_layers": "1,2", "exit_criterion": "past_layer", "exit_threshold": 1.0}
+    model = build_model(encoders["large"], **options)
+    batches = [given(model, counts) for counts in BATCHES]
+    file, _ = export(model, tmp_path / "model.onnx")
+    assert largest_difference(file, batches) < 1e-4

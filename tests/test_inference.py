@@ -11,7 +11,7 @@ from public_checkpoints import FORMS, reference, write_form
 from fairseq_speedup.inference import linear as linears
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.cnn import PIECE_FRAMES
-from fairseq_speedup.inference.linear import Fp32Linear, Int8Linear, multiplies_int8
+from fairseq_speedup.inference.linear import LINEARS, Fp32Linear, Int8Linear, multiplies_int8
 from fairseq_speedup.inference.positions import FourierConv1d
 from fairseq_speedup.profiling.macs import MacCounter
 
@@ -246,3 +246,10 @@ def test_no_length_depends_on_which_convolutions_a_library_has_tuned(four_layers
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
             run(model, batch_of([count]))
         assert not [each.key for each in profiled.key_averages() if "conv" in each.key]
+
+
+def test_a_form_registered_later_is_known(four_layers, monkeypatch):
+    monkeypatch.setitem(LINEARS, "plain", LINEARS["fp32"])
+    model, form = pair(four_layers, "plain")
+    net_input = batch_of([7777])
+    torch.testing.assert_close(run(form, net_input)[0], run(model, net_input)[0])

@@ -10,7 +10,8 @@ import pytest
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.report import command
-from fairseq_speedup.report.pareto import front
+from fairseq_speedup.report.pareto import COSTS, front
+from fairseq_speedup.report.pictures import draw_costs
 from fairseq_speedup.report.runs import RunsError, read_runs
 from fairseq_speedup.report.significance import difference
 
@@ -128,8 +129,8 @@ def test_only_differences_beyond_chance_are_significant(runs, tmp_path):
     far = difference(rows["conv10"], rows["full"])
     assert near.least < near.points < near.most
     assert near.least < 0 < near.most
-    assert not near.significant
-    assert far.significant
+    assert near.p >= 0.05
+    assert far.p < 0.05
     assert far.least > 25
     same = difference(rows["full"], rows["full"])
     assert same.points == 0
@@ -188,6 +189,23 @@ def test_report_writes_table_csv_and_pictures(runs, tmp_path, capsys):
     assert found["conv2"]["pareto"] == ""
     pictures = {path.name for path in output.glob("*.png")}
     assert pictures >= {"test_wer_vs_macs.png", "test_wer_vs_time.png", "test_exits.png"}
+
+
+def test_the_picture_of_costs_has_each_row_at_its_place_and_the_front(runs, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    rows = [row for row in read_runs(str(runs)) if row.test_set.decoder == "greedy"]
+    draw_costs(rows, "MACs", tmp_path / "unused.png")
+    (axes,) = drawn[0].axes
+    points = sorted(tuple(each.lines[0].get_xydata()[0]) for each in axes.containers)
+    of = COSTS["MACs"]
+    expected = [(of(row), row.wer) for row in rows if of(row) is not None]
+    np.testing.assert_allclose(points, sorted(expected))
+    bold = {text.get_text() for text in axes.texts if text.get_weight() == "bold"}
+    assert bold == {row.name for row in front(rows, "MACs")}
+    assert axes.get_xlabel() == "GMACs per second of audio"
 
 
 @pytest.mark.parametrize("name", ["runs.json", "runs.json.gz"])

@@ -45,12 +45,16 @@ def test_the_same_tables(reports, name):
 
 
 def test_the_same_pictures(reports):
+    """Pixel for pixel by the matplotlib that drew them: another one's letters differ. What is drawn
+    at all is test_report.py's."""
     from PIL import Image
 
     again, committed = reports
     for path in sorted(again.glob("*.png")):
-        pixels = [np.asarray(Image.open(each)) for each in (path, committed / path.name)]
-        assert np.array_equal(*pixels), path.name
+        ours, theirs = (Image.open(each) for each in (path, committed / path.name))
+        if ours.info["Software"] != theirs.info["Software"]:
+            pytest.skip(f"drawn by {theirs.info['Software']}")
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs)), path.name
 
 
 def test_results_has_the_tables_of_the_report(reports):

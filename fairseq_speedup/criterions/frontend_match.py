@@ -1,16 +1,14 @@
-"""``frontend_match``: the loss while a front-end learns to reproduce the CNN that it replaces."""
+"""The loss while a front-end learns to reproduce the CNN that it replaces."""
 
 import torch.nn.functional as F
-from fairseq.criterions import FairseqCriterion, register_criterion
-from fairseq.dataclass import FairseqDataclass
+from fairseq.criterions import FairseqCriterion
 from fairseq.logging import metrics
 
 
-@register_criterion("frontend_match", dataclass=FairseqDataclass)
 class FrontEndMatchCriterion(FairseqCriterion):
     """Mean squared error of the front-end's frames against the CNN's, both normalised, over valid
     frames (Front-End Adapter, arXiv 2302.09331). The task puts it in the criterion's place for the
-    first ``model.frontend_match_updates`` updates."""
+    first ``model.frontend_match_updates`` updates; no config names it."""
 
     def forward(self, model, sample, reduce=True):
         output = model(**sample["net_input"], match_frontend=True)

@@ -1,4 +1,14 @@
-"""What two dictionaries do not share."""
+"""Dictionaries of labels: from their symbols, and what two of them do not share."""
+
+from fairseq.data import Dictionary
+
+
+def dictionary_of(symbols: list[str]) -> Dictionary:
+    """fairseq's dictionary of ``symbols``, whose first ones it has by itself."""
+    dictionary = Dictionary()
+    for symbol in symbols[dictionary.nspecial :]:
+        dictionary.add_symbol(symbol)
+    return dictionary
 
 
 def difference(data: list[str], checkpoint: list[str]) -> str:

@@ -14,6 +14,7 @@ from fairseq.data import Dictionary
 from fairseq_speedup.data.manifest import ManifestError, infer_labels, read_lines
 from fairseq_speedup.decoding.language_model import read_unigrams
 from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY, Words
+from fairseq_speedup.files import written_whole
 
 MAX_NAMED = 5
 NO_WORDS = {"<s>", "</s>", "<unk>", "<UNK>"}  # of a language model's vocabulary
@@ -157,11 +158,9 @@ def _speller(words: Words, spm_model: str):
 
 
 def write_lexicon(path: str, lexicon: Lexicon) -> None:
-    part = f"{path}.part"
-    with open(part, "w", encoding="utf-8") as file:
+    with written_whole(path) as part, open(part, "w", encoding="utf-8") as file:
         for word in lexicon.words:
             file.writelines(f"{word}\t{' '.join(each)}\n" for each in lexicon.spellings[word])
-    os.replace(part, path)
 
 
 def read_lexicon(path: str, words: Words) -> Lexicon:

@@ -6,7 +6,6 @@ generate-{subset}.txt, compute.json, and the n-best and CTM files where the shar
 """
 
 import os
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from fairseq_speedup.decoding.results import (
     nbest_path,
     read_generated,
 )
+from fairseq_speedup.files import written_whole
 from fairseq_speedup.profiling.compute import FILE_NAME, merge_reports, read_report, write_report
 
 MAX_NAMED = 5
@@ -156,8 +156,6 @@ def _merge_rows(path_of, args, header: bool, key) -> list[str]:
         lines = read_lines(path)
         first, lines = (lines[:1], lines[1:]) if header else ([], lines)
         rows += lines
-    part = f"{output}.part"
-    with open(part, "w", encoding="utf-8") as file:
+    with written_whole(output) as part, open(part, "w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in [*first, *sorted(rows, key=key)])
-    shutil.move(part, output)
     return [output]

@@ -18,6 +18,7 @@ from fairseq.data import Dictionary
 from fairseq.dataclass.configs import GenerationConfig
 from tqdm import tqdm
 
+from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.data.recording import Recording, RecordingError, duration, read_recording
 from fairseq_speedup.decoding.generator import batch_of
 from fairseq_speedup.decoding.offline import read_overrides
@@ -246,9 +247,6 @@ def _of_onnx(args):
         )
     session = OnnxModel(args.path)
     metadata = session.metadata
-    dictionary = Dictionary()
-    for symbol in metadata.symbols[dictionary.nspecial :]:
-        dictionary.add_symbol(symbol)
     task_cfg = SpeedupFinetuningConfig(
         data=os.path.dirname(os.path.abspath(args.path)),
         labels=metadata.labels,
@@ -256,11 +254,10 @@ def _of_onnx(args):
         sample_rate=metadata.sample_rate_hz,
         **_options(args),
     )
-    return OnnxCtc(session), _task(task_cfg, dictionary, OnnxLengths(metadata))
+    return OnnxCtc(session), _task(task_cfg, dictionary_of(metadata.symbols), OnnxLengths(metadata))
 
 
 def _task(cfg, dictionary: Dictionary, lengths) -> SpeedupFinetuningTask:
-    task = SpeedupFinetuningTask(cfg)
-    task.state.merge_state_dict({"target_dictionary": dictionary})
+    task = SpeedupFinetuningTask.with_dictionary(cfg, dictionary)
     task.lengths = lengths
     return task

@@ -15,8 +15,9 @@ SEAM_FRAMES = 5  # that must be blank on either side of a seam
 @dataclass(frozen=True)
 class Windows:
     """
-    size, hop: samples of a window, and from the beginning of one to the next; multiples of
-        ``frames``' step, so that all windows' frames lie on one grid
+    size: samples of a window
+    hop: samples from the beginning of one to the next, a multiple of ``grid``'s step, so that all
+        windows' frames lie on one grid
     grid: of the logit frames
     blank: index of the blank
     at_once: windows in one forward pass

@@ -33,7 +33,7 @@ class Words:
 
     @property
     def spoken(self) -> list[str]:
-        """Symbols after fairseq's specials"""
+        """Symbols that transcripts have."""
         return [s for label, s in enumerate(self.symbols) if label not in self.unspoken]
 
     @property

@@ -1,6 +1,6 @@
 """Write a fine-tuned model, as reduced, into one file that runs without fairseq.
 
-    python -m fairseq_speedup export --path checkpoint_best.pt --to onnx --output model.onnx
+    python -m fairseq_speedup export --path checkpoint_best.pt --output model.onnx
 
 The file takes a waveform (batch, samples) and lengths (batch,) and gives log-probabilities (batch,
 time, labels) and their frames (batch,). It is compared with the model before it gets its name.
@@ -18,13 +18,11 @@ from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.profiling.environment import versions
 
-FORMATS = ["onnx"]
 EXPORT_PACKAGES = ["onnx", "onnxruntime"]
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("--path", required=True, help="a fine-tuned checkpoint, ours or stock")
-    parser.add_argument("--to", choices=FORMATS, default="onnx", help="kind of file")
     parser.add_argument("--output", required=True, help="file to write")
     parser.add_argument(
         "--int8", action="store_true", help="int8 matrix products: smaller, faster, not the same"

@@ -22,7 +22,7 @@ def blocked_length(num_windows, kernel_size: int, stride: int):
     return (num_windows + pooled_length(kernel_size, stride) - 1) * stride
 
 
-def windows_of(frames: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
+def blocked_windows(frames: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
     """Windows of a convolution over whole blocks of ``stride`` frames.
 
     Args:
@@ -77,7 +77,7 @@ class ExportableCnn(nn.Module):
         samples = waveform[:, :, None]
         frames = resized(samples, needed)
         for position, (_, kernel_size, stride) in enumerate(self.layers):
-            windows = windows_of(frames, kernel_size, stride)
+            windows = blocked_windows(frames, kernel_size, stride)
             if position == 0 and self.group_norm is not None:
                 weight, bias = self._first_weights(samples, lengths)
                 frames = windows @ weight + bias
@@ -97,7 +97,7 @@ class ExportableCnn(nn.Module):
         _, kernel_size, stride = self.layers[0]
         num_windows = conv_length(samples.size(1), kernel_size, stride)
         needed = blocked_length(num_windows, kernel_size, stride)
-        windows = windows_of(resized(samples, needed), kernel_size, stride).double()
+        windows = blocked_windows(resized(samples, needed), kernel_size, stride).double()
         heard = lengths if self.masked else torch.zeros_like(lengths) + samples.size(1)
         count = conv_length(heard, kernel_size, stride)
         padding = padding_mask_of(count, num_windows)[:, :, None]
@@ -125,7 +125,8 @@ class ExportableFbank(nn.Module):
         """See ExportableCnn."""
         num_windows = conv_length(waveform.size(1), WINDOW_SAMPLES, HOP_SAMPLES)
         needed = blocked_length(num_windows, WINDOW_SAMPLES, HOP_SAMPLES)
-        windows = windows_of(resized(waveform[:, :, None], needed), WINDOW_SAMPLES, HOP_SAMPLES)
+        samples = resized(waveform[:, :, None], needed)
+        windows = blocked_windows(samples, WINDOW_SAMPLES, HOP_SAMPLES)
         log_mel = self.fbank.log_mel
         energies = log_mel.normalise(log_mel.energies_of(windows))
         lengths = conv_length(lengths, WINDOW_SAMPLES, HOP_SAMPLES)

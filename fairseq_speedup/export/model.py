@@ -8,6 +8,7 @@ from fairseq_speedup.export.front_end import ExportableCnn, ExportableFbank
 from fairseq_speedup.export.transformer import ExportableTransformer
 from fairseq_speedup.heads import upsample_logits
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
+from fairseq_speedup.transformer.early_exit import measuring_criteria
 
 
 class ExportableModel(nn.Module):
@@ -66,7 +67,7 @@ class ExportableModel(nn.Module):
 def check_exportable(model) -> None:
     """Raises ValueError for a model whose utterances take different ways through it."""
     criterion = model.cfg.exit_criterion
-    if criterion in ("entropy", "similarity"):
+    if criterion in measuring_criteria():
         raise ValueError(
             f"exit_criterion={criterion} cannot be exported: each utterance of a batch would leave "
             "after another layer, and a graph has one way through it. Set exit_criterion to layer "

@@ -7,9 +7,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq_speedup.frontend.config import CNN_FRAME_MS, FrontEndConfig
-from fairseq_speedup.lengths import FrameGrid, conv_length, needed_conv_length, padding_mask_of
+from fairseq_speedup.lengths import (
+    SAMPLE_RATE_HZ,
+    FrameGrid,
+    conv_length,
+    needed_conv_length,
+    padding_mask_of,
+)
 
-SAMPLE_RATE_HZ = 16000
 WINDOW_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms
 NUM_FFT = 512

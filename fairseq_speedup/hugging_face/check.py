@@ -5,9 +5,9 @@ from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 from torch import nn
 
+from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.lengths import conv_stack_length, padding_mask_of
 from fairseq_speedup.pretrained import Pretrained, build_encoder, load_weights, read_file
-from fairseq_speedup.pretrained.write import dictionary_of
 
 LIMIT = 1e-4
 # samples of each utterance, up to 3 s: far enough for WavLM's buckets of many distances
@@ -74,8 +74,7 @@ def load_ctc(path: str, symbols: list[str], normalize: bool) -> nn.Module:
     )
 
     cfg = SpeedupFinetuningConfig(data="", labels="ltr", normalize=normalize)
-    task = SpeedupFinetuningTask(OmegaConf.structured(cfg))
-    task.state.merge_state_dict({"target_dictionary": dictionary_of(symbols)})
+    task = SpeedupFinetuningTask.with_dictionary(OmegaConf.structured(cfg), dictionary_of(symbols))
     state = checkpoint_utils.load_checkpoint_to_cpu(path)
     if state["cfg"].model._name == "speedup_ctc":
         state["cfg"].model.padding = "stock"

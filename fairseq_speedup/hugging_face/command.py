@@ -18,6 +18,7 @@ from fairseq_speedup.checkpoints import (
     open_checkpoint,
     write_checkpoint,
 )
+from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.frontend import CnnFrontEnd
 from fairseq_speedup.hugging_face.check import (
     LIMIT,
@@ -34,9 +35,9 @@ from fairseq_speedup.hugging_face.folder import (
     read_folder,
     write_folder,
 )
-from fairseq_speedup.models.config import reductions
+from fairseq_speedup.models.config import named_reductions
 from fairseq_speedup.pretrained import build_encoder, check_weights, read_state
-from fairseq_speedup.pretrained.write import checkpoint_of, dictionary_of
+from fairseq_speedup.pretrained.write import checkpoint_of
 
 DICTIONARY = "dict.ltr.txt"
 
@@ -179,11 +180,10 @@ def _read_checkpoint(path: str, dictionary: str | None):
     state = open_checkpoint(path)
     model_cfg = (state.get("cfg") or {}).get("model")
     model_cfg = model_cfg if isinstance(model_cfg, dict) else {}
-    reduced = reductions(model_cfg)
+    reduced = named_reductions(model_cfg)
     if reduced:
-        named = ", ".join(f"{name}={value}" for name, value in reduced.items())
         raise CheckpointError(
-            f"{path} is a reduced model ({named}), which Hugging Face has not: convert needs all "
+            f"{path} is a reduced model ({reduced}), which Hugging Face has not: convert needs all "
             "reductions off"
         )
     if model_cfg.get("blank_weight"):

@@ -52,7 +52,7 @@ def wav2vec2_options(config: dict) -> dict:
     options = {
         # data2vec's is no option there
         "extractor_mode": "layer_norm" if data2vec else modes[config["feat_extract_norm"]],
-        "conv_feature_layers": str(conv_layers_of(config)),
+        "conv_feature_layers": str(conv_layers_of_config(config)),
         "layer_norm_first": config.get("do_stable_layer_norm", False),
         "conv_pos": kernel,
         "pos_conv_depth": depth,
@@ -93,7 +93,7 @@ def _conformer_options(config: dict) -> dict:
     }
 
 
-def conv_layers_of(config: dict) -> list[tuple[int, int, int]]:
+def conv_layers_of_config(config: dict) -> list[tuple[int, int, int]]:
     """(dim, kernel_size, stride) of each convolution of a ``config.json``."""
     return list(zip(config["conv_dim"], config["conv_kernel"], config["conv_stride"], strict=True))
 

@@ -14,16 +14,16 @@ from fairseq_speedup.hugging_face.config import (
     MODEL_TYPES,
     check_fixed,
     config_options,
-    conv_layers_of,
+    conv_layers_of_config,
     family_of_config,
     wav2vec2_options,
 )
 from fairseq_speedup.hugging_face.labels import Labels, read_json, read_labels, vocabulary
 from fairseq_speedup.hugging_face.names import HEAD, PREFIXES, from_fairseq, to_fairseq
+from fairseq_speedup.lengths import SAMPLE_RATE_HZ
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
 from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2
 
-SAMPLE_RATE = 16000  # Hz, of every public model
 CLASSES = ("Model", "ForPreTraining", "ForCTC")  # ends of the classes that are converted
 # weights of pretraining, in the library's own classes and in others' uploads
 PRETRAINING_ONLY = ("quantizer.", "project_hid.", "project_q.", "final_proj.", "label_embs_concat")
@@ -98,7 +98,7 @@ def read_folder(folder: str, normalize: bool | None) -> Folder:
     cfg = as_wav2vec2(folder, family, wav2vec2_options(options), normalize)
     with FakeTensorMode():  # shapes alone
         check_weights(build_encoder(cfg), encoder, folder)
-    found = Folder(model, conv_layers_of(options), Pretrained(family, cfg, encoder, dropped))
+    found = Folder(model, conv_layers_of_config(options), Pretrained(family, cfg, encoder, dropped))
     found.notes = notes
     if ctc:
         labels = read_labels(folder, head["bias"].numel(), model.config.pad_token_id)
@@ -140,7 +140,7 @@ def write_folder(folder: str, path: str, pretrained: Pretrained, conv_layers) ->
     _fill(path, model, pretrained, group_norm)
     model.save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor(
-        sampling_rate=SAMPLE_RATE,
+        sampling_rate=SAMPLE_RATE_HZ,
         do_normalize=bool(pretrained.cfg.task.normalize),
         return_attention_mask=not group_norm,
     ).save_pretrained(folder)
@@ -291,9 +291,9 @@ def _normalize(folder: str, given: bool | None) -> bool:
             )
         return given
     preprocessor = read_json(path)
-    sample_rate = preprocessor.get("sampling_rate", SAMPLE_RATE)
-    if sample_rate != SAMPLE_RATE:
-        raise CheckpointError(f"{path}: sampling_rate={sample_rate}; it must be {SAMPLE_RATE}")
+    sample_rate = preprocessor.get("sampling_rate", SAMPLE_RATE_HZ)
+    if sample_rate != SAMPLE_RATE_HZ:
+        raise CheckpointError(f"{path}: sampling_rate={sample_rate}; it must be {SAMPLE_RATE_HZ}")
     normalize = preprocessor.get("do_normalize", True)  # transformers' default
     if not isinstance(normalize, bool) or given not in (None, normalize):
         raise CheckpointError(

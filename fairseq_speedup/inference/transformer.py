@@ -28,9 +28,13 @@ class PackedLoop:
         Args:
             x: (B, T, C)
             padding_mask: (B, T), True at padding, or None
+            tgt_layer: None; other layers than the last are not to be had here
+            min_layer, corpus_key: not used
         Returns:
             (B, T, C), zero at padding, and no layer results
         """
+        if tgt_layer is not None:
+            raise ValueError(f"tgt_layer={tgt_layer}: the inference form runs every layer")
         encoder = self.encoder
         if padding_mask is not None:
             x = x.masked_fill(padding_mask[:, :, None], 0)

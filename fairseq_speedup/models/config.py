@@ -102,3 +102,8 @@ def reductions(cfg) -> dict:
     """Those of :func:`switched_on` that make a model another than fairseq's: not ``padding``, which
     no weight depends on."""
     return {k: v for k, v in switched_on(cfg).items() if k != "padding"}
+
+
+def named_reductions(cfg) -> str:
+    """Those of :func:`reductions` in words, empty for a model that is fairseq's."""
+    return ", ".join(f"{name}={value}" for name, value in reductions(cfg).items())

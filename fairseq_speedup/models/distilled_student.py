@@ -10,6 +10,7 @@ from omegaconf import II, MISSING, OmegaConf
 from torch import nn
 
 from fairseq_speedup.pretrained import build_encoder, load_weights, read_pretrained
+from fairseq_speedup.sweeps import forget_earlier_training
 from fairseq_speedup.transformer.layer_removal import drop_removed_layers, parse_indices
 
 
@@ -63,6 +64,7 @@ class DistilledStudent(BaseFairseqModel):
 
     @classmethod
     def build_model(cls, cfg: DistilledStudentConfig, task):
+        forget_earlier_training()
         pretrained = read_pretrained(cfg)
         pretraining, weights = pretrained.cfg, pretrained.weights
         num_layers = pretraining.model.encoder_layers

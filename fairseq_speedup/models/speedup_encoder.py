@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.frames import FrameReduction
+from fairseq_speedup.frames import FrameReduction, mask_short_utterances
 from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd, MaskedGroupNorm
+from fairseq_speedup.frontend.config import CNN_FRAME_MS
 from fairseq_speedup.frontend.matching import normalised
 from fairseq_speedup.heads import build_head, run_head, upsample_logits
 from fairseq_speedup.lengths import FrameGrid, lengths_of, padding_mask_of
@@ -63,6 +64,7 @@ class SpeedupEncoder(Wav2VecEncoder):
         keep_layer_type(cfg)
         super().__init__(cfg, num_labels)
         adapt(self.w2v_model, cfg.w2v_args)
+        mask_short_utterances(self.w2v_model)
         if cfg.padding == "masked":
             mask_between_positions(self.w2v_model.encoder)
             mask_convolutions(self.w2v_model.encoder)
@@ -145,14 +147,14 @@ class SpeedupEncoder(Wav2VecEncoder):
             if math.prod(stride for _, _, stride in CnnFrontEnd(cnn).conv_layers) != CNN_STRIDE:
                 raise ValueError(
                     f"frontend_match_updates={cfg.frontend_match_updates}: the pretrained CNN does "
-                    "not give a frame every 20 ms; set frontend_match_updates=0"
+                    f"not give a frame every {CNN_FRAME_MS} ms; set frontend_match_updates=0"
                 )
             if cfg.no_pretrained_weights:
                 raise ValueError(
                     f"frontend_match_updates={cfg.frontend_match_updates} needs the pretrained "
                     "CNN's weights: leave no_pretrained_weights out"
                 )
-            self.cnn_teacher = CnnTeacher(cnn, cfg.frontend_frame_ms // 20)
+            self.cnn_teacher = CnnTeacher(cnn, cfg.frontend_frame_ms // CNN_FRAME_MS)
         self.fbank = FbankFrontEnd(cfg, output_dim)
         w2v_model.feature_extractor = nn.Identity()
         w2v_model.feature_grad_mult = 1.0
@@ -276,7 +278,9 @@ class SpeedupEncoder(Wav2VecEncoder):
         Returns:
             fairseq's dict: ``encoder_out`` logits (T, B, V), ``padding_mask`` (B, T) or None,
             ``layer_results``; with exits or merging also ``layer_frames`` (B, layers), the frames
-            that each layer was given
+            that each layer was given, 0 where it was not run; with exits also ``exit_logits``
+            (T, B, V) and ``exit_measured`` (B,) by the layer's index, of training and calibration,
+            where nobody leaves
         Raises:
             ValueError: an utterance is too short for one frame
         """
@@ -338,7 +342,6 @@ class SpeedupEncoder(Wav2VecEncoder):
                 for layer, hidden in passage.exit_hidden.items()
             }
             output["exit_measured"] = passage.measured
-            output["num_layers_run"] = (passage.layer_frames > 0).sum(dim=1)
         return output, logits
 
     def _after_transformer(self, encoder, args, output):

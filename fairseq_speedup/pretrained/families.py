@@ -1,4 +1,5 @@
-"""One table a family: how it is told, which weights only its pretraining needs, what differs."""
+"""The families of SSL models, an entry of one table each: how it is told, which weights only its
+pretraining needs, what differs."""
 
 import re
 from dataclasses import dataclass, field, fields

@@ -111,7 +111,7 @@ def kind_of(state: dict) -> str | None:
 def _whole_config(state: dict) -> DictConfig:
     cfg = state.get("cfg")
     if cfg is None:
-        return _of_namespace(state["args"])
+        return _finetuning_of_namespace(state["args"])
     return cfg if isinstance(cfg, DictConfig) else OmegaConf.create(cfg, flags=_OBJECTS)
 
 
@@ -132,15 +132,14 @@ def from_finetuned(path: str, cfg: DictConfig, state: dict) -> Pretrained:
     Raises:
         CheckpointError: a model with reductions, which is not a pretrained encoder
     """
-    from fairseq_speedup.models.config import reductions
+    from fairseq_speedup.models.config import named_reductions
 
     if cfg.model._name == "speedup_ctc":
-        reduced = reductions(cfg.model)
+        reduced = named_reductions(cfg.model)
         if reduced:
-            named = ", ".join(f"{name}={value}" for name, value in reduced.items())
             raise CheckpointError(
-                f"{path} is a reduced model ({named}), not a pretrained one; to go on training it, "
-                "give it as checkpoint.finetune_from_model, with its model.w2v_path and options"
+                f"{path} is a reduced model ({reduced}), not a pretrained one; to go on training "
+                "it, give it as checkpoint.finetune_from_model, with its model.w2v_path and options"
             )
     found = _pretraining(path, cfg, _encoder_weights(path, state))
     head = {name[len(HEAD) :]: w for name, w in state["model"].items() if name.startswith(HEAD)}
@@ -211,7 +210,7 @@ def _encoder_weights(path: str, state: dict) -> dict:
     return weights
 
 
-def _of_namespace(args) -> DictConfig:
+def _finetuning_of_namespace(args) -> DictConfig:
     """The config of a fine-tuned checkpoint of fairseq before 1.0: one flat Namespace."""
     given = dict(vars(args))
     cfg = OmegaConf.create({"model": {"_name": given["arch"]}, "task": {}}, flags=_OBJECTS)

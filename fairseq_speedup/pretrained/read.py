@@ -100,7 +100,7 @@ def read_state(path: str, state: dict) -> Pretrained:
     if cfg is None:
         if state.get("args") is None:
             raise CheckpointError(f"{path} holds neither a cfg nor args")
-        cfg = _of_namespace(path, state["args"])
+        cfg = _pretraining_of_namespace(path, state["args"])
     cfg = OmegaConf.create(cfg, flags={"allow_objects": True})  # a Namespace may be inside
     model_cfg, task_cfg = cfg.get("model"), cfg.get("task")
     kind = model_cfg.get("_name") if model_cfg else None
@@ -111,7 +111,7 @@ def read_state(path: str, state: dict) -> Pretrained:
     return family_of(path, model_cfg or {}, task_cfg, weights)
 
 
-def _of_namespace(path: str, args) -> dict:
+def _pretraining_of_namespace(path: str, args) -> dict:
     """The config of a checkpoint of fairseq before 1.0: one flat Namespace."""
     given = dict(vars(args))
     kind = given.get("arch")

@@ -2,7 +2,6 @@
 
 import copy
 
-from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models.hubert.hubert import HubertConfig
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig
@@ -10,6 +9,7 @@ from fairseq.tasks.audio_finetuning import AudioFinetuningConfig
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from omegaconf import OmegaConf
 
+from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.pretrained.families import RELATIVE_BIAS, Pretrained
 from fairseq_speedup.pretrained.finetuned import ENCODER, HEAD
 from fairseq_speedup.pretrained.read import S3PRL_FIELDS
@@ -34,14 +34,6 @@ def checkpoint_of(pretrained: Pretrained) -> dict:
     if pretrained.head:
         return _finetuned(pretrained)
     return PRETRAINED_FORMS.get(pretrained.family, _fairseq)(pretrained)
-
-
-def dictionary_of(symbols: list[str]) -> Dictionary:
-    """fairseq's dictionary of ``symbols``, whose first ones it has by itself."""
-    dictionary = Dictionary()
-    for symbol in symbols[dictionary.nspecial :]:
-        dictionary.add_symbol(symbol)
-    return dictionary
 
 
 def _state(weights: dict, **others) -> dict:

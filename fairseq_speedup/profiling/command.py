@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_speedup.architectures import ARCHITECTURES, architecture_config
 from fairseq_speedup.data.manifest import ManifestError, read_lines
-from fairseq_speedup.lengths import padding_mask_of
+from fairseq_speedup.lengths import SAMPLE_RATE_HZ, padding_mask_of
 from fairseq_speedup.models.config import REDUCTION_OPTIONS, SpeedupCtcConfig, switched_on
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc
@@ -31,7 +31,6 @@ from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, v
 from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.profiling.macs import COUNTS, MacCounter
 
-SAMPLE_RATE = 16000
 MAX_SECONDS = 3600  # of one utterance
 MIN_LABELS = 5  # fairseq's four special symbols and a label
 
@@ -105,13 +104,16 @@ def read_lengths(args) -> np.ndarray:
             if is_manifest:
                 num_samples.append(int(line.split("\t")[1]))
             else:
-                num_samples.append(round(float(line) * SAMPLE_RATE))
+                num_samples.append(round(float(line) * SAMPLE_RATE_HZ))
         except (ValueError, OverflowError, IndexError):
             raise ManifestError(
                 f"{source}, line {number}: expected a length in seconds (or, in a manifest, "
                 f"'path<TAB>samples'), found {line!r}"
             ) from None
-    if not num_samples or not 0 < min(num_samples) <= max(num_samples) <= MAX_SECONDS * SAMPLE_RATE:
+    if (
+        not num_samples
+        or not 0 < min(num_samples) <= max(num_samples) <= MAX_SECONDS * SAMPLE_RATE_HZ
+    ):
         raise ManifestError(
             f"{source}: no lengths, or one that is not above 0 and at most {MAX_SECONDS} seconds"
         )
@@ -207,7 +209,7 @@ def profile(model, batches: list[np.ndarray], count: str) -> dict:
     counter = MacCounter(model, count)
     padded = np.concatenate([np.full(len(batch), batch.max()) for batch in batches])
     macs = counter.count(padded).sum().as_dict()
-    audio_seconds = sum(int(batch.sum()) for batch in batches) / SAMPLE_RATE
+    audio_seconds = sum(int(batch.sum()) for batch in batches) / SAMPLE_RATE_HZ
     return {
         "count": count,
         "merging_by_similarity": bool(
@@ -271,7 +273,7 @@ def measure_time(model, batches: list[np.ndarray], num_timed: int, device) -> di
         model(source=source, padding_mask=padding_mask)
         if index > 0:
             seconds.append(now(device) - start)
-    timed_audio = sum(int(batch.sum()) for batch in picked) / SAMPLE_RATE
+    timed_audio = sum(int(batch.sum()) for batch in picked) / SAMPLE_RATE_HZ
     return {
         "timed_batches": len(picked),
         "timed_audio_seconds": timed_audio,

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import torch
 
+from fairseq_speedup.files import written_whole
 from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
 from fairseq_speedup.profiling.fvcore_count import check_macs
@@ -186,11 +187,9 @@ def summary_line(report: dict) -> str:
 def write_report(report: dict, folder: str) -> str:
     """Writes ``compute.json`` into ``folder`` and returns its path."""
     path = os.path.join(folder, FILE_NAME)
-    part = f"{path}.part"
-    with open(part, "w", encoding="utf-8") as file:
+    with written_whole(path) as part, open(part, "w", encoding="utf-8") as file:
         json.dump(report, file, indent=2)
         file.write("\n")
-    os.replace(part, path)
     return path
 
 

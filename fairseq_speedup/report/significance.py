@@ -24,10 +24,6 @@ class Difference:
     most: float
     p: float
 
-    @property
-    def significant(self) -> bool:
-        return self.p < 1 - CONFIDENCE
-
 
 def difference(row: Row, baseline: Row, seed: int = 0) -> Difference:
     """Resamples utterances, the same for both, and the seeds of each where it has several.

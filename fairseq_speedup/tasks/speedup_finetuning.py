@@ -4,7 +4,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 
-from fairseq.data import FileAudioDataset
+from fairseq.data import Dictionary, FileAudioDataset
 from fairseq.dataclass.utils import merge_with_parent
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
 from fairseq.tasks import register_task
@@ -40,6 +40,7 @@ from fairseq_speedup.profiling.training import (
     TrainingProfile,
     reduce_compute_metrics,
 )
+from fairseq_speedup.sweeps import forget_earlier_training
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +75,20 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.lengths = None  # of the model being trained or decoded
         self.has_exits = False
         self.matches_frontend = False  # while training, for the first match_updates updates
+        self.frontend_match = None  # the criterion then
         self.match_updates = 0
         self.profile = None
         self.zero_infinity = True
         self.decoding_run = None
 
     # -- dictionary ------------------------------------------------------------------------------
+
+    @classmethod
+    def with_dictionary(cls, cfg, dictionary: Dictionary) -> "SpeedupFinetuningTask":
+        """A task that has its dictionary already, and reads none from ``cfg.data``."""
+        task = cls(cfg)
+        task.state.merge_state_dict({"target_dictionary": dictionary})
+        return task
 
     def load_target_dictionary(self):
         if not self.cfg.labels:
@@ -120,6 +129,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     def build_model(self, model_cfg, from_checkpoint=False):
         if from_checkpoint and model_cfg._name not in FINETUNED_MODELS:  # nor is it built
             raise _other_kind(model_cfg)
+        if not from_checkpoint:
+            forget_earlier_training()
         model = super().build_model(model_cfg, from_checkpoint)
         if not hasattr(model, "w2v_encoder"):
             raise _other_kind(model_cfg)
@@ -141,6 +152,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
                 f"criterion={cfg._name} does not train the heads of model.exit_layers: "
                 f"set criterion._name={' or '.join(EXIT_CRITERIONS)}"
             )
+        if self.matches_frontend:
+            self.frontend_match = FrontEndMatchCriterion(self)
         self.zero_infinity = cfg.get("zero_infinity", True)
         return super().build_criterion(cfg, from_checkpoint)
 
@@ -282,7 +295,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         if self.matches_frontend and update_num < self.match_updates:
-            criterion = FrontEndMatchCriterion(self)
+            criterion = self.frontend_match
         loss, sample_size, logging_output = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad
         )

@@ -104,10 +104,21 @@ def _over_valid_frames(values: torch.Tensor, lengths: torch.Tensor) -> torch.Ten
 
 @dataclass(frozen=True)
 class ExitCriterion:
-    """What is measured after a layer, and when it lets an utterance go."""
+    """What is measured after a layer, and when it lets an utterance go.
 
-    measure: Callable  # (keyword arguments of EarlyExit._measure) -> (B,)
-    leave: Callable  # (measured, threshold) -> leave?
+    Attributes:
+        measure: called with the keywords ``layer`` (its index), ``hidden`` (T', A, C) after it,
+            ``before`` (T', A, C), what it was given, ``lengths`` (A,), their valid frames,
+            ``logits`` (T'', A, V) of its exit and ``logit_lengths`` (A,); returns (A,)
+        leave: called with what was measured and ``exit_threshold``: whether to leave. Of arrays,
+            tensors and single values alike
+        by_layer: what is measured is the layer's index, so that all utterances leave after one
+            layer, which an exported file needs; calibration has nothing to measure then
+    """
+
+    measure: Callable
+    leave: Callable
+    by_layer: bool = False
 
 
 def mean_entropy(*, logits, logit_lengths, **unused):
@@ -130,7 +141,12 @@ def layer_number(*, layer, lengths, **unused):
 EXIT_CRITERIA["none"] = None
 EXIT_CRITERIA["entropy"] = ExitCriterion(mean_entropy, operator.lt)
 EXIT_CRITERIA["similarity"] = ExitCriterion(mean_similarity, operator.gt)
-EXIT_CRITERIA["layer"] = ExitCriterion(layer_number, operator.ge)
+EXIT_CRITERIA["layer"] = ExitCriterion(layer_number, operator.ge, by_layer=True)
+
+
+def measuring_criteria() -> list[str]:
+    """Names of the criteria by which each utterance decides for itself."""
+    return [name for name, each in EXIT_CRITERIA.items() if each and not each.by_layer]
 
 
 class EarlyExit:
