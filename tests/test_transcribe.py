@@ -120,7 +120,9 @@ def bad(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), SAMPLE_RATE)
     soundfile.write(tmp_path / "short.wav", np.ones(200) / 2, SAMPLE_RATE)
     soundfile.write(tmp_path / "nan.wav", np.full(9000, np.nan), SAMPLE_RATE, "FLOAT")
+    (tmp_path / "headerless.raw").write_bytes(bytes(32000))
     return {
+        "headerless.raw": "cannot be read as audio: it has no header to tell its sample rate",
         "text.wav": "cannot be read as audio: Format not recognised",
         "empty.wav": "holds no samples",
         "short.wav": "is 12 ms long; this model needs 25 ms for one frame",
@@ -145,6 +147,32 @@ def test_a_bad_file_is_reported_and_the_others_go_on(model, files, bad, tmp_path
         assert f"error: {rows[str(path)]['error']}" in errors
     with pytest.raises(RecordingError):
         read_recording(str(broken[0]), SAMPLE_RATE, normalize=False)
+
+
+def test_whatever_reading_raises_is_that_files_error(model, files, capsys, monkeypatch):
+    class Odd(soundfile.SoundFile):
+        def read(self, *args, **kwargs):
+            if self.name == str(files[1]):
+                raise ZeroDivisionError
+            return super().read(*args, **kwargs)
+
+    monkeypatch.setattr(soundfile, "SoundFile", Odd)
+    lines, errors, status = transcribe(capsys, "--path", model, "--json", *files[:3])
+    assert status == 1
+    rows = {row["audio"]: row for row in map(json.loads, lines)}
+    assert rows[str(files[1])]["error"] == f"{files[1]} cannot be read as audio: ZeroDivisionError"
+    assert all(rows[str(file)]["text"] for file in (files[0], files[2]))
+    assert "1 of 3 files could not be transcribed" in errors
+
+
+def test_a_format_that_cannot_be_sought_in_is_read(model, files, tmp_path, capsys):
+    samples, _ = soundfile.read(files[0], dtype="float32")
+    soundfile.write(tmp_path / "gsm.wav", samples, SAMPLE_RATE, "GSM610")
+    found = read_recording(str(tmp_path / "gsm.wav"), SAMPLE_RATE, normalize=False).waveform
+    expected, _ = soundfile.read(tmp_path / "gsm.wav", dtype="float32")
+    assert np.array_equal(found.numpy(), expected)
+    lines, errors, status = transcribe(capsys, "--path", model, tmp_path / "gsm.wav", files[1])
+    assert (len(lines), errors, status) == (2, "", 0)
 
 
 def test_a_long_recording_runs_in_windows(model, files, tmp_path, capsys):
