@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from fairseq.data.audio.audio_utils import parse_path
+from fairseq_speedup.data.sound_files import split_row
 
 
 class ManifestError(ValueError):
@@ -62,7 +62,7 @@ def read_manifest(path: str) -> Manifest:
         )
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{path}, line 1: the root folder {root!r} does not exist")
-    first, _ = parse_path(os.path.join(root, files[0]))
+    first, _ = split_row(os.path.join(root, files[0]))
     if not os.path.exists(first):
         raise FileNotFoundError(f"{path}, line 2: the audio file {first} does not exist")
     return Manifest(path, root, files, num_samples)
