@@ -165,10 +165,47 @@ def test_a_bad_dictionary_is_named(data, text, words):
         task_of(data).load_dataset("test")
 
 
+MARK = "\ufeff"  # of byte order, as some editors begin a file with
+COMPOSED, DECOMPOSED = "\u00c9", "E\u0301"
+
+
+def test_a_byte_order_mark_is_no_character_of_a_text(data):
+    task = task_of(data)
+    task.load_dataset("test")
+    expected = task.dataset("test")[0]
+    for name in ("dict.ltr.txt", "test.tsv", "test.ltr"):
+        (data / name).write_text(MARK + (data / name).read_text())
+    marked = task_of(data)
+    marked.load_dataset("test")
+    assert marked.target_dictionary == task.target_dictionary
+    found = marked.dataset("test")[0]
+    assert torch.equal(found["label"], expected["label"])
+    assert torch.equal(found["source"], expected["source"])
+
+
+@pytest.mark.parametrize(
+    ("symbol", "label", "words"),
+    [
+        (COMPOSED, DECOMPOSED, "U+0045 U+0301; U+00C9, another Unicode normal form"),
+        (DECOMPOSED, COMPOSED, "U+00C9; U+0045 U+0301, another Unicode normal form"),
+        ("Q", "\u200bE", "U+200B U+0045)"),
+    ],
+)
+def test_labels_that_look_alike_are_told_by_their_code_points(data, symbol, label, words):
+    with (data / "dict.ltr.txt").open("a") as dictionary:
+        dictionary.write(f"{symbol} 1\n")
+    edit_lines(data / "test.ltr", lambda lines: lines.__setitem__(4, f"E {label} |"))
+    with pytest.raises(ManifestError, match=re.escape(f"dictionary: {label} ({words}")):
+        task_of(data).load_dataset("test")
+
+
 def test_text_that_is_not_utf8_is_named(data):
     (data / "test.ltr").write_bytes("E T \u00c9 |\n".encode("latin-1"))
     with pytest.raises(ManifestError, match=r"test.ltr is not UTF-8 text"):
         task_of(data).load_dataset("test")
+    (data / "dict.ltr.txt").write_bytes("\u00c9 1\n".encode("latin-1"))
+    with pytest.raises(ManifestError, match=r"dict.ltr.txt is not UTF-8 text"):
+        task_of(data).target_dictionary  # noqa: B018
 
 
 def test_utterances_without_labels_are_named(data, caplog):

@@ -1,9 +1,12 @@
 """fairseq's manifests: ``{split}.tsv`` (root, then path and samples) and ``{split}.{labels}``."""
 
+import codecs
 import os
 from dataclasses import dataclass
 
 from fairseq_speedup.data.sound_files import split_row
+
+TEXT = "utf-8-sig"  # UTF-8, whose byte order mark, if it has one, is no character of the text
 
 
 class ManifestError(ValueError):
@@ -20,10 +23,16 @@ class Manifest:
     num_samples: list[int]
 
 
+def begins_with_mark(path: str) -> bool:
+    """Whether a file has a byte order mark, for programs that do not read around it."""
+    with open(path, "rb") as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+
+
 def read_lines(path: str) -> list[str]:
     """The lines of a text file, without their ends; a ManifestError where it is no UTF-8 text."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding=TEXT) as file:
             lines = file.read().split("\n")
     except UnicodeDecodeError as error:
         raise ManifestError(

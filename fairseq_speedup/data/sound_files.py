@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import soundfile
-from fairseq.data.audio.audio_utils import read_from_stored_zip
 
 ZIP_ROW = re.compile(r"(.+):(\d+):(\d+)")  # of fairseq's manifests: zip, first byte, bytes
 PAUSES_SECONDS = (1, 2)  # before reading is tried again, as a network's file system may need
@@ -40,7 +39,7 @@ def read_row(row: str) -> tuple[np.ndarray, int]:
     if part is None:
         return _patiently(lambda: soundfile.read(row, dtype="float32"))
     first, length = part
-    data = _patiently(lambda: read_from_stored_zip(file, first, length))
+    data = _patiently(lambda: _bytes_of(file, first, length))
     try:
         return soundfile.read(io.BytesIO(data), dtype="float32")
     except Exception as error:
@@ -49,6 +48,12 @@ def read_row(row: str) -> tuple[np.ndarray, int]:
             "path:offset:length is a file in a zip without compression (zip -0), no part of a "
             "recording"
         ) from None
+
+
+def _bytes_of(path: str, first: int, length: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(first)
+        return file.read(length)
 
 
 def _patiently(read: Callable):

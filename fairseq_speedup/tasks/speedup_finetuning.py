@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion, reduce_frontend_loss
 from fairseq_speedup.data.audio import CheckedAudioDataset
-from fairseq_speedup.data.dictionary import difference
+from fairseq_speedup.data.characters import LookAlikes
+from fairseq_speedup.data.dictionary import difference, read_dictionary
 from fairseq_speedup.data.feasibility import check_feasibility, report_feasibility
 from fairseq_speedup.data.manifest import (
     ManifestError,
@@ -91,13 +92,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
                 f"dictionary {path} does not exist (task.labels={self.cfg.labels}); "
                 "each of its lines is a label and a count"
             )
-        try:
-            dictionary = super().load_target_dictionary()
-        except (ValueError, RuntimeError) as error:
-            raise ManifestError(
-                f"dictionary {path}: {' '.join(str(error).split())}; each of its lines is a label "
-                "and a count"
-            ) from None
+        dictionary = read_dictionary(path)
         if len(dictionary) == dictionary.nspecial:
             raise ManifestError(f"dictionary {path} is empty")
         return dictionary
@@ -208,6 +203,9 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         with_labels.dataset = audio
         skipped = audio.skipped_indices
         labels = [line for row, line in enumerate(labels) if row not in skipped]
+        audio.root_dir = manifest.root  # fairseq's has the byte order mark of the file
+        if labels:  # so has its first line of labels
+            with_labels.labels[0] = with_labels.text_compressor.compress(" ".join(labels[0]))
         self._check_symbols(audio, labels)
         empty = [index for index, line in enumerate(labels) if not line]
         if empty:
@@ -227,11 +225,12 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
 
     def _check_symbols(self, audio: CheckedAudioDataset, labels) -> None:
         known = self.target_dictionary.indices
+        look_alikes = LookAlikes(known)
         bad = {}
         for index, line in enumerate(labels):
             unknown = sorted(set(line) - set(known))
             if unknown:
-                bad[index] = f"labels outside the dictionary: {' '.join(unknown)}"
+                bad[index] = f"labels outside the dictionary: {look_alikes.told(unknown)}"
         symbols = " ".join(self.target_dictionary.symbols[self.target_dictionary.nspecial :][:40])
         self._refuse(audio, bad, f"symbols of dict.{self.cfg.labels}.txt: {symbols}")
 
