@@ -394,6 +394,34 @@ def test_training_stops_when_most_audio_is_bad(data):
             task.dataset("train")[index]
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "option"), [(TRAINING, "dataset.max_tokens"), ({}, "dataset.max_tokens_valid")]
+)
+def test_an_utterance_longer_than_a_batch_may_be_is_named(data, kwargs, option):
+    task = task_of(data)
+    task.load_dataset("test", **kwargs)
+    dataset = task.dataset("test")
+    longest = int(dataset.sizes.argmax())
+    samples = dataset.sizes[longest]
+    task.get_batch_iterator(dataset, max_tokens=samples)
+    words = (
+        f"test: utterance {longest} ({data}/audio/test-{longest}.wav) has {samples} samples, more "
+        f"than a batch may have: {option}={samples - 1}. 1 of 12 are longer"
+    )
+    with pytest.raises(BadUtteranceError, match=re.escape(words)):
+        task.get_batch_iterator(dataset, max_tokens=samples - 1)
+    dataset.dataset.leave_out(longest)
+    task.get_batch_iterator(dataset, max_tokens=samples - 1)
+
+
+def test_it_is_named_before_training(data):
+    cfg = OmegaConf.create({"task": task_of(data).cfg, "dataset": {"max_tokens_valid": 7}})
+    task = SpeedupFinetuningTask.setup_task(cfg.task)
+    task.load_dataset("train", **TRAINING)
+    with pytest.raises(BadUtteranceError, match=r"dataset.max_tokens_valid=7. 12 of 12"):
+        task.load_dataset("test")
+
+
 @given(st.lists(st.sampled_from("ab"), max_size=8))
 def test_needed_frames_is_the_shortest_path_with_a_blank_between_repeats(labels):
     path = []

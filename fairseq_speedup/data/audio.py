@@ -52,6 +52,23 @@ class CheckedAudioDataset(FileAudioDataset):
         indices = super().ordered_indices()
         return indices[~self.left_out[indices]]
 
+    def check_fits(self, max_samples: int | None, option: str) -> None:
+        """Raises BadUtteranceError for an utterance that is longer than a batch may be.
+
+        Args:
+            max_samples: of a batch, None for any
+            option: that says so
+        """
+        sizes = np.array([0 if out else self.size(i) for i, out in enumerate(self.left_out)])
+        if max_samples is not None and len(sizes) and sizes.max() > max_samples:
+            longer = int((sizes > max_samples).sum())
+            raise BadUtteranceError(
+                f"{self._name(int(sizes.argmax()))} has {sizes.max()} samples, more than a batch "
+                f"may have: {option}={max_samples}. {longer} of {len(self)} are longer: set "
+                f"{option} to at least {sizes.max()}, or take them out of {self.split}.tsv and of "
+                "its labels"
+            )
+
     def file_of(self, index: int) -> str:
         name = self.fnames[index]
         name = name if isinstance(name, (str, bytes)) else name.as_py()

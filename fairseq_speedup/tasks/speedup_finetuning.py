@@ -45,6 +45,8 @@ from fairseq_speedup.profiling.training import (
 logger = logging.getLogger(__name__)
 
 EXIT_CRITERIONS = ["ctc_exits", "ctc_distillation"]
+# of a batch: the option, by whether it is of training
+MAX_SAMPLES = {True: "dataset.max_tokens", False: "dataset.max_tokens_valid"}
 MAX_NAMED = 5  # bad utterances named in one message
 
 
@@ -212,6 +214,9 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             named = ", ".join(audio.file_of(index) for index in empty[:MAX_NAMED])
             logger.warning("%s: %d utterances have no labels: %s", split, len(empty), named)
         self._check_lengths(audio, any_speed=not decoding)
+        if not decoding and not training:  # now, and not after an epoch
+            batches = self.cfg._get_root().get("dataset") or {}
+            audio.check_fits(batches.get("max_tokens_valid"), MAX_SAMPLES[training])
         if not decoding and self.lengths is not None:
             used = ~audio.left_out
             frames = self.lengths.ctc_lengths(audio.sizes[used])
@@ -269,6 +274,10 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             in_windows = self.cfg.window_seconds > 0
             max_tokens = run.admit_longest(dataset, max_tokens, max_sentences, in_windows)
             kwargs |= {"num_shards": run.num_shards, "shard_id": run.shard_id}
+        else:
+            audio = getattr(dataset, "dataset", None)
+            if isinstance(audio, CheckedAudioDataset):
+                audio.check_fits(max_tokens, MAX_SAMPLES[audio.skip_bad])
         kwargs["required_batch_size_multiple"] = 1
         iterator = super().get_batch_iterator(
             dataset, max_tokens=max_tokens, max_sentences=max_sentences, **kwargs
