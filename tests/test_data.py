@@ -141,6 +141,16 @@ def test_bad_data_are_refused_by_name_before_anything_runs(data, pretrained, spo
         task_of(data, build_model(pretrained)).load_dataset("test")
 
 
+def test_decoding_without_labels_names_the_command_that_needs_none(data):
+    lost_labels(data)
+    task = task_of(data)
+    given = OmegaConf.create({"labels": "ltr", "normalize": True, "tpu": False})
+    with pytest.raises(FileNotFoundError, match=r"\(task.labels=ltr\); .* transcribe decodes"):
+        task.load_dataset("test", task_cfg=given)
+    with pytest.raises(FileNotFoundError, match=r"\(task.labels=ltr\)$"):
+        task.load_dataset("test")
+
+
 @pytest.mark.parametrize("spoil", [unknown_label, short_audio])
 def test_one_bad_row_is_left_out_of_training_with_a_warning(data, pretrained, caplog, spoil):
     for ending in ("tsv", "ltr"):

@@ -24,6 +24,8 @@ PIECES = Words(["<s>", "\u2581", "\u2581A", "B", "\u2581BA", "C"])
         (PIECES, "B \u2581 C B \u2581A", ["B", "CB", "A"], [(0, 1), (1, 4), (4, 5)]),
         (PIECES, "\u2581 \u2581A \u2581", ["A"], [(1, 2)]),
         (Words(["<s>", "x", "y"]), "x y", ["x", "y"], [(0, 1), (1, 2)]),
+        (LETTERS, "<pad> | A <pad> B | </s> <unk>", ["AB", "<unk>"], [(2, 5), (6, 8)]),
+        (Words(["<s>", "x", "y"]), "<pad> x", ["x"], [(1, 2)]),
     ],
 )
 def test_labels_make_words(words, line, expected, spans):

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from conftest import (
+    LETTERS,
     SAMPLE_RATE,
     generate_here,
     write_dictionary,
@@ -66,6 +67,19 @@ def test_it_says_what_fairseq_generate_says(
         f"{file}\t{text}" for file, text in zip(files, hypotheses(tmp_path), strict=True)
     ]
     assert any(line.split("\t")[1] for line in lines)
+
+
+def test_padding_that_a_model_emits_is_not_printed(data, model, files, tmp_path, capsys):
+    state = torch.load(model, weights_only=False)
+    bias = state["model"]["w2v_encoder.proj.bias"]
+    bias[Dictionary().pad()] = bias[-len(LETTERS) :].max() + 3
+    torch.save(state, tmp_path / "pads.pt")
+    generate_here(data, tmp_path / "pads.pt", tmp_path)
+    lines, _, _ = transcribe(capsys, "--path", tmp_path / "pads.pt", "--json", *files)
+    found = [json.loads(line) for line in lines]
+    assert [each["text"] for each in found] == hypotheses(tmp_path)
+    assert all(each["text"] for each in found)
+    assert not any("<pad>" in line for line in lines)
 
 
 def test_json_has_times_scores_and_nbest(model, files, capsys):

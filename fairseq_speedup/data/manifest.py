@@ -77,16 +77,18 @@ def read_manifest(path: str) -> Manifest:
     return Manifest(path, root, files, num_samples)
 
 
-def read_labels(path: str, manifest: Manifest) -> list[list[str]]:
+def read_labels(path: str, manifest: Manifest, remedy: str = "") -> list[list[str]]:
     """Reads ``{split}.{labels}``: one line of symbols for each utterance of the manifest.
 
+    Args:
+        remedy: said where there is no such file
     Raises:
         FileNotFoundError: no such file
         ManifestError: another number of lines than the manifest has utterances
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"label file {path} does not exist (task.labels={path.rsplit('.', 1)[-1]})"
+            f"label file {path} does not exist (task.labels={path.rsplit('.', 1)[-1]}){remedy}"
         )
     labels = [line.split() for line in read_lines(path)]
     if len(labels) != len(manifest.files):

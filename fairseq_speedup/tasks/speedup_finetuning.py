@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 
+import torch
 from fairseq.data import FileAudioDataset
 from fairseq.dataclass.utils import merge_with_parent
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
@@ -45,6 +46,7 @@ from fairseq_speedup.profiling.training import (
 logger = logging.getLogger(__name__)
 
 EXIT_CRITERIONS = ["ctc_exits", "ctc_distillation"]
+WITHOUT_LABELS = "; python -m fairseq_speedup transcribe decodes audio files without labels"
 # of a batch: the option, by whether it is of training
 MAX_SAMPLES = {True: "dataset.max_tokens", False: "dataset.max_tokens_valid"}
 MAX_NAMED = 5  # bad utterances named in one message
@@ -146,6 +148,11 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         prepare = model.prepare_for_inference_
 
         def prepare_for_inference_(cfg):
+            if cfg.common.fp16 and (cfg.common.cpu or not torch.cuda.is_available()):
+                raise ValueError(
+                    "--fp16 is for GPUs: leave it out; --inference fp32, bf16 or int8 is faster on "
+                    "a CPU"
+                )
             self.decoding_run = DecodingRun(cfg)
             check_options(self.cfg, cfg.generation)
             check_post_process(self.cfg.labels, cfg.common_eval.post_process)
@@ -193,7 +200,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             super().load_dataset(split, task_cfg, **kwargs)
             return
         manifest = read_manifest(os.path.join(self.cfg.data, f"{split}.tsv"))
-        labels = read_labels(os.path.join(self.cfg.data, f"{split}.{cfg.labels}"), manifest)
+        label_file = os.path.join(self.cfg.data, f"{split}.{cfg.labels}")
+        labels = read_labels(label_file, manifest, WITHOUT_LABELS if decoding else "")
         super().load_dataset(split, task_cfg, **kwargs)
 
         training = "data_selector" in kwargs
