@@ -186,7 +186,7 @@ def _load_teacher(path: str, task):
         raise ValueError(
             "criterion.teacher_path is empty: ctc_distillation needs a fine-tuned checkpoint"
         )
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise FileNotFoundError(f"criterion.teacher_path={path}: no such file, or no file")
     teacher, cfg, teacher_task = load_finetuned(path, "criterion.teacher_path=")
     ours, theirs = task.target_dictionary.symbols, teacher_task.target_dictionary.symbols

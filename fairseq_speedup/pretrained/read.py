@@ -46,7 +46,7 @@ def read_pretrained(cfg) -> Pretrained:
     """
     path = cfg.w2v_path
     source = f"model.w2v_path={path}"
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise FileNotFoundError(
             f"{source}: no such file, or no file; it must be a pretrained fairseq checkpoint (.pt)"
         )
