@@ -21,6 +21,7 @@ from fairseq.distributed.utils import _TensorPlaceholder
 from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_speedup.pickles import HARMLESS_TYPES, refused_types, types_asked_for
+from fairseq_speedup.relative_paths import looked_for
 from fairseq_speedup.saved_configs import UnsafeConfigError, plain_config
 
 TRUST = "FAIRSEQ_SPEEDUP_TRUST_CHECKPOINTS"
@@ -74,7 +75,9 @@ def unpickle(path: str) -> dict:
     if os.path.isdir(path):
         raise CheckpointError(_what_folder(path))
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
+        raise FileNotFoundError(
+            f"checkpoint {path} does not exist or is not a file{looked_for(path)}"
+        )
     if path.endswith(SAFETENSORS):
         raise CheckpointError(f"{path} holds safetensors, {IN_HUGGING_FACES_FORM}")
     try:

@@ -7,6 +7,7 @@ from fairseq.data import Dictionary
 
 from fairseq_speedup.data.characters import told_apart
 from fairseq_speedup.data.manifest import ManifestError, read_lines
+from fairseq_speedup.relative_paths import looked_for
 
 FORM = "each of its lines is a label and a count"
 
@@ -20,7 +21,7 @@ def read_dictionary(path: str, name: str = "dictionary") -> Dictionary:
         FileNotFoundError, ManifestError: naming the file
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{name} {path} does not exist; {FORM}")
+        raise FileNotFoundError(f"{name} {path} does not exist; {FORM}{looked_for(path)}")
     lines = read_lines(path)
     try:
         return Dictionary.load(io.StringIO("\n".join(lines)))

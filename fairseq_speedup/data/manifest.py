@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from fairseq_speedup.data.sound_files import split_row
+from fairseq_speedup.relative_paths import looked_for
 
 TEXT = "utf-8-sig"  # UTF-8, whose byte order mark, if it has one, is no character of the text
 
@@ -52,7 +53,9 @@ def read_manifest(path: str) -> Manifest:
         folder = os.path.dirname(path) or "."
         splits = sorted(f[:-4] for f in _files_in(folder) if f.endswith(".tsv"))
         found = ", ".join(splits) if splits else "none"
-        raise FileNotFoundError(f"manifest {path} does not exist; splits in {folder}: {found}")
+        raise FileNotFoundError(
+            f"manifest {path} does not exist; splits in {folder}: {found}{looked_for(path)}"
+        )
     files, num_samples = [], []
     lines = read_lines(path)
     root = lines[0].strip() if lines else ""
@@ -70,7 +73,9 @@ def read_manifest(path: str) -> Manifest:
             "line 'path<TAB>number of samples'"
         )
     if not os.path.isdir(root):
-        raise FileNotFoundError(f"{path}, line 1: the root folder {root!r} does not exist")
+        raise FileNotFoundError(
+            f"{path}, line 1: the root folder {root!r} does not exist{looked_for(root)}"
+        )
     first, _ = split_row(os.path.join(root, files[0]))
     if not os.path.exists(first):
         raise FileNotFoundError(f"{path}, line 2: the audio file {first} does not exist")
@@ -89,6 +94,7 @@ def read_labels(path: str, manifest: Manifest, remedy: str = "") -> list[list[st
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"label file {path} does not exist (task.labels={path.rsplit('.', 1)[-1]}){remedy}"
+            f"{looked_for(path)}"
         )
     labels = [line.split() for line in read_lines(path)]
     if len(labels) != len(manifest.files):
@@ -101,6 +107,10 @@ def read_labels(path: str, manifest: Manifest, remedy: str = "") -> list[list[st
 
 def infer_labels(folder: str) -> str:
     """The label set of a data folder that has one ``dict.{labels}.txt``; an error otherwise."""
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            f"data folder {folder} does not exist or is not a folder{looked_for(folder)}"
+        )
     names = [f for f in _files_in(folder) if f.startswith("dict.") and f.endswith(".txt")]
     found = sorted(name[len("dict.") : -len(".txt")] for name in names)
     if len(found) != 1:

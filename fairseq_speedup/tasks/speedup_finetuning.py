@@ -42,6 +42,7 @@ from fairseq_speedup.profiling.training import (
     TrainingProfile,
     reduce_compute_metrics,
 )
+from fairseq_speedup.relative_paths import looked_for
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         if not os.path.isfile(path):
             raise FileNotFoundError(
                 f"dictionary {path} does not exist (task.labels={self.cfg.labels}); "
-                "each of its lines is a label and a count"
+                f"each of its lines is a label and a count{looked_for(path)}"
             )
         dictionary = read_dictionary(path)
         if len(dictionary) == dictionary.nspecial:
