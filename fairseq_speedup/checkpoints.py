@@ -22,9 +22,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_speedup.files import written_whole
 from fairseq_speedup.pickles import HARMLESS_TYPES, refused_types, types_asked_for
+from fairseq_speedup.relative_paths import looked_for
 from fairseq_speedup.saved_configs import UnsafeConfigError, plain_config
 
 TRUST = "FAIRSEQ_SPEEDUP_TRUST_CHECKPOINTS"
+
+SAFETENSORS = ".safetensors"
+IN_HUGGING_FACES_FORM = (
+    "as a folder in Hugging Face's form has: python -m fairseq_speedup convert FOLDER model.pt "
+    "makes a checkpoint of the whole folder"
+)
 
 # where a checkpoint holds configs, and what each is; s3prl's is Config
 CONFIGS = {"cfg": dict, "args": argparse.Namespace, "Config": dict}
@@ -66,8 +73,14 @@ def unpickle(path: str) -> dict:
     Raises:
         FileNotFoundError, CheckpointError: naming the file
     """
+    if os.path.isdir(path):
+        raise CheckpointError(_what_folder(path))
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
+        raise FileNotFoundError(
+            f"checkpoint {path} does not exist or is not a file{looked_for(path)}"
+        )
+    if path.endswith(SAFETENSORS):
+        raise CheckpointError(f"{path} holds safetensors, {IN_HUGGING_FACES_FORM}")
     try:
         with _no_other_types():
             state = torch.load(path, map_location="cpu", weights_only=not trusted())
@@ -75,7 +88,20 @@ def unpickle(path: str) -> dict:
         raise _in_words(path, error) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint")
+    if state and all(isinstance(each, torch.Tensor) for each in state.values()):
+        raise CheckpointError(f"{path} holds weights alone, {IN_HUGGING_FACES_FORM}")
     return state
+
+
+def _what_folder(path: str) -> str:
+    names = sorted(os.listdir(path))
+    if "config.json" in names or any(name.endswith(SAFETENSORS) for name in names):
+        return (
+            f"{path} is a folder in Hugging Face's form: python -m fairseq_speedup convert {path} "
+            "model.pt makes a checkpoint of it"
+        )
+    found = [name for name in names if name.endswith(".pt")]
+    return f"{path} is a folder; give a checkpoint, a file; it has {', '.join(found) or 'no .pt'}"
 
 
 def without_code(path: str, state: dict) -> dict:

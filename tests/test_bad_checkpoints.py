@@ -59,7 +59,7 @@ def missing(path, whole):
 
 def folder(path, whole):
     path.mkdir()
-    return "bad.pt.* no such file, or no file|bad.pt does not exist or is not a file"
+    return "bad.pt is a folder; give a checkpoint, a file; it has no .pt"
 
 
 def empty(path, whole):
@@ -106,7 +106,7 @@ def tensor(path, whole):
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path, pretrained, capsys, make):
     path = tmp_path / "bad.pt"
     words = make(path, pretrained)
-    error = FileNotFoundError if make in (missing, folder) else CheckpointError
+    error = FileNotFoundError if make is missing else CheckpointError
     with pytest.raises(error, match=f"^model.w2v_path.*({words})"):
         build_model(path)
     with pytest.raises(error, match=words):
@@ -313,7 +313,7 @@ def test_a_dictionary_of_other_symbols_than_the_checkpoints_is_named(tmp_path, p
     decode_with(path, tmp_path)
     dictionary = tmp_path / "dict.ltr.txt"
     dictionary.write_text(dictionary.read_text().replace("E", "Q"))
-    with pytest.raises(ValueError, match=r"only in the data: \['Q'\], only in the check.*\['E'\]"):
+    with pytest.raises(ValueError, match="only in the data: Q, only in the checkpoint: E"):
         decode_with(path, tmp_path)
 
 

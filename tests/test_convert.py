@@ -16,6 +16,7 @@ from test_end_to_end import check_results, words_of
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.hugging_face import command, folder
+from fairseq_speedup.hugging_face.labels import read_json
 from fairseq_speedup.pretrained import build_encoder, load_weights, read_file
 
 transformers = pytest.importorskip("transformers")
@@ -671,6 +672,11 @@ def test_a_dictionary_that_is_not_the_heads_is_refused(pretrained, tmp_path, cap
     other.write_text("A\n")
     line = refused(tmp_path / "ours.pt", tmp_path / "f", capsys, "--dictionary", str(other))
     assert "Incorrect dictionary format" in line
+
+
+def test_a_byte_order_mark_is_no_part_of_json(tmp_path):
+    (tmp_path / "vocab.json").write_text('\ufeff{"<pad>": 0}')
+    assert read_json(str(tmp_path / "vocab.json")) == {"<pad>": 0}
 
 
 @pytest.mark.parametrize("module", ["transformers", "safetensors.torch"])

@@ -2,11 +2,15 @@
 
 import gzip
 import logging
+import re
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import build_model, write_dictionary, write_split
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,6 +141,16 @@ def test_bad_data_are_refused_by_name_before_anything_runs(data, pretrained, spo
         task_of(data, build_model(pretrained)).load_dataset("test")
 
 
+def test_decoding_without_labels_names_the_command_that_needs_none(data):
+    lost_labels(data)
+    task = task_of(data)
+    given = OmegaConf.create({"labels": "ltr", "normalize": True, "tpu": False})
+    with pytest.raises(FileNotFoundError, match=r"\(task.labels=ltr\); .* transcribe decodes"):
+        task.load_dataset("test", task_cfg=given)
+    with pytest.raises(FileNotFoundError, match=r"\(task.labels=ltr\)$"):
+        task.load_dataset("test")
+
+
 @pytest.mark.parametrize("spoil", [unknown_label, short_audio])
 def test_one_bad_row_is_left_out_of_training_with_a_warning(data, pretrained, caplog, spoil):
     for ending in ("tsv", "ltr"):
@@ -161,10 +175,47 @@ def test_a_bad_dictionary_is_named(data, text, words):
         task_of(data).load_dataset("test")
 
 
+MARK = "\ufeff"  # of byte order, as some editors begin a file with
+COMPOSED, DECOMPOSED = "\u00c9", "E\u0301"
+
+
+def test_a_byte_order_mark_is_no_character_of_a_text(data):
+    task = task_of(data)
+    task.load_dataset("test")
+    expected = task.dataset("test")[0]
+    for name in ("dict.ltr.txt", "test.tsv", "test.ltr"):
+        (data / name).write_text(MARK + (data / name).read_text())
+    marked = task_of(data)
+    marked.load_dataset("test")
+    assert marked.target_dictionary == task.target_dictionary
+    found = marked.dataset("test")[0]
+    assert torch.equal(found["label"], expected["label"])
+    assert torch.equal(found["source"], expected["source"])
+
+
+@pytest.mark.parametrize(
+    ("symbol", "label", "words"),
+    [
+        (COMPOSED, DECOMPOSED, "U+0045 U+0301; U+00C9, another Unicode normal form"),
+        (DECOMPOSED, COMPOSED, "U+00C9; U+0045 U+0301, another Unicode normal form"),
+        ("Q", "\u200bE", "U+200B U+0045)"),
+    ],
+)
+def test_labels_that_look_alike_are_told_by_their_code_points(data, symbol, label, words):
+    with (data / "dict.ltr.txt").open("a") as dictionary:
+        dictionary.write(f"{symbol} 1\n")
+    edit_lines(data / "test.ltr", lambda lines: lines.__setitem__(4, f"E {label} |"))
+    with pytest.raises(ManifestError, match=re.escape(f"dictionary: {label} ({words}")):
+        task_of(data).load_dataset("test")
+
+
 def test_text_that_is_not_utf8_is_named(data):
     (data / "test.ltr").write_bytes("E T \u00c9 |\n".encode("latin-1"))
     with pytest.raises(ManifestError, match=r"test.ltr is not UTF-8 text"):
         task_of(data).load_dataset("test")
+    (data / "dict.ltr.txt").write_bytes("\u00c9 1\n".encode("latin-1"))
+    with pytest.raises(ManifestError, match=r"dict.ltr.txt is not UTF-8 text"):
+        task_of(data).target_dictionary  # noqa: B018
 
 
 def test_utterances_without_labels_are_named(data, caplog):
@@ -212,7 +263,36 @@ def not_a_number(data):
 
 def unreadable(data):
     (data / "audio" / "test-3.wav").write_text("no audio")
-    return "Failed to load"
+    return "Format not recognised"
+
+
+def lost(data):
+    (data / "audio" / "test-3.wav").unlink()
+    return "test-3.wav does not exist"
+
+
+def part_of_a_recording(data):
+    edit_lines(data / "test.tsv", lambda lines: lines.__setitem__(4, "test-3.wav:800:8000\t4000"))
+    return (
+        "8000 bytes of .*test-3.wav from byte 800 on are no audio file .*"
+        "is a file in a zip without compression"
+    )
+
+
+def in_a_compressed_zip(data):
+    row = zipped(data, 3, zipfile.ZIP_DEFLATED)
+    edit_lines(data / "test.tsv", lambda lines: lines.__setitem__(4, row))
+    return "bytes of .*all.zip from byte .* on are no audio file .*a zip without compression"
+
+
+def zipped(data, index, compression) -> str:
+    """Puts an utterance into a zip; its row of the manifest."""
+    file = data / "audio" / f"test-{index}.wav"
+    with zipfile.ZipFile(data / "audio" / "all.zip", "w", compression) as archive:
+        archive.write(file, file.name)
+    info = archive.getinfo(file.name)
+    first = info.header_offset + 30 + len(file.name)  # a zip's local header has 30 bytes and name
+    return f"all.zip:{first}:{info.compress_size}\t{soundfile.info(file).frames}"
 
 
 def other_length(data):
@@ -225,7 +305,10 @@ def silent(data):
     return "it is silent"
 
 
-BAD_AUDIO = [stereo, other_rate, not_a_number, unreadable, other_length, silent]
+BAD_AUDIO = [
+    *(stereo, other_rate, not_a_number, unreadable, other_length, silent, lost),
+    *(part_of_a_recording, in_a_compressed_zip),
+]
 
 
 @pytest.mark.parametrize("spoil", BAD_AUDIO)
@@ -240,8 +323,8 @@ def test_bad_audio_is_left_out_of_training_with_a_counted_warning(data, caplog, 
     assert batch["target"].size(0) == 4
     (warning,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
     assert "test: utterance 3" in warning
-    assert "test-3.wav" in warning
-    assert words in warning
+    assert data.name in warning
+    assert re.search(words, warning)
     assert "(1 so far)" in warning
 
 
@@ -252,7 +335,57 @@ def test_bad_audio_is_an_error_in_validation_and_decoding(data, spoil):
     task.load_dataset("test")
     with pytest.raises(BadUtteranceError, match=words) as error:
         task.dataset("test")[3]
-    assert "test-3.wav" in str(error.value)
+    assert f"test: utterance 3 ({data}/audio/" in str(error.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_bad_audio_is_read_and_counted_once(data, caplog, monkeypatch, num_workers):
+    lost(data)
+    edit_lines(data / "test.tsv", lambda lines: lines.__setitem__(6, "test-5.wav\t7"))
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    task = task_of(data)
+    task.load_dataset("test", **TRAINING)
+    dataset = task.dataset("test")
+    for _ in range(3):  # epochs, each with loading processes of its own
+        loader = torch.utils.data.DataLoader(
+            dataset, 4, collate_fn=dataset.collater, num_workers=num_workers
+        )
+        found = [index for batch in loader for index in batch["id"].tolist()]
+        assert found == [0, 1, 2, 4, *range(6, 12)]
+    assert dataset.dataset.was_bad.nonzero().flatten().tolist() == [3, 5]
+    assert pauses == []
+    if num_workers == 0:
+        warnings = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+        assert [text[-9:-1] for text in warnings] == ["1 so far", "2 so far"]
+
+
+def test_an_exception_without_text_is_told_by_its_kind(data, monkeypatch):
+    def odd(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(soundfile, "read", odd)
+    task = task_of(data)
+    task.load_dataset("test")
+    with pytest.raises(BadUtteranceError, match=r"test-0.wav\): AssertionError$"):
+        task.dataset("test")[0]
+
+
+def test_files_in_a_stored_zip_and_with_colons_in_their_names_are_read(data):
+    waveform, _ = soundfile.read(data / "audio" / "test-3.wav", dtype="float32")
+    row = zipped(data, 3, zipfile.ZIP_STORED)
+    mp3 = data / "audio" / "talk: 1:2.mp3"
+    soundfile.write(mp3, waveform, 16000)
+    edit_lines(data / "test.tsv", lambda lines: lines.__setitem__(4, row))
+    edit_lines(
+        data / "test.tsv", lambda lines: lines.__setitem__(1, f"{mp3.name}\t{len(waveform)}")
+    )
+    task = task_of(data)
+    task.cfg.normalize = False
+    task.load_dataset("test")
+    assert np.array_equal(task.dataset("test")[3]["source"].numpy(), waveform)
+    expected, _ = soundfile.read(mp3, dtype="float32")
+    assert np.array_equal(task.dataset("test")[0]["source"].numpy(), expected)
 
 
 def test_silence_is_decoded_with_a_warning(data, caplog):
@@ -269,6 +402,34 @@ def test_training_stops_when_most_audio_is_bad(data):
     with pytest.raises(BadUtteranceError, match="10 of the 10 utterances read are bad"):
         for index in range(12):
             task.dataset("train")[index]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "option"), [(TRAINING, "dataset.max_tokens"), ({}, "dataset.max_tokens_valid")]
+)
+def test_an_utterance_longer_than_a_batch_may_be_is_named(data, kwargs, option):
+    task = task_of(data)
+    task.load_dataset("test", **kwargs)
+    dataset = task.dataset("test")
+    longest = int(dataset.sizes.argmax())
+    samples = dataset.sizes[longest]
+    task.get_batch_iterator(dataset, max_tokens=samples)
+    words = (
+        f"test: utterance {longest} ({data}/audio/test-{longest}.wav) has {samples} samples, more "
+        f"than a batch may have: {option}={samples - 1}. 1 of 12 are longer"
+    )
+    with pytest.raises(BadUtteranceError, match=re.escape(words)):
+        task.get_batch_iterator(dataset, max_tokens=samples - 1)
+    dataset.dataset.leave_out(longest)
+    task.get_batch_iterator(dataset, max_tokens=samples - 1)
+
+
+def test_it_is_named_before_training(data):
+    cfg = OmegaConf.create({"task": task_of(data).cfg, "dataset": {"max_tokens_valid": 7}})
+    task = SpeedupFinetuningTask.setup_task(cfg.task)
+    task.load_dataset("train", **TRAINING)
+    with pytest.raises(BadUtteranceError, match=r"dataset.max_tokens_valid=7. 12 of 12"):
+        task.load_dataset("test")
 
 
 @given(st.lists(st.sampled_from("ab"), max_size=8))

@@ -305,6 +305,11 @@ def test_files_of_an_earlier_run_do_not_stay_beside_new_results(data, model, tmp
         generate_here(data, model, None, "--ctm")
 
 
+def test_half_precision_on_a_cpu_names_what_is_fast_there(data, model):
+    with pytest.raises(ValueError, match=r"--fp16 is for GPUs.*--inference fp32, bf16 or int8"):
+        generate_here(data, model, None, "--fp16")
+
+
 def test_a_model_of_other_words_is_refused_before_decoding(data, model, lexicon, tmp_path):
     lower = write_arpa(tmp_path / "lower.arpa", ["a", "to", "note"])
     options = ["--ctc-decoder", "beam", "--lexicon", lexicon, "--kenlm-model", lower]

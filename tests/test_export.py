@@ -221,6 +221,34 @@ def test_too_many_weights_for_one_file(encoders, tmp_path, monkeypatch):
         export(build_model(encoders["large"]), tmp_path / "model.onnx")
 
 
+def test_int8_is_judged_by_what_is_written(tmp_path, monkeypatch):
+    wide = {"encoder_embed_dim": 64, "encoder_ffn_embed_dim": 1024}
+    path = write_pretrained(tmp_path / "wide.pt", **wide)
+    expected = export(build_model(path), tmp_path / "expected.onnx", int8=True)[1]["int8"]
+    size = (tmp_path / "expected.onnx").stat().st_size
+    num_parameters = sum(parameter.numel() for parameter in build_model(path).parameters())
+    limit = 3 * num_parameters
+    assert size < limit
+    monkeypatch.setattr(onnx_file, "MOST_BYTES", limit)
+    with pytest.raises(ExportError, match=r"cannot be one ONNX file.*or give --int8"):
+        export(build_model(path), tmp_path / "model.onnx")
+    found = export(build_model(path), tmp_path / "model.onnx", int8=True)[1]["int8"]
+    assert found == expected
+    assert sorted(each.name for each in tmp_path.glob("*.onnx*")) == ["expected.onnx", "model.onnx"]
+    assert (tmp_path / "model.onnx").stat().st_size < limit
+    monkeypatch.setattr(onnx_file, "MOST_BYTES", size // 2)
+    with pytest.raises(ExportError, match=r"cannot be one ONNX file.*\(keep_layers\)$"):
+        export(build_model(path), tmp_path / "too_large.onnx", int8=True)
+
+
+def test_layers_that_are_not_exported_are_not_counted(encoders, tmp_path, monkeypatch):
+    exits = {"exit_layers": "0", "exit_criterion": "layer", "exit_threshold": 0.0}
+    model = build_model(encoders["large"], **exits)
+    monkeypatch.setattr(onnx_file, "MOST_BYTES", 4 * sum(p.numel() for p in model.parameters()) - 1)
+    export(model, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").exists()
+
+
 # -- the command and the runner ------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@ test_finetuned_eras.py, refused files in test_bad_checkpoints.py and test_malici
 """
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import LETTERS, build_model, write_pretrained
 from test_bad_checkpoints import write_finetuned
 
 from fairseq_speedup.__main__ import main
+from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.inspection import inspect_file
 from fairseq_speedup.profiling.macs import MacCounter
 
@@ -97,3 +99,27 @@ def test_people_and_machines_read_the_same(tmp_path, pretrained, capsys):
 def test_lengths_that_mean_nothing_are_refused(pretrained, capsys):
     assert main(["inspect", str(pretrained), "--seconds", "0"]) == 1
     assert "--seconds 0.0 is out of range; it must be 0.1 to 3600" in capsys.readouterr().err
+
+
+def test_what_hugging_face_writes_is_told_and_convert_named(tmp_path, capsys):
+    folder = tmp_path / "wav2vec2-base"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    torch.save({"wav2vec2.masked_spec_embed": torch.zeros(4)}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").write_bytes(bytes(64))
+    whole = "convert FOLDER model.pt makes a checkpoint of the whole folder"
+    for name, words in [
+        ("", f"is a folder in Hugging Face's form: python -m fairseq_speedup convert {folder}"),
+        ("pytorch_model.bin", f"holds weights alone, .* {whole}"),
+        ("model.safetensors", f"holds safetensors, .* {whole}"),
+    ]:
+        path = str(folder / name).rstrip("/")
+        assert main(["inspect", path]) == 1
+        assert re.search(f"{path} {words}", capsys.readouterr().err)
+        with pytest.raises(CheckpointError, match=f"model.w2v_path: {path} {words}"):
+            build_model(path)
+    saved = tmp_path / "checkpoints"
+    saved.mkdir()
+    (saved / "checkpoint_best.pt").write_bytes(b"")
+    error = inspect_file(str(saved))["error"]
+    assert error == f"{saved} is a folder; give a checkpoint, a file; it has checkpoint_best.pt"

@@ -175,3 +175,11 @@ def test_the_example_is_a_command(tmp_path):
         bigrams |= set(itertools.pairwise(["<s>", *line.split(), "</s>"]))
     assert f"{len(SENTENCES)} sentences, 9 1-grams, {len(bigrams)} 2-grams" in done.stdout
     load_kenlm(str(tmp_path / "lm.arpa"), ["cat"])
+
+
+def test_a_byte_order_mark_is_named_where_kenlm_stumbles_over_it(tmp_path, arpa):
+    marked = tmp_path / "marked.arpa"
+    marked.write_bytes(b"\xef\xbb\xbf" + arpa.read_bytes())
+    assert read_unigrams(str(marked)) == read_unigrams(str(arpa))
+    with pytest.raises(LanguageModelError, match=r"marked.arpa .*begins with a byte order mark"):
+        load_kenlm(str(marked), ["the"])

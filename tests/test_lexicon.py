@@ -24,6 +24,8 @@ PIECES = Words(["<s>", "\u2581", "\u2581A", "B", "\u2581BA", "C"])
         (PIECES, "B \u2581 C B \u2581A", ["B", "CB", "A"], [(0, 1), (1, 4), (4, 5)]),
         (PIECES, "\u2581 \u2581A \u2581", ["A"], [(1, 2)]),
         (Words(["<s>", "x", "y"]), "x y", ["x", "y"], [(0, 1), (1, 2)]),
+        (LETTERS, "<pad> | A <pad> B | </s> <unk>", ["AB", "<unk>"], [(2, 5), (6, 8)]),
+        (Words(["<s>", "x", "y"]), "<pad> x", ["x"], [(1, 2)]),
     ],
 )
 def test_labels_make_words(words, line, expected, spans):
@@ -100,3 +102,25 @@ def test_words_need_a_sentencepiece_model_for_pieces(tmp_path, capsys):
     command = ["lexicon", str(tmp_path), "--output", str(tmp_path / "lexicon.txt")]
     assert main([*command, "--words", str(tmp_path / "words.txt")]) == 1
     assert "spm.model does not exist" in capsys.readouterr().err
+
+
+def test_byte_order_marks_are_no_characters_of_words(tmp_path, capsys):
+    write_dictionary(tmp_path)
+    dictionary = tmp_path / "dict.ltr.txt"
+    dictionary.write_text("\ufeff" + dictionary.read_text())
+    (tmp_path / "train.ltr").write_text("\ufeffT O | E |\n")
+    output = tmp_path / "lexicon.txt"
+    command = ["lexicon", str(tmp_path), "--output", str(output), "--overwrite"]
+    assert main(command) == 0
+    assert output.read_text() == "E\tE |\nTO\tT O |\n"
+    listed = tmp_path / "words.txt"
+    for text in ("NOTE 17\n", "\\data\\\nngram 1=1\n\n\\1-grams:\n-1\tNOTE\n\n\\end\\\n"):
+        listed.write_text("\ufeff" + text)
+        assert main([*command, "--words", str(listed)]) == 0
+        assert output.read_text() == "NOTE\tN O T E |\n"
+    listed.write_text("NOTE\nE\u0301TE\n")
+    capsys.readouterr()
+    assert main([*command, "--words", str(listed)]) == 0
+    assert "they lack \u0301 (U+0301)" in capsys.readouterr().out
+    output.write_text("\ufeffTO\tT O |\n")
+    assert read_lexicon(str(output), Words(["T", "O", "|"])).words == ["TO"]

@@ -125,5 +125,7 @@ def test_a_ctm_is_sorted_by_recording_when_it_is_closed(tmp_path):
 
 def test_recordings_need_names_of_their_own():
     assert recording_names(["x/my speech.flac", "y.wav"]) == ["x/my_speech", "y"]
+    zipped = ["all.zip:40:900", "all.zip:980:900"]
+    assert recording_names(zipped) == zipped
     with pytest.raises(ValueError, match="two recordings of the manifest are named y"):
         recording_names(["y.flac", "y.wav"])

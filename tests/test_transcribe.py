@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from conftest import (
+    LETTERS,
     SAMPLE_RATE,
     generate_here,
     write_dictionary,
@@ -68,6 +69,19 @@ def test_it_says_what_fairseq_generate_says(
     assert any(line.split("\t")[1] for line in lines)
 
 
+def test_padding_that_a_model_emits_is_not_printed(data, model, files, tmp_path, capsys):
+    state = torch.load(model, weights_only=False)
+    bias = state["model"]["w2v_encoder.proj.bias"]
+    bias[Dictionary().pad()] = bias[-len(LETTERS) :].max() + 3
+    torch.save(state, tmp_path / "pads.pt")
+    generate_here(data, tmp_path / "pads.pt", tmp_path)
+    lines, _, _ = transcribe(capsys, "--path", tmp_path / "pads.pt", "--json", *files)
+    found = [json.loads(line) for line in lines]
+    assert [each["text"] for each in found] == hypotheses(tmp_path)
+    assert all(each["text"] for each in found)
+    assert not any("<pad>" in line for line in lines)
+
+
 def test_json_has_times_scores_and_nbest(model, files, capsys):
     options = ["--json", "--ctc-decoder", "beam", "--beam", 4, "--nbest", 3]
     lines, _, _ = transcribe(capsys, "--path", model, files[0], *options)
@@ -120,7 +134,9 @@ def bad(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), SAMPLE_RATE)
     soundfile.write(tmp_path / "short.wav", np.ones(200) / 2, SAMPLE_RATE)
     soundfile.write(tmp_path / "nan.wav", np.full(9000, np.nan), SAMPLE_RATE, "FLOAT")
+    (tmp_path / "headerless.raw").write_bytes(bytes(32000))
     return {
+        "headerless.raw": "cannot be read as audio: it has no header to tell its sample rate",
         "text.wav": "cannot be read as audio: Format not recognised",
         "empty.wav": "holds no samples",
         "short.wav": "is 12 ms long; this model needs 25 ms for one frame",
@@ -145,6 +161,32 @@ def test_a_bad_file_is_reported_and_the_others_go_on(model, files, bad, tmp_path
         assert f"error: {rows[str(path)]['error']}" in errors
     with pytest.raises(RecordingError):
         read_recording(str(broken[0]), SAMPLE_RATE, normalize=False)
+
+
+def test_whatever_reading_raises_is_that_files_error(model, files, capsys, monkeypatch):
+    class Odd(soundfile.SoundFile):
+        def read(self, *args, **kwargs):
+            if self.name == str(files[1]):
+                raise ZeroDivisionError
+            return super().read(*args, **kwargs)
+
+    monkeypatch.setattr(soundfile, "SoundFile", Odd)
+    lines, errors, status = transcribe(capsys, "--path", model, "--json", *files[:3])
+    assert status == 1
+    rows = {row["audio"]: row for row in map(json.loads, lines)}
+    assert rows[str(files[1])]["error"] == f"{files[1]} cannot be read as audio: ZeroDivisionError"
+    assert all(rows[str(file)]["text"] for file in (files[0], files[2]))
+    assert "1 of 3 files could not be transcribed" in errors
+
+
+def test_a_format_that_cannot_be_sought_in_is_read(model, files, tmp_path, capsys):
+    samples, _ = soundfile.read(files[0], dtype="float32")
+    soundfile.write(tmp_path / "gsm.wav", samples, SAMPLE_RATE, "GSM610")
+    found = read_recording(str(tmp_path / "gsm.wav"), SAMPLE_RATE, normalize=False).waveform
+    expected, _ = soundfile.read(tmp_path / "gsm.wav", dtype="float32")
+    assert np.array_equal(found.numpy(), expected)
+    lines, errors, status = transcribe(capsys, "--path", model, tmp_path / "gsm.wav", files[1])
+    assert (len(lines), errors, status) == (2, "", 0)
 
 
 def test_a_long_recording_runs_in_windows(model, files, tmp_path, capsys):

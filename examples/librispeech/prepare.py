@@ -25,7 +25,7 @@ def transcripts_of(chapter: Path) -> list[tuple[str, str]]:
     """(utterance, text) of the lines of ``*.trans.txt`` in a chapter's folder."""
     found = []
     for file in sorted(chapter.glob("*.trans.txt")):
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
             name, _, text = line.partition(" ")
             unknown = set(text) - set(LETTERS) - {" "}
             if not text.strip() or unknown:

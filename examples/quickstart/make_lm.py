@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("arpa", type=Path)
     parser.add_argument("--order", type=int, default=3)
     args = parser.parse_args()
-    sentences = [line.split() for line in args.text.read_text(encoding="utf-8").splitlines()]
+    sentences = [line.split() for line in args.text.read_text(encoding="utf-8-sig").splitlines()]
     sentences = [sentence for sentence in sentences if sentence]
     if args.order < 2 or not sentences:  # KenLM reads nothing below bigrams
         sys.exit(f"--order must be 2 or more and {args.text} must have a sentence in it")

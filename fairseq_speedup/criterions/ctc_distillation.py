@@ -16,6 +16,7 @@ from fairseq_speedup.data.dictionary import difference
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.registry import Registry
+from fairseq_speedup.relative_paths import looked_for
 
 TARGETS = Registry("criterion.distillation_target")
 
@@ -186,8 +187,10 @@ def _load_teacher(path: str, task):
         raise ValueError(
             "criterion.teacher_path is empty: ctc_distillation needs a fine-tuned checkpoint"
         )
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"criterion.teacher_path={path}: no such file, or no file")
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"criterion.teacher_path={path}: no such file, or no file{looked_for(path)}"
+        )
     teacher, cfg, teacher_task = load_finetuned(path, "criterion.teacher_path=")
     ours, theirs = task.target_dictionary.symbols, teacher_task.target_dictionary.symbols
     if ours != theirs:

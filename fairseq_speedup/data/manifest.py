@@ -1,9 +1,13 @@
 """fairseq's manifests: ``{split}.tsv`` (root, then path and samples) and ``{split}.{labels}``."""
 
+import codecs
 import os
 from dataclasses import dataclass
 
-from fairseq.data.audio.audio_utils import parse_path
+from fairseq_speedup.data.sound_files import split_row
+from fairseq_speedup.relative_paths import looked_for
+
+TEXT = "utf-8-sig"  # UTF-8, whose byte order mark, if it has one, is no character of the text
 
 
 class ManifestError(ValueError):
@@ -20,10 +24,16 @@ class Manifest:
     num_samples: list[int]
 
 
+def begins_with_mark(path: str) -> bool:
+    """Whether a file has a byte order mark, for programs that do not read around it."""
+    with open(path, "rb") as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+
+
 def read_lines(path: str) -> list[str]:
     """The lines of a text file, without their ends; a ManifestError where it is no UTF-8 text."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding=TEXT) as file:
             lines = file.read().split("\n")
     except UnicodeDecodeError as error:
         raise ManifestError(
@@ -43,7 +53,9 @@ def read_manifest(path: str) -> Manifest:
         folder = os.path.dirname(path) or "."
         splits = sorted(f[:-4] for f in _files_in(folder) if f.endswith(".tsv"))
         found = ", ".join(splits) if splits else "none"
-        raise FileNotFoundError(f"manifest {path} does not exist; splits in {folder}: {found}")
+        raise FileNotFoundError(
+            f"manifest {path} does not exist; splits in {folder}: {found}{looked_for(path)}"
+        )
     files, num_samples = [], []
     lines = read_lines(path)
     root = lines[0].strip() if lines else ""
@@ -61,23 +73,28 @@ def read_manifest(path: str) -> Manifest:
             "line 'path<TAB>number of samples'"
         )
     if not os.path.isdir(root):
-        raise FileNotFoundError(f"{path}, line 1: the root folder {root!r} does not exist")
-    first, _ = parse_path(os.path.join(root, files[0]))
+        raise FileNotFoundError(
+            f"{path}, line 1: the root folder {root!r} does not exist{looked_for(root)}"
+        )
+    first, _ = split_row(os.path.join(root, files[0]))
     if not os.path.exists(first):
         raise FileNotFoundError(f"{path}, line 2: the audio file {first} does not exist")
     return Manifest(path, root, files, num_samples)
 
 
-def read_labels(path: str, manifest: Manifest) -> list[list[str]]:
+def read_labels(path: str, manifest: Manifest, remedy: str = "") -> list[list[str]]:
     """Reads ``{split}.{labels}``: one line of symbols for each utterance of the manifest.
 
+    Args:
+        remedy: said where there is no such file
     Raises:
         FileNotFoundError: no such file
         ManifestError: another number of lines than the manifest has utterances
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"label file {path} does not exist (task.labels={path.rsplit('.', 1)[-1]})"
+            f"label file {path} does not exist (task.labels={path.rsplit('.', 1)[-1]}){remedy}"
+            f"{looked_for(path)}"
         )
     labels = [line.split() for line in read_lines(path)]
     if len(labels) != len(manifest.files):
@@ -90,6 +107,10 @@ def read_labels(path: str, manifest: Manifest) -> list[list[str]]:
 
 def infer_labels(folder: str) -> str:
     """The label set of a data folder that has one ``dict.{labels}.txt``; an error otherwise."""
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            f"data folder {folder} does not exist or is not a folder{looked_for(folder)}"
+        )
     names = [f for f in _files_in(folder) if f.startswith("dict.") and f.endswith(".txt")]
     found = sorted(name[len("dict.") : -len(".txt")] for name in names)
     if len(found) != 1:

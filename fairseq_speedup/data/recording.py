@@ -9,6 +9,8 @@ import soundfile
 import soxr
 import torch
 
+from fairseq_speedup.data.sound_files import why_unreadable
+
 BLOCK = 1 << 18  # samples read at once
 EPS = 1e-5  # of fairseq's normalisation, PyTorch's layer norm
 
@@ -56,8 +58,12 @@ def read_recording(
             _check(path, statistics, needed_samples, sample_rate)
             kept.flush()
             samples = np.memmap(kept, dtype=np.float32, mode="r+")
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise RecordingError(f"{path} cannot be read as audio: {_reason(error)}") from None
+    except RecordingError:
+        raise
+    except Exception as error:  # soundfile's are of any kind
+        raise RecordingError(
+            f"{path} cannot be read as audio: {why_unreadable(path, error)}"
+        ) from None
     if normalize:
         for start in range(0, len(samples), BLOCK):
             samples[start : start + BLOCK] -= statistics.mean
@@ -69,7 +75,7 @@ def duration(path: str) -> float:
     """Seconds, 0 where the file cannot be read."""
     try:
         return soundfile.info(path).duration
-    except (OSError, soundfile.LibsndfileError):
+    except Exception:  # soundfile's are of any kind
         return 0.0
 
 
@@ -82,9 +88,16 @@ def _changes(file: soundfile.SoundFile, sample_rate: int) -> list[str]:
     return changes
 
 
+def _blocks(file: soundfile.SoundFile):
+    """Blocks (S, channels) to the end of the file, of which soundfile's own know nothing where a
+    format cannot be sought in, such as GSM 6.10."""
+    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+        yield block
+
+
 def _resampled(file: soundfile.SoundFile, sample_rate: int):
     """Blocks (S,) of one channel at the rate that is asked for."""
-    mono = (block.mean(axis=1) for block in file.blocks(BLOCK, dtype="float32", always_2d=True))
+    mono = (block.mean(axis=1) for block in _blocks(file))
     if file.samplerate == sample_rate:
         yield from mono
         return
@@ -125,8 +138,3 @@ def _check(path: str, statistics: _Statistics, needed_samples: int, sample_rate:
         )
     if not np.isfinite(statistics.squares):
         raise RecordingError(f"{path} holds NaN or infinite samples")
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
-    return text.strip().rstrip(".")

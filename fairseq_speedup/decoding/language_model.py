@@ -3,6 +3,7 @@
 import gzip
 from collections import Counter
 
+from fairseq_speedup.data.manifest import TEXT, begins_with_mark
 from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY
 
 try:
@@ -35,6 +36,8 @@ def load_kenlm(path: str, vocabulary: list[str]):
         reason = "it is neither an ARPA file nor a KenLM binary"
     except RuntimeError as error:
         reason = str(error).strip().split("\n")[-1]
+    if begins_with_mark(path):
+        reason = "it begins with a byte order mark: sed '1s/^\\xEF\\xBB\\xBF//' takes that away"
     raise LanguageModelError(f"--kenlm-model {path} cannot be read: {reason}")
 
 
@@ -64,7 +67,7 @@ def read_unigrams(path: str) -> set[str] | None:
     opened = gzip.open if magic == b"\x1f\x8b" else open
     unigrams = set()
     try:
-        with opened(path, "rt", encoding="utf-8") as file:
+        with opened(path, "rt", encoding=TEXT) as file:
             lines = (line.strip() for line in file)
             if next((line for line in lines if line), None) != ARPA_START:
                 return None

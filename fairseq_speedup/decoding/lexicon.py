@@ -9,14 +9,16 @@ from collections import Counter
 from dataclasses import dataclass
 
 import sentencepiece
-from fairseq.data import Dictionary
 
+from fairseq_speedup.data.characters import told_apart
+from fairseq_speedup.data.dictionary import read_dictionary
 from fairseq_speedup.data.manifest import ManifestError, infer_labels, read_lines
 from fairseq_speedup.decoding.language_model import read_unigrams
 from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY, Words
 from fairseq_speedup.files import written_whole
 
 MAX_NAMED = 5
+MAX_CHARACTERS = 20
 NO_WORDS = {"<s>", "</s>", "<unk>", "<UNK>"}  # of a language model's vocabulary
 
 
@@ -74,9 +76,7 @@ def read_words(folder: str, labels: str) -> Words:
         FileNotFoundError, ManifestError: no dictionary, or one whose labels make no words
     """
     path = os.path.join(folder, f"dict.{labels}.txt")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"dictionary {path} does not exist")
-    words = Words.of_dictionary(Dictionary.load(path))
+    words = Words.of_dictionary(read_dictionary(path))
     if words.boundary is None:
         raise ManifestError(
             f"dictionary {path} has neither the boundary label {LETTER_BOUNDARY!r} nor labels that "
@@ -135,6 +135,9 @@ def lexicon_of_words(listed: list[str], spell, words: Words, path: str) -> Lexic
             f"{path}: {len(bad)} of {len(listed)} words have characters that the labels lack: "
             f"{', '.join(bad[:MAX_NAMED])}; labels: {' '.join(words.spoken[:40])}"
         )
+        if words.boundary == LETTER_BOUNDARY:
+            characters = {character for word in bad for character in word} - known
+            message += f"; they lack {told_apart(sorted(characters)[:MAX_CHARACTERS], known)}"
         if not spellings:
             raise ManifestError(f"{message}. Words must be written as in the training transcripts")
         print(f"warning: {message}. They are left out", flush=True)
@@ -187,8 +190,8 @@ def read_lexicon(path: str, words: Words) -> Lexicon:
         unknown = [symbol for symbol in spelling if symbol not in known]
         if unknown:
             raise ManifestError(
-                f"{where} is spelled with {' '.join(unknown[:MAX_NAMED])}, which the dictionary "
-                f"lacks; its symbols: {' '.join(words.spoken[:40])}"
+                f"{where} is spelled with {told_apart(unknown[:MAX_NAMED], known)}, which the "
+                f"dictionary lacks; its symbols: {' '.join(words.spoken[:40])}"
             )
         if not _spells(spelling, word, words):
             raise ManifestError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fairseq_speedup.data.audio import CheckedAudioDataset
 from fairseq_speedup.data.manifest import read_lines
+from fairseq_speedup.data.sound_files import split_row
 from fairseq_speedup.decoding.timestamps import TimedWord, word_times
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.lengths import FrameGrid
@@ -159,12 +160,17 @@ def ctm_rows(recording: str, timed: list[TimedWord]) -> list[str]:
 
 
 def recording_names(files: list[str]) -> list[str]:
-    """Names without blanks for files of a manifest: their paths without the ending.
+    """Names without blanks for files of a manifest: their paths without the ending; whole rows of
+    what is inside a zip.
 
     Raises:
         ValueError: two files have one name
     """
-    names = [os.path.splitext(name)[0].replace(" ", "_") for name in files]
+    in_zip = [split_row(row)[1] is not None for row in files]
+    names = [
+        (row if whole else os.path.splitext(row)[0]).replace(" ", "_")
+        for row, whole in zip(files, in_zip, strict=True)
+    ]
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"--ctm: two recordings of the manifest are named {double}")

@@ -4,6 +4,7 @@ import numpy as np
 
 LETTER_BOUNDARY = "|"  # a label of its own, after each word
 PIECE_BOUNDARY = "\u2581"  # begins each word's first piece
+STRIPPED = {"<s>", "<pad>", "</s>"}  # fairseq-generate prints them not, should a model emit them
 
 
 class Words:
@@ -45,8 +46,9 @@ class Words:
 
     def of(self, symbols: list[str]) -> list[str]:
         """The words of a line of labels."""
+        symbols = [symbol for symbol in symbols if symbol not in STRIPPED]
         if self.boundary is None:
-            return list(symbols)
+            return symbols
         return "".join(symbols).replace(self.boundary, " ").split()
 
     def of_path(self, path: np.ndarray, blank: int) -> tuple[str, ...]:

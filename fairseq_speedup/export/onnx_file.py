@@ -62,12 +62,18 @@ def export_onnx(model, path: str, metadata: Metadata, int8: bool) -> dict[str, D
     """
     check_installed()
     check_exportable(model)
-    check_size(model)
     checks = [Check(model, counts) for counts in CHECKED_SAMPLES]
+    exportable = ExportableModel(model)
+    num_bytes = 4 * sum(parameter.numel() for parameter in exportable.parameters())
+    is_large = num_bytes > MOST_BYTES
+    if not int8:
+        check_size(num_bytes, ", or give --int8, a quarter of that")
     folder = os.path.dirname(os.path.abspath(path))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as work:
         part = os.path.join(work, "fp32.onnx")
-        record(ExportableModel(model), part, metadata.needed_samples)
+        record(exportable, part, metadata.needed_samples)
+        if is_large:
+            put_weights_beside(part)
         found = {"fp32": finish(part, metadata, "fp32", checks)}
         if found["fp32"].largest > found["fp32"].tolerance:
             raise ExportError(
@@ -76,20 +82,40 @@ def export_onnx(model, path: str, metadata: Metadata, int8: bool) -> dict[str, D
             )
         if int8:
             fp32, part = part, os.path.join(work, "int8.onnx")
-            quantise(fp32, part)
+            quantise(fp32, part, is_large)
             found["int8"] = finish(part, metadata, "int8", checks)
         os.replace(part, path)
     return found
 
 
-def check_size(model) -> None:
+def check_size(num_bytes: int, remedy: str = "") -> None:
     """Raises ExportError for weights that are too much for one file."""
-    num_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
     if num_bytes > MOST_BYTES:
         raise ExportError(
             f"{num_bytes / 2**30:.1f} GiB of weights cannot be one ONNX file, which holds 2 GiB at "
-            "most: keep fewer layers (keep_layers)"
+            f"most: keep fewer layers (keep_layers){remedy}"
         )
+
+
+def put_weights_beside(path: str) -> None:
+    """Moves a graph's weights into a file of their own, where torch has not done so yet: it does
+    above 2 GiB, and graphs grow."""
+    model = onnx.load(path, load_external_data=False)
+    if not any(map(onnx.external_data_helper.uses_external_data, model.graph.initializer)):
+        name = f"{os.path.basename(path)}.weights"
+        onnx.save(model, path, save_as_external_data=True, location=name)
+
+
+def put_together(path: str) -> None:
+    """Takes the weights beside a graph, in a file whose name begins as the graph's, into its own.
+
+    Raises:
+        ExportError: too much for one
+    """
+    folder, name = os.path.split(path)
+    files = [file for file in os.listdir(folder) if file.startswith(name)]
+    check_size(sum(os.path.getsize(os.path.join(folder, file)) for file in files))
+    onnx.save(onnx.load(path), path)
 
 
 class Check:
@@ -159,12 +185,16 @@ def record(module: ExportableModel, path: str, needed: int) -> None:
         )
 
 
-def quantise(path: str, output: str) -> None:
+def quantise(path: str, output: str, is_large: bool) -> None:
     """Dynamic int8: weights with a scale for each output channel, activations with one for each
-    tensor as it comes."""
+    tensor as it comes.
+
+    Args:
+        is_large: the weights at ``path`` are beside it
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    graph = onnx.load(path).graph
+    graph = onnx.load(path, load_external_data=False).graph
     products = [node.name for node in graph.node if node.op_type == "MatMul"]
     chosen = [
         name
@@ -179,7 +209,10 @@ def quantise(path: str, output: str) -> None:
             nodes_to_quantize=chosen,
             per_channel=True,
             weight_type=QuantType.QInt8,
+            use_external_data_format=is_large,
         )
+    if is_large:
+        put_together(output)
 
 
 @contextlib.contextmanager
@@ -219,6 +252,6 @@ def difference(ours: np.ndarray, expected: np.ndarray) -> Difference:
 
 
 def write_metadata(path: str, metadata: Metadata) -> None:
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     onnx.helper.set_model_props(model, metadata.as_strings())
     onnx.save(model, path)

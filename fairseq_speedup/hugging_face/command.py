@@ -9,7 +9,6 @@ random audio, alone and in a padded batch; where they differ, nothing is written
 import os
 import tempfile
 
-from fairseq.data import Dictionary
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairseq_speedup.checkpoints import (
@@ -18,7 +17,8 @@ from fairseq_speedup.checkpoints import (
     open_checkpoint,
     write_checkpoint,
 )
-from fairseq_speedup.data.dictionary import dictionary_of
+from fairseq_speedup.data.dictionary import dictionary_of, read_dictionary
+from fairseq_speedup.data.manifest import ManifestError
 from fairseq_speedup.frontend import CnnFrontEnd
 from fairseq_speedup.hugging_face.check import (
     LIMIT,
@@ -102,7 +102,7 @@ def _outputs_of_both(found, path: str, dictionary: str) -> tuple[list, list]:
     found.model = None  # large, and in float64
     if found.labels is None:
         return outputs_of(load_written(path), found.conv_layers), theirs
-    symbols = Dictionary.load(dictionary).symbols
+    symbols = read_dictionary(dictionary).symbols
     model = load_ctc(path, symbols, found.pretrained.cfg.task.normalize)
     here, there = found.labels.shared()
     ours = outputs_of(model, found.conv_layers)
@@ -162,8 +162,8 @@ def _is_there(path: str, symbols: list[str], overwrite: bool) -> bool:
     if not os.path.exists(path):
         return False
     try:
-        same = Dictionary.load(path).symbols == symbols
-    except Exception:  # fairseq's are of any kind
+        same = read_dictionary(path).symbols == symbols
+    except (ManifestError, OSError):
         same = False
     _refuse(
         not same and not overwrite,
@@ -213,12 +213,7 @@ def _read_checkpoint(path: str, dictionary: str | None):
 
 
 def _read_dictionary(path: str) -> list[str]:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"--dictionary {path} does not exist")
-    try:
-        return Dictionary.load(path).symbols
-    except Exception as error:  # fairseq's are of any kind
-        raise CheckpointError(f"--dictionary {path}: {' '.join(str(error).split())}") from None
+    return read_dictionary(path, "--dictionary").symbols
 
 
 def _compare(source: str, found: list, expected: list) -> list[float]:

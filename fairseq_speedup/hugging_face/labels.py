@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.data.manifest import TEXT
 
 SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]  # fairseq's, in order
 # what takes their places there, with its usual names
@@ -139,7 +140,7 @@ def read_json(path: str) -> dict:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} does not exist")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding=TEXT) as file:
             found = json.load(file)
     except ValueError as error:
         raise CheckpointError(f"{path} is no JSON: {error}") from None

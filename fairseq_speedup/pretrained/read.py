@@ -17,6 +17,7 @@ from fairseq_speedup.pretrained.families import (
     sort_weights,
 )
 from fairseq_speedup.pretrained.finetuned import FINETUNED_KINDS, from_finetuned
+from fairseq_speedup.relative_paths import looked_for
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,10 @@ def read_pretrained(cfg) -> Pretrained:
     """
     path = cfg.w2v_path
     source = f"model.w2v_path={path}"
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise FileNotFoundError(
             f"{source}: no such file, or no file; it must be a pretrained fairseq checkpoint (.pt)"
+            f"{looked_for(path)}"
         )
     try:
         pretrained = read_file(path)

@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 
+import torch
 from fairseq.data import Dictionary, FileAudioDataset
 from fairseq.dataclass.utils import merge_with_parent
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
@@ -14,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion, reduce_frontend_loss
 from fairseq_speedup.data.audio import CheckedAudioDataset
-from fairseq_speedup.data.dictionary import difference
+from fairseq_speedup.data.characters import LookAlikes
+from fairseq_speedup.data.dictionary import difference, read_dictionary
 from fairseq_speedup.data.feasibility import check_feasibility, report_feasibility
 from fairseq_speedup.data.manifest import (
     ManifestError,
@@ -40,11 +42,15 @@ from fairseq_speedup.profiling.training import (
     TrainingProfile,
     reduce_compute_metrics,
 )
+from fairseq_speedup.relative_paths import looked_for
 from fairseq_speedup.sweeps import forget_earlier_training
 
 logger = logging.getLogger(__name__)
 
 EXIT_CRITERIONS = ["ctc_exits", "ctc_distillation"]
+WITHOUT_LABELS = "; python -m fairseq_speedup transcribe decodes audio files without labels"
+# of a batch: the option, by whether it is of training
+MAX_SAMPLES = {True: "dataset.max_tokens", False: "dataset.max_tokens_valid"}
 MAX_NAMED = 5  # bad utterances named in one message
 
 
@@ -98,15 +104,9 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         if not os.path.isfile(path):
             raise FileNotFoundError(
                 f"dictionary {path} does not exist (task.labels={self.cfg.labels}); "
-                "each of its lines is a label and a count"
+                f"each of its lines is a label and a count{looked_for(path)}"
             )
-        try:
-            dictionary = super().load_target_dictionary()
-        except (ValueError, RuntimeError) as error:
-            raise ManifestError(
-                f"dictionary {path}: {' '.join(str(error).split())}; each of its lines is a label "
-                "and a count"
-            ) from None
+        dictionary = read_dictionary(path)
         if len(dictionary) == dictionary.nspecial:
             raise ManifestError(f"dictionary {path} is empty")
         return dictionary
@@ -162,6 +162,11 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         prepare = model.prepare_for_inference_
 
         def prepare_for_inference_(cfg):
+            if cfg.common.fp16 and (cfg.common.cpu or not torch.cuda.is_available()):
+                raise ValueError(
+                    "--fp16 is for GPUs: leave it out; --inference fp32, bf16 or int8 is faster on "
+                    "a CPU"
+                )
             self.decoding_run = DecodingRun(cfg)
             check_options(self.cfg, cfg.generation)
             check_post_process(self.cfg.labels, cfg.common_eval.post_process)
@@ -209,7 +214,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             super().load_dataset(split, task_cfg, **kwargs)
             return
         manifest = read_manifest(os.path.join(self.cfg.data, f"{split}.tsv"))
-        labels = read_labels(os.path.join(self.cfg.data, f"{split}.{cfg.labels}"), manifest)
+        label_file = os.path.join(self.cfg.data, f"{split}.{cfg.labels}")
+        labels = read_labels(label_file, manifest, WITHOUT_LABELS if decoding else "")
         super().load_dataset(split, task_cfg, **kwargs)
 
         training = "data_selector" in kwargs
@@ -221,12 +227,18 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         with_labels.dataset = audio
         skipped = audio.skipped_indices
         labels = [line for row, line in enumerate(labels) if row not in skipped]
+        audio.root_dir = manifest.root  # fairseq's has the byte order mark of the file
+        if labels:  # so has its first line of labels
+            with_labels.labels[0] = with_labels.text_compressor.compress(" ".join(labels[0]))
         self._check_symbols(audio, labels)
         empty = [index for index, line in enumerate(labels) if not line]
         if empty:
             named = ", ".join(audio.file_of(index) for index in empty[:MAX_NAMED])
             logger.warning("%s: %d utterances have no labels: %s", split, len(empty), named)
         self._check_lengths(audio, any_speed=not decoding)
+        if not decoding and not training:  # now, and not after an epoch
+            batches = self.cfg._get_root().get("dataset") or {}
+            audio.check_fits(batches.get("max_tokens_valid"), MAX_SAMPLES[training])
         if not decoding and self.lengths is not None:
             used = ~audio.left_out
             frames = self.lengths.ctc_lengths(audio.sizes[used])
@@ -240,11 +252,12 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
 
     def _check_symbols(self, audio: CheckedAudioDataset, labels) -> None:
         known = self.target_dictionary.indices
+        look_alikes = LookAlikes(known)
         bad = {}
         for index, line in enumerate(labels):
             unknown = sorted(set(line) - set(known))
             if unknown:
-                bad[index] = f"labels outside the dictionary: {' '.join(unknown)}"
+                bad[index] = f"labels outside the dictionary: {look_alikes.told(unknown)}"
         symbols = " ".join(self.target_dictionary.symbols[self.target_dictionary.nspecial :][:40])
         self._refuse(audio, bad, f"symbols of dict.{self.cfg.labels}.txt: {symbols}")
 
@@ -283,6 +296,10 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             in_windows = self.cfg.window_seconds > 0
             max_tokens = run.admit_longest(dataset, max_tokens, max_sentences, in_windows)
             kwargs |= {"num_shards": run.num_shards, "shard_id": run.shard_id}
+        else:
+            audio = getattr(dataset, "dataset", None)
+            if isinstance(audio, CheckedAudioDataset):
+                audio.check_fits(max_tokens, MAX_SAMPLES[audio.skip_bad])
         kwargs["required_batch_size_multiple"] = 1
         iterator = super().get_batch_iterator(
             dataset, max_tokens=max_tokens, max_sentences=max_sentences, **kwargs
