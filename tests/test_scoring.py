@@ -5,27 +5,26 @@ import json
 import shutil
 
 import pytest
-from conftest import LETTERS, generate_here, write_finetuned, write_split
+from conftest import (
+    LETTERS,
+    generate_here,
+    write_dictionary,
+    write_finetuned,
+    write_split,
+    write_unbounded,
+)
 from fairseq.data import Dictionary
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.decoding.scoring import Scoring
 
 
-def write_unbounded(folder, symbols=LETTERS[1:]) -> Dictionary:
-    """The label files of ``folder`` and its dictionary, without a boundary between words."""
-    for path in folder.glob("*.ltr"):
-        path.write_text(path.read_text().replace(" |", ""))
-    path = folder / "dict.ltr.txt"
-    path.write_text("".join(f"{symbol} 1\n" for symbol in symbols))
-    return Dictionary.load(str(path))
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
+    """Labels without a boundary between words"""
     folder = tmp_path_factory.mktemp("unbounded")
-    for split in ("train", "test"):
-        write_split(folder, split, 7, seed=len(split))
+    write_split(folder, "test", 7)
+    write_dictionary(folder, LETTERS[1:])
     write_unbounded(folder)
     return folder
 
