@@ -1,7 +1,8 @@
 """Choose the threshold of early exit on a development set, read once.
 
-Runs every layer and every exit on each utterance, then prints WER and mean layers for a range of
-thresholds, and the one that meets --wer-budget with the fewest layers.
+Runs every layer and every exit on each utterance, then prints WER (of labels without a boundary
+between words, their error rate, UER) and mean layers for a range of thresholds, and the one that
+meets --wer-budget with the fewest layers.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from fairseq_speedup.data.manifest import check_post_process
 from fairseq_speedup.decoding.generator import symbols_to_strip
 from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.offline import Offline
+from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.lengths import lengths_of
 from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA, measuring_criteria
 
@@ -30,7 +32,9 @@ def add_arguments(parser) -> None:
         default="entropy",
         help="entropy, similarity or one of your own (--user-dir)",
     )
-    parser.add_argument("--post-process", default="letter", help="letter or sentencepiece")
+    parser.add_argument(
+        "--post-process", help="letter, sentencepiece or none; default: what fits the labels"
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="utterances")
     parser.add_argument("--thresholds", type=int, default=12, help="how many to try")
     parser.add_argument(
@@ -53,19 +57,21 @@ def run(args) -> None:
     observed = observe(args)
     rows = [observed.at(t, args.exit_criterion) for t in observed.thresholds(args.thresholds)]
     full = observed.without_exits()
-    print(f"{'threshold':>12}{'WER %':>9}{'mean layers':>13}")
+    measure = observed.measure
+    print(f"{'threshold':>12}{f'{measure} %':>9}{'mean layers':>13}")
     print(f"{'no exit':>12}{full.wer_percent:>9.2f}{full.mean_layers:>13.2f}")
     for row in rows:
         print(f"{row.threshold:>12.{DIGITS}g}{row.wer_percent:>9.2f}{row.mean_layers:>13.2f}")
     good = [row for row in rows if row.wer_percent <= full.wer_percent + args.wer_budget]
     if not good:
         print(
-            f"no threshold keeps the WER within {args.wer_budget} points of {full.wer_percent:.2f}"
+            f"no threshold keeps the {measure} within {args.wer_budget} points of "
+            f"{full.wer_percent:.2f}"
         )
         return
     best = min(good, key=lambda row: row.mean_layers)
     print(
-        f"within {args.wer_budget} points of WER: {best.mean_layers:.2f} layers instead of "
+        f"within {args.wer_budget} points of {measure}: {best.mean_layers:.2f} layers instead of "
         f"{full.mean_layers:.2f}, with\n--model-overrides \"{{'exit_criterion': "
         f"'{args.exit_criterion}', 'exit_threshold': {best.threshold:.{DIGITS}g}}}\""
     )
@@ -86,12 +92,14 @@ class Observed:
     errors: (utterances, exits + 1), words wrong with the hypothesis of each exit and of the last
     layers: (exits + 1,), layers run up to each exit and in all
     num_words: in all references
+    measure: what the error rate is called
     """
 
     measured: np.ndarray
     errors: np.ndarray
     layers: np.ndarray
     num_words: int
+    measure: str = "WER"
 
     def thresholds(self, count: int) -> list[float]:
         """Rising, spread over what was measured, halfway between neighbours, with the digits that
@@ -126,14 +134,14 @@ def observe(args) -> Observed:
     exits = getattr(getattr(offline.model, "w2v_encoder", None), "exit", None)
     if exits is None:
         raise ValueError(f"--path {args.path}: the model has no exits (model.exit_layers)")
-    check_post_process(offline.task.cfg.labels, args.post_process)
+    post_process = _post_process(args, offline)
     exits.observed = True
     dictionary = offline.dictionary
     decoder = GreedyDecoder(offline.blank)
     strip = symbols_to_strip(dictionary, offline.blank)
 
     def words(tokens) -> list[str]:
-        text = dictionary.string(tokens, args.post_process, extra_symbols_to_ignore=strip)
+        text = dictionary.string(tokens, post_process, extra_symbols_to_ignore=strip)
         return text.split()
 
     measured, errors, num_words = [], [], 0
@@ -152,4 +160,22 @@ def observe(args) -> Observed:
                 [editdistance.eval(words(each[i][0]["tokens"]), reference) for each in hypotheses]
             )
     layers = [exits.position(index) + 1 for index in exits.exits] + [len(exits.indices)]
-    return Observed(np.concatenate(measured), np.array(errors), np.array(layers), num_words)
+    measure = Scoring(post_process=post_process).measure
+    return Observed(
+        np.concatenate(measured), np.array(errors), np.array(layers), num_words, measure
+    )
+
+
+def _post_process(args, offline: Offline) -> str:
+    """The one that is given, checked, or the one that fits the labels."""
+    labels = offline.label_words()
+    if args.post_process is None:
+        labels.tell()
+        return labels.post_process
+    check_post_process(offline.task.cfg.labels, args.post_process)
+    labels.check(
+        args.post_process,
+        f"--post-process {args.post_process}",
+        "leave it out, or use --post-process none, which counts labels",
+    )
+    return args.post_process

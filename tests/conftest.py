@@ -174,9 +174,15 @@ def write_split(folder: Path, split: str, num_utterances: int, seed: int = 0) ->
     (folder / f"{split}.ltr").write_text("\n".join(labels) + "\n")
 
 
-def write_dictionary(folder: Path) -> Dictionary:
+def write_unbounded(folder: Path) -> None:
+    """Takes the boundary between words out of the label files of ``folder``."""
+    for path in folder.glob("*.ltr"):
+        path.write_text(path.read_text().replace(" |", ""))
+
+
+def write_dictionary(folder: Path, symbols=tuple(LETTERS)) -> Dictionary:
     path = folder / "dict.ltr.txt"
-    path.write_text("".join(f"{symbol} {10 - i}\n" for i, symbol in enumerate(LETTERS)))
+    path.write_text("".join(f"{symbol} {10 - i}\n" for i, symbol in enumerate(symbols)))
     return Dictionary.load(str(path))
 
 

@@ -118,6 +118,28 @@ def test_a_corrupt_model_is_refused_in_words(arpa, tmp_path, kind):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("order", [7, 12])
+def test_a_model_of_too_high_an_order_is_refused_with_both_orders(tmp_path, make_lm, order):
+    path = tmp_path / "high.arpa"
+    sentences = [["a", "b"] * order] * 3
+    make_lm.write_arpa(path, *make_lm.estimate(sentences, order))
+    message = f"its order is {order}, and the highest that this build of KenLM takes is 6: estimate"
+    with pytest.raises(LanguageModelError, match=message) as raised:
+        load_kenlm(str(path), ["a"])
+    assert str(raised.value).endswith(f"or build flashlight-text with -DKENLM_MAX_ORDER={order}")
+    make_lm.write_arpa(path, *make_lm.estimate(sentences, 6))
+    assert load_kenlm(str(path), ["a"])
+
+
+def test_all_of_kenlms_reason_is_told(monkeypatch):
+    def refuse(path, dictionary):
+        raise RuntimeError("model.cc:1 in void f() threw X because `y'.\nNo room for it.\n Byte: 9")
+
+    monkeypatch.setattr("fairseq_speedup.decoding.language_model.KenLM", refuse)
+    with pytest.raises(LanguageModelError, match=r"lm cannot be read: No room for it. Byte: 9$"):
+        load_kenlm("lm", ["a"])
+
+
 def test_the_vocabulary_is_read_from_plain_and_gzipped_files(arpa, tmp_path):
     vocabulary = {token for line in SENTENCES for token in line.split()}
     vocabulary |= {"<s>", "</s>", "<unk>"}

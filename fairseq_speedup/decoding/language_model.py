@@ -1,6 +1,7 @@
 """n-gram language models: reading them, and whether they are of the labels' words."""
 
 import gzip
+import re
 from collections import Counter
 
 from fairseq_speedup.data.manifest import TEXT, begins_with_mark
@@ -18,6 +19,9 @@ UNKNOWN = "<unk>"
 BOUNDARIES = (LETTER_BOUNDARY, PIECE_BOUNDARY)  # what labels that tell words apart begin with
 ARPA_START = "\\data\\"
 UNIGRAMS = "\\1-grams:"
+# of KenLM's messages
+THROWN = " threw "
+TOO_HIGH = re.compile(r"order (\d+) but KenLM was compiled to support up to (\d+)")
 
 
 class LanguageModelError(ValueError):
@@ -35,10 +39,25 @@ def load_kenlm(path: str, vocabulary: list[str]):
     except UnicodeDecodeError:  # KenLM quotes what it cannot read
         reason = "it is neither an ARPA file nor a KenLM binary"
     except RuntimeError as error:
-        reason = str(error).strip().split("\n")[-1]
+        reason = _reason(str(error))
     if begins_with_mark(path):
         reason = "it begins with a byte order mark: sed '1s/^\\xEF\\xBB\\xBF//' takes that away"
     raise LanguageModelError(f"--kenlm-model {path} cannot be read: {reason}")
+
+
+def _reason(message: str) -> str:
+    """KenLM's words on one line, without the place in its source that comes first."""
+    order = TOO_HIGH.search(message)
+    if order:
+        return (
+            f"its order is {order[1]}, and the highest that this build of KenLM takes is "
+            f"{order[2]}: estimate one of order {order[2]} or lower, or build flashlight-text with "
+            f"-DKENLM_MAX_ORDER={order[1]}"
+        )
+    lines = [line.strip() for line in message.strip().split("\n")]
+    if len(lines) > 1 and THROWN in lines[0]:
+        lines = lines[1:]
+    return " ".join(lines)
 
 
 def known_tokens(path: str, tokens: list[str]) -> set[str]:

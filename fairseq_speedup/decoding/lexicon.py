@@ -13,6 +13,7 @@ import sentencepiece
 from fairseq_speedup.data.characters import told_apart
 from fairseq_speedup.data.dictionary import read_dictionary
 from fairseq_speedup.data.manifest import ManifestError, infer_labels, read_lines
+from fairseq_speedup.decoding.boundaries import LabelWords
 from fairseq_speedup.decoding.language_model import read_unigrams
 from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY, Words
 from fairseq_speedup.files import written_whole
@@ -49,7 +50,15 @@ def run(args) -> None:
         path = os.path.join(args.data, f"{args.split}.{labels}")
         if not os.path.isfile(path):
             raise FileNotFoundError(f"label file {path} does not exist; give --split or --words")
-        lexicon = lexicon_of_labels([line.split() for line in read_lines(path)], words)
+        lines = [line.split() for line in read_lines(path)]
+        post_process = "letter" if words.boundary == LETTER_BOUNDARY else "sentencepiece"
+        LabelWords.of(path, lines).check(
+            post_process,
+            "a lexicon",
+            "give --words, or decode without a lexicon, by a language model over labels "
+            "(--lexicon-free)",
+        )
+        lexicon = lexicon_of_labels(lines, words)
     else:
         path = args.words
         spell = _speller(words, args.spm_model or os.path.join(args.data, "spm.model"))
@@ -192,6 +201,11 @@ def read_lexicon(path: str, words: Words) -> Lexicon:
             raise ManifestError(
                 f"{where} is spelled with {told_apart(unknown[:MAX_NAMED], known)}, which the "
                 f"dictionary lacks; its symbols: {' '.join(words.spoken[:40])}"
+            )
+        if words.boundary is None and words.of(spelling) != [word]:
+            raise ManifestError(
+                f"{where}: the labels have no boundary between words, so that they spell none; "
+                "decode by a language model over labels (--lexicon-free)"
             )
         if not _spells(spelling, word, words):
             raise ManifestError(

@@ -1,4 +1,4 @@
-"""Merge the results of shards, and their WER.
+"""Merge the results of shards, and their error rate.
 
 Each of RESULTS is the --results-path of one fairseq-generate --num-shards N --shard-id I. Writes
 generate-{subset}.txt, compute.json, and the n-best and CTM files where the shards have them, into
@@ -9,8 +9,6 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 
-from fairseq.scoring.wer import WerScorer, WerScorerConfig
-
 from fairseq_speedup.data.manifest import read_lines
 from fairseq_speedup.decoding.results import (
     Utterance,
@@ -19,11 +17,16 @@ from fairseq_speedup.decoding.results import (
     nbest_path,
     read_generated,
 )
+from fairseq_speedup.decoding.scoring import FIELD, Scoring
 from fairseq_speedup.files import written_whole
 from fairseq_speedup.profiling.compute import FILE_NAME, merge_reports, read_report, write_report
 
 MAX_NAMED = 5
 WER_DIGITS = 2  # as fairseq prints it
+NOT_RECORDED = (
+    f"it was scored with fairseq's --wer-... options by an earlier version, whose {FILE_NAME} does "
+    "not tell them: decode it again"
+)
 
 
 class MergeError(ValueError):
@@ -47,7 +50,7 @@ def run(args) -> None:
     check_complete(shards)
     merged = {index: each for shard in shards for index, each in shard.utterances.items()}
     references = [(each.reference, each.hypothesis) for _, each in sorted(merged.items())]
-    wer = word_error_rate(references)
+    wer = Scoring.of_compute(shards[0].report).error_rate(references)
 
     os.makedirs(args.output, exist_ok=True)
     last_line = _with_wer(shards[0].last_line, wer)
@@ -94,11 +97,15 @@ def read_shard(folder: str, subset: str) -> Shard:
         )
     if "WER: " not in last_line:
         raise MergeError(f"{path} ends without WER: decode with --scoring wer")
-    wer = word_error_rate([(each.reference, each.hypothesis) for each in utterances.values()])
+    try:
+        scoring = Scoring.of_compute(report)
+    except ValueError as error:
+        raise MergeError(f"{FILE_NAME} of {folder}: {error}") from None
+    wer = scoring.error_rate([(each.reference, each.hypothesis) for each in utterances.values()])
     if _with_wer(last_line, wer) != last_line:
         raise MergeError(
-            f"{path} says {last_line.partition('WER: ')[2]} % WER, its lines give {wer:.2f}: it "
-            "was scored with fairseq's --wer-... options, which merging does not know"
+            f"{path} says {last_line.partition('WER: ')[2]} % WER, its lines give {wer:.2f} as "
+            f"{scoring}: " + ("it was changed" if FIELD in report else NOT_RECORDED)
         )
     return Shard(folder, utterances, report, last_line)
 
@@ -106,7 +113,7 @@ def read_shard(folder: str, subset: str) -> Shard:
 def check_complete(shards: list[Shard]) -> None:
     """Raises MergeError unless these are all shards of one run, once each."""
     first = shards[0]
-    for name in ("checkpoint", "options", "decoding", "num_shards", "utterances_in_subset"):
+    for name in ("checkpoint", "options", "decoding", FIELD, "num_shards", "utterances_in_subset"):
         for each in shards[1:]:
             if each.report.get(name) != first.report.get(name):
                 raise MergeError(
@@ -129,14 +136,6 @@ def check_complete(shards: list[Shard]) -> None:
     expected = first.report["utterances_in_subset"]
     if len(counts) != expected:
         raise MergeError(f"the shards have {len(counts)} utterances, the data set {expected}")
-
-
-def word_error_rate(pairs: list[tuple[str, str]]) -> float:
-    """In percent, over (reference, hypothesis) pairs, by fairseq's scorer at its defaults."""
-    scorer = WerScorer(WerScorerConfig())
-    for reference, hypothesis in pairs:
-        scorer.add_string(reference, hypothesis)
-    return scorer.score()
 
 
 def _with_wer(line: str, wer: float) -> str:

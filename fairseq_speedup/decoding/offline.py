@@ -5,6 +5,7 @@ import ast
 import torch
 from fairseq import utils
 
+from fairseq_speedup.decoding.boundaries import LabelWords
 from fairseq_speedup.models.loading import load_finetuned
 
 
@@ -28,6 +29,7 @@ class Offline:
         self.model = (model.cuda() if self.use_cuda else model).eval()
         self.task.load_dataset(subset, task_cfg=cfg.task)
         self.dataset = self.task.dataset(subset)
+        self.subset = subset
         self.batch_size = batch_size
         self.dictionary = self.task.target_dictionary
         self.blank = self.dictionary.index(self.task.blank_symbol)
@@ -37,6 +39,14 @@ class Offline:
         batches = self.task.get_batch_iterator(self.dataset, max_sentences=self.batch_size)
         for sample in batches.next_epoch_itr(shuffle=False):
             yield utils.move_to_cuda(sample) if self.use_cuda else sample
+
+    def label_words(self) -> LabelWords:
+        """What the split's labels tell of words."""
+        found = self.task.label_words.get(self.subset)
+        if found is None:  # data that are not checked: what the dictionary tells
+            symbols = [self.dictionary.symbols[self.dictionary.nspecial :]]
+            found = LabelWords.of(f"the dictionary of {self.subset}", symbols)
+        return found
 
     def references(self, sample) -> list[torch.Tensor]:
         """The labels of a batch's utterances."""

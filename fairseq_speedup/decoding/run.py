@@ -5,6 +5,7 @@ import os
 
 from torch import nn
 
+from fairseq_speedup.decoding import scoring
 from fairseq_speedup.decoding.results import clear_files, generate_path
 from fairseq_speedup.frontend import MaskedGroupNorm
 from fairseq_speedup.models.config import reduction_options
@@ -120,6 +121,7 @@ class DecodingRun:
             "model": type(model).__name__,
             "options": reduction_options(model.cfg),
             "decoding": self.decoding,
+            scoring.FIELD: scoring.of_generate(self.cfg),
             **self.generator.decoder.report(),
             "num_shards": self.num_shards,
             "shard_id": self.shard_id,

@@ -1,8 +1,8 @@
 """Choose --lm-weight and --word-score on a development set.
 
 Runs the model over the split once, then decodes what it gave at one setting after another: a coarse
-grid first, then ever smaller steps around the best. Prints the WER of each setting and the command
-that decodes with the best.
+grid first, then ever smaller steps around the best. Prints the WER of each setting (of labels
+without a boundary between words, their error rate, UER) and the command that decodes with the best.
 """
 
 import itertools
@@ -22,11 +22,13 @@ from fairseq.dataclass.configs import GenerationConfig
 
 import fairseq_speedup
 from fairseq_speedup.decoding.beam import build_search
+from fairseq_speedup.decoding.boundaries import NoWordsError
 from fairseq_speedup.decoding.emissions import Emission, emissions_of, skip_blanks
 from fairseq_speedup.decoding.generator import log_posteriors
 from fairseq_speedup.decoding.offline import Offline, read_overrides
 from fairseq_speedup.decoding.options import DEFAULTS, DecodingOptions, check_options, option
-from fairseq_speedup.decoding.words import PIECE_BOUNDARY, Words
+from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.decoding.words import Words
 
 LM_WEIGHTS = [0.5, 1.0, 2.0, 3.0, 4.0]
 WORD_SCORES = [-2.0, -1.0, 0.0, 1.0, 2.0]
@@ -64,12 +66,17 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     options = _checked(args)
     split = observed(args)
+    if split.post_process == "none":
+        _check_lexicon(args, split)
     words = Words(split.symbols, split.unspoken)
     search = build_search(
         options, words, split.blank, args.beam, 1, LM_WEIGHTS[0], split.training_labels
     )
-    print(f"{len(split.references)} utterances of {args.gen_subset}, {split.num_words} words")
-    print(f"{'lm weight':>12}{'word score':>12}{'WER %':>9}")
+    scoring = split.scoring
+    print(
+        f"{len(split.references)} utterances of {args.gen_subset}, {split.num_words} {scoring.unit}"
+    )
+    print(f"{'lm weight':>12}{'word score':>12}{f'{scoring.measure} %':>9}")
     print(f"{'greedy':>12}{'':>12}{split.wer_percent(split.greedy):>9.2f}", flush=True)
     tuning = Tuning(search, split, options.blank_skip_threshold, args.workers)
     try:
@@ -77,7 +84,7 @@ def run(args) -> None:
     finally:
         tuning.pool.shutdown(cancel_futures=True)
     print(
-        f"best of {len(tuning.wers)} settings on the split they were chosen on: WER "
+        f"best of {len(tuning.wers)} settings on the split they were chosen on: {scoring.measure} "
         f"{tuning.wers[best]:.2f} %. Another split is decoded at it with\n"
         f"{_command(args, split, best)}"
     )
@@ -93,12 +100,22 @@ def _checked(args) -> DecodingOptions:
     return options
 
 
+def _check_lexicon(args, split: "ObservedSplit") -> None:
+    if args.lexicon and Words(split.symbols, split.unspoken).boundary is not None:
+        raise NoWordsError(
+            f"--lexicon {args.lexicon} finds words, and no label line of {args.gen_subset} has the "
+            "boundary between them that the dictionary has: use --lexicon-free and a language "
+            "model over labels"
+        )
+
+
 @dataclass
 class ObservedSplit:
     """What a model gave for a split.
 
     log_probs: (T, V) of each utterance, in nats
-    references, greedy: its words, and those of the best path
+    references, greedy: its words, and those of the best path, as post_process makes them
+    post_process: fairseq's, that fits the labels
     symbols, unspoken, blank: of the dictionary
     labels: their name, as in task.labels
     training_labels: the training split's, which may not be there
@@ -112,8 +129,19 @@ class ObservedSplit:
     unspoken: list[int]
     blank: int
     labels: str
+    post_process: str
     training_labels: str
     origin: dict
+
+    @property
+    def scoring(self) -> Scoring:
+        return Scoring(post_process=self.post_process)
+
+    @property
+    def words(self) -> Words:
+        """How labels make what is counted."""
+        words = Words(self.symbols, self.unspoken)
+        return words.apart() if self.post_process == "none" else words
 
     @property
     def num_words(self) -> int:
@@ -139,7 +167,10 @@ class ObservedSplit:
             with np.load(path) as saved:
                 ends = saved["lengths"].cumsum()[:-1]
                 log_probs = np.split(saved["log_probs"], ends)
-                return cls(log_probs=log_probs, **json.loads(str(saved["fields"])))
+                found = json.loads(str(saved["fields"]))
+                if "post_process" not in found:
+                    raise ValueError("an earlier version wrote it; remove it")
+                return cls(log_probs=log_probs, **found)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"--emissions {path} cannot be read: {error}") from None
 
@@ -181,6 +212,11 @@ def observe(args, origin: dict) -> ObservedSplit:
         args.cpu,
     )
     words = Words.of_dictionary(offline.dictionary)
+    labels = offline.label_words()
+    labels.tell()
+    post_process = labels.post_process
+    if post_process == "none":
+        words = words.apart()
     log_probs, references, greedy = [], [], []
     for sample in offline.batches():
         batch, lengths, _ = log_posteriors([offline.model], sample["net_input"])
@@ -191,7 +227,7 @@ def observe(args, origin: dict) -> ObservedSplit:
         ]
         for labels in offline.references(sample):
             references.append(words.of([words.symbols[label] for label in labels.tolist()]))
-    labels = offline.task.cfg.labels
+    name = offline.task.cfg.labels
     return ObservedSplit(
         log_probs,
         references,
@@ -199,8 +235,9 @@ def observe(args, origin: dict) -> ObservedSplit:
         words.symbols,
         list(words.unspoken),
         offline.blank,
-        labels,
-        os.path.join(args.data, f"train.{labels}"),
+        name,
+        post_process,
+        os.path.join(args.data, f"train.{name}"),
         origin,
     )
 
@@ -283,9 +320,8 @@ def _start(*work) -> None:
 def _wer_percent(setting: Setting) -> float:
     search, split, log_probs = _work
     search.weigh(setting.lm_weight, setting.word_score)
-    words = Words(split.symbols, split.unspoken)
     found = search.search(log_probs)
-    return split.wer_percent([words.of_path(best.path, split.blank) for best, *_ in found])
+    return split.wer_percent([split.words.of_path(best.path, split.blank) for best, *_ in found])
 
 
 def _searched(log_probs: np.ndarray, blank: int, threshold: float) -> np.ndarray:
@@ -296,13 +332,12 @@ def _searched(log_probs: np.ndarray, blank: int, threshold: float) -> np.ndarray
 
 
 def _command(args, split: ObservedSplit, best: Setting) -> str:
-    pieces = any(symbol.startswith(PIECE_BOUNDARY) for symbol in split.symbols)
     user_dir = args.user_dir or str(Path(fairseq_speedup.__file__).parent)
     command = [
         *("fairseq-generate", args.data, "--user-dir", user_dir),
         *("--task", "speedup_finetuning", "--path", args.path, "--gen-subset", "test"),
         *("--labels", split.labels, "--batch-size", str(args.batch_size), "--scoring", "wer"),
-        *("--post-process", "sentencepiece" if pieces else "letter", "--results-path", "results"),
+        *("--post-process", split.post_process, "--results-path", "results"),
         *("--ctc-decoder", "beam", "--beam", str(args.beam)),
     ]
     if read_overrides(args.model_overrides):

@@ -32,6 +32,12 @@ class Words:
         specials = (dictionary.pad(), dictionary.eos(), dictionary.unk())
         return cls(dictionary.symbols, specials)
 
+    def apart(self) -> "Words":
+        """The same labels, each a word of its own."""
+        words = Words(self.symbols, self.unspoken)
+        words.boundary = None
+        return words
+
     @property
     def spoken(self) -> list[str]:
         """Symbols that transcripts have."""

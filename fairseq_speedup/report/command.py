@@ -13,9 +13,10 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.report import pictures
 from fairseq_speedup.report.pareto import COSTS, front
-from fairseq_speedup.report.runs import Row, RunsError
+from fairseq_speedup.report.runs import Row, RunsError, check_measures
 from fairseq_speedup.report.saved import save
 from fairseq_speedup.report.significance import RESAMPLES, difference
 from fairseq_speedup.report.sources import read_all, timed
@@ -59,6 +60,7 @@ def run(args) -> None:
     if args.baseline and args.baseline not in {row.name for row in rows}:
         found = ", ".join(dict.fromkeys(row.name for row in rows))
         raise RunsError(f"--baseline {args.baseline} is no row; rows: {found}")
+    scoring = check_measures((row.name, row.scoring) for row in all_rows)
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row.test_set)]
     compared_groups = [compared(group, args.baseline) for group in groups]
     # nothing is written before all is computed
@@ -67,12 +69,13 @@ def run(args) -> None:
         save(all_rows, args.save)
     text = []
     for group, lines in zip(groups, compared_groups, strict=True):
-        text.append(f"## {group[0].test_set}\n\n{markdown(lines)}\n\n{_explained(lines)}")
+        table = markdown(lines, scoring.measure)
+        text.append(f"## {group[0].test_set}\n\n{table}\n\n{_explained(lines, scoring)}")
         if not args.no_pictures:
-            text += [f"![]({name})" for name in _draw(group, output)]
+            text += [f"![]({name})" for name in _draw(group, output, scoring.measure)]
     all_lines = [line for lines in compared_groups for line in lines]
     (output / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    write_csv(all_lines, output / "report.csv")
+    write_csv(all_lines, output / "report.csv", scoring.measure)
     print("\n\n".join(part for part in text if not part.startswith("![]")))
     print(f"wrote {output / 'report.md'}, {output / 'report.csv'}")
 
@@ -161,14 +164,16 @@ def compared(rows: list[Row], baseline: str | None) -> list[Line]:
     return lines
 
 
-def _explained(lines: list[Line]) -> str:
-    row, base = lines[0].row, lines[0].baseline
+def _explained(lines: list[Line], scoring: Scoring) -> str:
+    row, base, measure = lines[0].row, lines[0].baseline, scoring.measure
     text = [
-        f"{len(row.words)} utterances, {row.words.sum()} words. WER: mean and standard deviation "
-        f"over seeds. Difference: from {base.name}, points, with its 95 % interval by {RESAMPLES} "
-        "resamples of utterances (and seeds, where there are several).",
-        "Pareto: no other row has a better WER for as little.",
+        f"{len(row.words)} utterances, {row.words.sum()} {scoring.unit}. {measure}: mean and "
+        f"standard deviation over seeds. Difference: from {base.name}, points, with its 95 % "
+        f"interval by {RESAMPLES} resamples of utterances (and seeds, where there are several).",
+        f"Pareto: no other row has a better {measure} for as little.",
     ]
+    if scoring.options:
+        text.append(f"Scored with {scoring.options}.")
     timed = [line.row for line in lines if line.row.real_time_factor is not None]
     machines = {_hardware(each["hardware"]) for row in timed for each in row.computes}
     if len(machines) == 1:
@@ -185,15 +190,16 @@ def _hardware(found) -> str:
     return ", ".join(f"{name} {value}" for name, value in found.items())
 
 
-def _draw(rows: list[Row], output: Path) -> list[str]:
+def _draw(rows: list[Row], output: Path, measure: str) -> list[str]:
     """Pictures of one test set; their names."""
     name = re.sub(r"[^\w.-]+", "_", str(rows[0].test_set))
     written = []
     for cost in COSTS:
         if any(COSTS[cost](row) is not None for row in rows):
-            pictures.draw_costs(rows, cost, output / f"{name}_wer_vs_{cost.lower()}.png")
-            written.append(f"{name}_wer_vs_{cost.lower()}.png")
-    for kind, draw in [("data", pictures.draw_amounts), ("exits", pictures.draw_exits)]:
-        if draw(rows, output / f"{name}_{kind}.png"):
-            written.append(f"{name}_{kind}.png")
+            written.append(f"{name}_{measure.lower()}_vs_{cost.lower()}.png")
+            pictures.draw_costs(rows, cost, output / written[-1], measure)
+    if pictures.draw_amounts(rows, output / f"{name}_data.png", measure):
+        written.append(f"{name}_data.png")
+    if pictures.draw_exits(rows, output / f"{name}_exits.png"):
+        written.append(f"{name}_exits.png")
     return written

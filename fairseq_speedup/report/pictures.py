@@ -52,9 +52,9 @@ def _part(names: list, axes) -> None:
     )
 
 
-def draw_costs(rows: list[Row], cost: str, path: Path) -> None:
-    """WER of rows of one test set against a cost; bars are standard deviations over seeds, the line
-    joins the Pareto front, whose models are named in bold."""
+def draw_costs(rows: list[Row], cost: str, path: Path, measure: str = "WER") -> None:
+    """Error rates of rows of one test set against a cost; bars are standard deviations over seeds,
+    the line joins the Pareto front, whose models are named in bold."""
     figure, axes = _axes()
     of = COSTS[cost]
     best = front(rows, cost)
@@ -73,15 +73,15 @@ def draw_costs(rows: list[Row], cost: str, path: Path) -> None:
         weight = "bold" if on_front else "normal"
         names.append(axes.text(of(row), row.wer, row.name, fontsize=8, weight=weight))
     axes.step([of(row) for row in best], [row.wer for row in best], where="post", alpha=0.5)
-    axes.set(xlabel=AXES[cost], ylabel="WER (%)", title=str(rows[0].test_set))
+    axes.set(xlabel=AXES[cost], ylabel=f"{measure} (%)", title=str(rows[0].test_set))
     axes.set_xlim(left=0, right=1.2 * max(of(row) for row in with_cost))
     _part(names, axes)
     figure.savefig(path, dpi=150)
 
 
-def draw_amounts(rows: list[Row], path: Path) -> bool:
-    """WER of rows of one test set against labelled audio, a line for each method that has several
-    amounts of it, under the shortest of its names. False where there is none."""
+def draw_amounts(rows: list[Row], path: Path, measure: str = "WER") -> bool:
+    """Error rates of rows of one test set against labelled audio, a line for each method that has
+    several amounts of it, under the shortest of its names. False where there is none."""
     methods = defaultdict(list)
     for row in rows:
         if row.hours is not None:
@@ -104,7 +104,9 @@ def draw_amounts(rows: list[Row], path: Path) -> bool:
     axes.set_xscale("log")
     axes.set_xticks(amounts, [str(minutes) for minutes in amounts])
     axes.set_xticks([], minor=True)
-    axes.set(xlabel="labelled audio (minutes)", ylabel="WER (%)", title=str(rows[0].test_set))
+    axes.set(
+        xlabel="labelled audio (minutes)", ylabel=f"{measure} (%)", title=str(rows[0].test_set)
+    )
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
     return True

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from statistics import mean, median, stdev
 
-import editdistance
 import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +16,7 @@ from yaml import YAMLError
 
 from fairseq_speedup.data.manifest import ManifestError, read_manifest
 from fairseq_speedup.decoding.results import generate_path, read_generated
+from fairseq_speedup.decoding.scoring import Scoring
 
 SEED = re.compile(r"seed[=_-]?(\d+)")
 REPEAT = re.compile(r"run[=_-]?\d+")  # the same decoding again, for its time
@@ -47,7 +47,8 @@ class Decoding:
 
     row: what it is called
     seed: of training, None where nothing tells
-    errors, words: (U,), of each utterance: edit distance in words and words of the reference
+    errors, words: (U,), of each utterance: edit distance and length of the reference, in words or
+        what else it was scored in
     compute: what compute.json holds
     training: see :class:`Training`
     """
@@ -86,7 +87,7 @@ class Training:
 class Row:
     """The decodings of one model's seeds on one test set.
 
-    errors: (seeds, U); words: (U,)
+    errors: (seeds, U); words: (U,); see :class:`Decoding`
     computes: compute.json of each seed, its times the medians of the seed's repeats
     """
 
@@ -97,6 +98,10 @@ class Row:
     words: np.ndarray
     computes: list[dict] = field(repr=False)
     trainings: list[Training] = field(repr=False)
+
+    @property
+    def scoring(self) -> Scoring:
+        return Scoring.of_compute(self.computes[0])
 
     @property
     def wers(self) -> list[float]:
@@ -183,9 +188,13 @@ def read_runs(folder: str) -> list[Row]:
         raise RunsError(
             f"{folder} holds no compute.json: decode with fairseq-generate, --results-path in it"
         )
+    decodings = [read_decoding(Path(folder), path) for path in reports]
+    check_measures(
+        (str(path.parent), Scoring.of_compute(each.compute))
+        for path, each in zip(reports, decodings, strict=True)
+    )
     groups = defaultdict(list)
-    for path in reports:
-        decoding = read_decoding(Path(folder), path)
+    for decoding in decodings:
         groups[decoding.row, decoding.test_set].append(decoding)
     rows = [_row(*key, decodings) for key, decodings in groups.items()]
     return in_order(rows)
@@ -196,10 +205,32 @@ def in_order(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (str(row.test_set), _natural(row.name)))
 
 
+def check_measures(found) -> Scoring:
+    """What all results are scored in.
+
+    Args:
+        found: (where, scoring) pairs
+    Raises:
+        RunsError: two of them are scored in other ways
+    """
+    # those that tell their post-processing first: the others go with any
+    ordered = sorted(found, key=lambda each: each[1].post_process is None)
+    where, scoring = ordered[0]
+    for other_where, other in ordered[1:]:
+        if not scoring.agrees(other):
+            raise RunsError(
+                f"{where} is scored as {scoring} and {other_where} as {other}: error rates of "
+                "several measures make no comparison; decode with the same options of --scoring "
+                "and --post-process, or report them apart"
+            )
+    return scoring
+
+
 def check_compute(compute: dict) -> None:
     """Raises ValueError for what no compute.json holds, or lacks."""
     if not isinstance(compute, dict):
         raise ValueError(f"{compute!r:.50} is no JSON object")
+    Scoring.of_compute(compute)
     for key in NUMBERS:
         if not isinstance(compute.get(key), int | float | None):
             raise ValueError(f"{key} is {compute[key]!r:.50}, not a number")
@@ -243,21 +274,17 @@ def read_decoding(root: Path, path: Path) -> Decoding:
             f"{generated} has {len(utterances) - undone} hypotheses, {path} says "
             f"{compute['num_utterances']}: decode it again, without --quiet"
         )
-    pairs = [utterances[number] for number in sorted(utterances)]
-    references = [each.reference.split() for each in pairs]
+    in_order = [utterances[number] for number in sorted(utterances)]
+    pairs = [(each.reference, each.hypothesis) for each in in_order]
+    errors, words = Scoring.of_compute(compute).counts(pairs)
     row, seed = _named(root, path.parent)
     training = read_training(compute.get("checkpoint"))
     return Decoding(
         row,
         training.seed if seed is None else seed,
         TestSet(subset, _decoder(compute.get("decoding", {}))),
-        np.array(
-            [
-                editdistance.eval(each.hypothesis.split(), words)
-                for each, words in zip(pairs, references, strict=True)
-            ]
-        ),
-        np.array([len(words) for words in references]),
+        np.array(errors),
+        np.array(words),
         compute,
         training,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fairseq_speedup.decoding.scoring import FIELD
 from fairseq_speedup.report.runs import Row, RunsError, TestSet, Training, check_compute
 
 FORMAT = "fairseq_speedup report 1"
@@ -16,6 +17,7 @@ FORMAT = "fairseq_speedup report 1"
 KEPT = (
     "options",
     "decoding",
+    FIELD,
     "inference",
     "parameters",
     "audio_seconds",

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from fairseq_speedup.report.runs import TIMES, Row, RunsError, in_order, read_runs
+from fairseq_speedup.report.runs import (
+    TIMES,
+    Row,
+    RunsError,
+    check_measures,
+    in_order,
+    read_runs,
+)
 from fairseq_speedup.report.saved import load
 
 MOST_NAMED = 5  # rows, in a message
@@ -21,12 +28,14 @@ def read_all(paths: list[str]) -> list[Row]:
     """Rows of all paths: those of one name and test set are one, with the seeds of each.
 
     Raises:
-        RunsError: a seed is in two of them, or they were decoded on other data
+        RunsError: a seed is in two of them, or they were decoded on other data or scored in other
+            ways
     """
+    found = [(path, row) for path in paths for row in read(path)]
+    check_measures((f"{row.name} of {path}", row.scoring) for path, row in found)
     parts = defaultdict(list)
-    for path in paths:
-        for row in read(path):
-            parts[row.name, row.test_set].append((path, row))
+    for path, row in found:
+        parts[row.name, row.test_set].append((path, row))
     return in_order([_joined(each) for each in parts.values()])
 
 

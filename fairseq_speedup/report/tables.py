@@ -12,8 +12,9 @@ from fairseq_speedup.report.significance import Difference
 class Line:
     """A row of the table.
 
-    difference: from the baseline's WER, None for the baseline itself
-    pareto: which costs no other row of its test set beats at the same or a better WER
+    difference: from the baseline's error rate, None for the baseline itself
+    pareto: which costs no other row of its test set beats at the same or a better error
+        rate
     """
 
     row: Row
@@ -35,13 +36,14 @@ def _if_searched(row: Row, seconds: float | None) -> float | None:
     return None if row.test_set.decoder == "greedy" else seconds
 
 
-def markdown(lines: list[Line]) -> str:
-    """The lines of one test set; columns that no row has a value for are left out."""
+def markdown(lines: list[Line], measure: str = "WER") -> str:
+    """The lines of one test set, whose error rate is a ``measure``; columns that no row has a value
+    for are left out."""
 
     def escaped(text: str) -> str:
         return text.replace("|", r"\|")
 
-    cells = [_cells(line) for line in lines]
+    cells = [_cells(line, measure) for line in lines]
     columns = [
         (name, [escaped(each[position][1]) for each in cells])
         for position, (name, _) in enumerate(cells[0])
@@ -53,7 +55,7 @@ def markdown(lines: list[Line]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])
 
 
-def _cells(line: Line) -> list[tuple[str, str]]:
+def _cells(line: Line, measure: str) -> list[tuple[str, str]]:
     """(column, what stands in it)"""
     row, baseline, found = line.row, line.baseline, line.difference
     spread = "" if row.spread is None else f" ± {row.spread:.2f}"
@@ -65,7 +67,7 @@ def _cells(line: Line) -> list[tuple[str, str]]:
     return [
         ("model", row.name),
         ("seeds", str(len(row.seeds))),
-        ("WER %", f"{row.wer:.2f}{spread}"),
+        (f"{measure} %", f"{row.wer:.2f}{spread}"),
         ("difference", difference),
         ("p", p),
         ("GMACs/s", _number(row.gmacs_per_second, 4)),
@@ -82,25 +84,25 @@ def _cells(line: Line) -> list[tuple[str, str]]:
     ]
 
 
-def write_csv(lines: list[Line], path: Path) -> None:
-    """All lines, of every test set, unrounded."""
-    records = [_record(line) for line in lines]
+def write_csv(lines: list[Line], path: Path, measure: str = "WER") -> None:
+    """All lines, of every test set, unrounded; the error rate's columns are named ``measure``."""
+    records = [_record(line, measure.lower()) for line in lines]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(records[0]))
         writer.writeheader()
         writer.writerows(records)
 
 
-def _record(line: Line) -> dict:
+def _record(line: Line, measure: str) -> dict:
     row, found = line.row, line.difference
     return {
         "model": row.name,
         "subset": row.test_set.subset,
         "decoder": row.test_set.decoder,
         "seeds": len(row.seeds),
-        "wer": row.wer,
-        "wer_std": row.spread,
-        "wer_by_seed": " ".join(map(str, row.wers)),
+        measure: row.wer,
+        f"{measure}_std": row.spread,
+        f"{measure}_by_seed": " ".join(map(str, row.wers)),
         "baseline": line.baseline.name,
         "difference": found and found.points,
         "difference_least": found and found.least,

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 import torch
 from fairseq.data import Dictionary, FileAudioDataset
-from fairseq.dataclass.utils import merge_with_parent
+from fairseq.dataclass.utils import gen_parser_from_dataclass, merge_with_parent
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
+from fairseq.scoring.wer import WerScorerConfig
 from fairseq.tasks import register_task
 from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetuningTask
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
@@ -26,10 +28,12 @@ from fairseq_speedup.data.manifest import (
     read_manifest,
 )
 from fairseq_speedup.decoding.beam import build_decoder
+from fairseq_speedup.decoding.boundaries import LabelWords, NoWordsError, check_scoring
 from fairseq_speedup.decoding.generator import CtcGenerator
 from fairseq_speedup.decoding.options import DecodingOptions, check_options, describe
 from fairseq_speedup.decoding.results import result_files
 from fairseq_speedup.decoding.run import DecodingRun
+from fairseq_speedup.decoding.scoring import of_generate
 from fairseq_speedup.decoding.windows import Windows
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.inference import InferenceConfig, to_inference_form
@@ -79,6 +83,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         super().__init__(cfg)
         self.sample_rate = cfg.sample_rate  # in Hz; a checkpoint's own when decoding
         self.lengths = None  # of the model being trained or decoded
+        self.label_words: dict[str, LabelWords] = {}  # of splits that are scored
+        self.post_process = None  # the criterion's, of its wer
         self.has_exits = False
         self.matches_frontend = False  # while training, for the first match_updates updates
         self.frontend_match = None  # the criterion then
@@ -86,6 +92,13 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.profile = None
         self.zero_infinity = True
         self.decoding_run = None
+
+    @classmethod
+    def add_args(cls, parser):
+        """fairseq's, with WER where the command line names no --scoring: its default is BLEU."""
+        super().add_args(parser)
+        parser.set_defaults(scoring="wer")
+        gen_parser_from_dataclass(parser, WerScorerConfig())  # for which fairseq looks too early
 
     # -- dictionary ------------------------------------------------------------------------------
 
@@ -155,6 +168,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         if self.matches_frontend:
             self.frontend_match = FrontEndMatchCriterion(self)
         self.zero_infinity = cfg.get("zero_infinity", True)
+        self.post_process = cfg.get("post_process")
         return super().build_criterion(cfg, from_checkpoint)
 
     def _watch_for_inference(self, model) -> None:
@@ -167,9 +181,13 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
                     "--fp16 is for GPUs: leave it out; --inference fp32, bf16 or int8 is faster on "
                     "a CPU"
                 )
+            is_first = self.decoding_run is None  # of an ensemble
             self.decoding_run = DecodingRun(cfg)
             check_options(self.cfg, cfg.generation)
             check_post_process(self.cfg.labels, cfg.common_eval.post_process)
+            labels = self.label_words.get(cfg.dataset.gen_subset)
+            if labels is not None and is_first:
+                check_scoring(labels, of_generate(cfg))
             return prepare(cfg)
 
         model.prepare_for_inference_ = prepare_for_inference_
@@ -214,11 +232,15 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             super().load_dataset(split, task_cfg, **kwargs)
             return
         manifest = read_manifest(os.path.join(self.cfg.data, f"{split}.tsv"))
-        label_file = os.path.join(self.cfg.data, f"{split}.{cfg.labels}")
-        labels = read_labels(label_file, manifest, WITHOUT_LABELS if decoding else "")
+        labels_path = os.path.join(self.cfg.data, f"{split}.{cfg.labels}")
+        labels = read_labels(labels_path, manifest, WITHOUT_LABELS if decoding else "")
+        training = "data_selector" in kwargs
+        if not training:
+            self.label_words[split] = LabelWords.of(labels_path, labels)
+            if not decoding:
+                self._check_wer(self.label_words[split])
         super().load_dataset(split, task_cfg, **kwargs)
 
-        training = "data_selector" in kwargs
         with_labels = self.datasets[split]
         if not isinstance(with_labels.dataset, FileAudioDataset):
             logger.warning("%s: a subsample is not checked", split)
@@ -249,6 +271,27 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
                 self.cfg.allow_infeasible_ctc,
                 self.zero_infinity,
             )
+
+    def _check_wer(self, labels: LabelWords) -> None:
+        """That the wer of validation counts words."""
+        what = f"the wer of criterion.post_process={self.post_process}"
+        fault = labels.fault(self.post_process, what)
+        if not fault:
+            note = labels.note(self.post_process)
+            if note:
+                logger.warning("%s; uer counts labels", note)
+            return
+        remedy = (
+            "set criterion.post_process=none, by which wer counts labels (phonemes, characters), "
+            "as uer does"
+        )
+        if best_checkpoint_metric() != "wer":
+            logger.warning("%s; look at uer, or %s", fault, remedy)
+            return
+        raise NoWordsError(
+            f"{fault}, and checkpoint.best_checkpoint_metric=wer would choose by that: {remedy}, "
+            "or checkpoint.best_checkpoint_metric=uer"
+        )
 
     def _check_symbols(self, audio: CheckedAudioDataset, labels) -> None:
         known = self.target_dictionary.indices
@@ -385,6 +428,15 @@ def _other_kind(model_cfg) -> CheckpointError:
         f"this task fine-tunes and decodes {' and '.join(FINETUNED_MODELS)} models, not "
         f"{model_cfg._name}; a pretrained checkpoint is given as model.w2v_path"
     )
+
+
+def best_checkpoint_metric() -> str | None:
+    """What fairseq-hydra-train chooses checkpoints by, which it does not tell its task. None in
+    another command, and in the processes of several GPUs."""
+    hydra = HydraConfig.instance().cfg
+    if hydra is None:
+        return None
+    return OmegaConf.select(hydra.hydra._get_parent(), "checkpoint.best_checkpoint_metric")
 
 
 def completed(task_cfg) -> DictConfig:

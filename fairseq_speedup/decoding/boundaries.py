@@ -1,0 +1,135 @@
+"""Whether labels tell words apart: without a boundary, a post-processing that joins labels makes
+one word of each utterance, and an error rate counts utterances."""
+
+from dataclasses import dataclass
+
+from fairseq_speedup.data.manifest import ManifestError
+from fairseq_speedup.decoding.scoring import APART
+from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY
+
+# by fairseq's post-processing, what stands between words where it joins labels; others join none
+BOUNDARIES = {
+    "letter": LETTER_BOUNDARY,
+    "sentencepiece": PIECE_BOUNDARY,
+    "wordpiece": "_",
+    "_EOW": "_EOW",
+}
+
+
+class NoWordsError(ManifestError):
+    """Labels without a boundary between words, where words are needed."""
+
+
+@dataclass(frozen=True)
+class LabelWords:
+    """What the lines of a label file tell of words.
+
+    path: of the file
+    most_labels: of one line
+    most_words: of one line, by post-processing; only of those whose boundary is there
+    """
+
+    path: str
+    most_labels: int
+    most_words: dict[str, int]
+
+    @classmethod
+    def of(cls, path: str, lines: list[list[str]]) -> "LabelWords":
+        symbols = set().union(*lines)
+        most_words = {
+            name: max(len("".join(line).replace(boundary, " ").split()) for line in lines)
+            for name, boundary in BOUNDARIES.items()
+            if any(boundary in symbol for symbol in symbols)
+        }
+        return cls(path, max(map(len, lines), default=0), most_words)
+
+    @property
+    def post_process(self) -> str:
+        """The one that fits these labels."""
+        return next(
+            (name for name in ("sentencepiece", "letter") if name in self.most_words), "none"
+        )
+
+    def fault(self, post_process: str | None, joins: str) -> str | None:
+        """What is wrong where labels are joined without a boundary, in words; None where they are
+        not.
+
+        Args:
+            post_process: fairseq's
+            joins: what joins the labels, for the message
+        """
+        if post_process not in BOUNDARIES or post_process in self.most_words:
+            return None
+        if self.most_labels < 2:
+            return None
+        return (
+            f"{self.path}: no line has the word boundary {BOUNDARIES[post_process]!r}, so that "
+            f"{joins} makes one word of each utterance"
+        )
+
+    def check(self, post_process: str | None, joins: str, remedy: str) -> None:
+        """
+        Raises:
+            NoWordsError: with :meth:`fault`
+        """
+        fault = self.fault(post_process, joins)
+        if fault:
+            raise NoWordsError(f"{fault}; {remedy}")
+
+    def note(self, post_process: str | None) -> str | None:
+        """What may be wrong: each line is one word of several labels, as where a language without
+        blanks between words got a boundary at the end of each line."""
+        if self.most_words.get(post_process) != 1 or self.most_labels < 3:  # with the boundary
+            return None
+        return (
+            f"each line of {self.path} is one word as its labels tell: if these are sentences, the "
+            "WER counts whole utterances"
+        )
+
+    def tell(self) -> None:
+        """Prints what errors are counted in, where it is not words, or may not be."""
+        note = self.note(self.post_process)
+        if self.post_process == "none":
+            print(
+                f"{self.path}: no line has a boundary between words: errors are counted in labels, "
+                "as with --post-process none"
+            )
+        elif note:
+            print(f"note: {note}")
+
+
+def check_scoring(labels: LabelWords, scoring: dict) -> None:
+    """That fairseq-generate's error rate is of what its labels have; prints what may be meant
+    otherwise.
+
+    Args:
+        labels: of the split that is decoded
+        scoring: see :func:`~fairseq_speedup.decoding.scoring.of_generate`
+    Raises:
+        NoWordsError: words are counted in labels that have none
+    """
+    if scoring["scorer"] != "wer":
+        return
+    given, fits = scoring["post_process"], labels.post_process
+    if scoring["wer_char_level"]:
+        if given in APART and labels.most_labels > 1:
+            print(
+                "warning: --wer-char-level counts the blanks that --post-process "
+                f"{given} leaves between labels, which are never wrong: leave one of the two out, "
+                f"or give --post-process {fits if fits in BOUNDARIES else 'letter'}"
+            )
+        return
+    labels.check(
+        given,
+        f"--post-process {given}",
+        "use --post-process none, which counts labels (phonemes, characters, pieces), or add "
+        "--wer-char-level, which counts characters",
+    )
+    note = labels.note(given)
+    if note:
+        print(f"note: {note}; --wer-char-level counts characters")
+    elif given == "none" and fits in BOUNDARIES:
+        print(
+            f"note: what is printed as WER counts each label as a word; --post-process {fits} "
+            "makes words of them"
+        )
