@@ -1,8 +1,4 @@
-"""Choose the threshold of early exit on a development set, read once.
-
-Runs every layer and every exit on each utterance, then prints WER and mean layers for a range of
-thresholds, and the one that meets --wer-budget with the fewest layers.
-"""
+"""What early exit would do at every threshold, from a development set that is read once."""
 
 from dataclasses import dataclass
 
@@ -18,30 +14,10 @@ from fairseq_speedup.decoding.offline import Offline
 from fairseq_speedup.lengths import lengths_of
 from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA
 
-CRITERIA = ["entropy", "similarity"]
 DIGITS = 6  # of a threshold
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("data", help="folder with the manifests and labels")
-    parser.add_argument("--path", required=True, help="checkpoint of a model with exits")
-    parser.add_argument("--gen-subset", default="valid", help="split to calibrate on")
-    parser.add_argument("--exit-criterion", choices=CRITERIA, default="entropy")
-    parser.add_argument("--post-process", default="letter", help="letter or sentencepiece")
-    parser.add_argument("--batch-size", type=int, default=8, help="utterances")
-    parser.add_argument("--thresholds", type=int, default=12, help="how many to try")
-    parser.add_argument(
-        "--wer-budget", type=float, default=0.5, help="points of WER that may be lost"
-    )
-    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
-
-
 def run(args) -> None:
-    if args.thresholds < 1 or args.batch_size < 1 or not 0 <= args.wer_budget < float("inf"):
-        raise ValueError(
-            "--thresholds and --batch-size must be 1 or more and --wer-budget 0 or more; got "
-            f"{args.thresholds}, {args.batch_size}, {args.wer_budget}"
-        )
     observed = observe(args)
     rows = [observed.at(t, args.exit_criterion) for t in observed.thresholds(args.thresholds)]
     full = observed.without_exits()

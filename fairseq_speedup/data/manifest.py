@@ -3,8 +3,6 @@
 import os
 from dataclasses import dataclass
 
-from fairseq.data.audio.audio_utils import parse_path
-
 
 class ManifestError(ValueError):
     """A manifest or label file that cannot be used."""
@@ -62,7 +60,11 @@ def read_manifest(path: str) -> Manifest:
         )
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{path}, line 1: the root folder {root!r} does not exist")
-    first, _ = parse_path(os.path.join(root, files[0]))
+    first = os.path.join(root, files[0])
+    if not os.path.exists(first):
+        from fairseq.data.audio.audio_utils import parse_path  # seconds, for pieces of zips alone
+
+        first, _ = parse_path(first)
     if not os.path.exists(first):
         raise FileNotFoundError(f"{path}, line 2: the audio file {first} does not exist")
     return Manifest(path, root, files, num_samples)
