@@ -26,6 +26,7 @@ from fairseq_speedup.data.dictionary import SPECIALS, ManifestError, read_symbol
 from fairseq_speedup.decoding.options import DEFAULTS, OF_FAIRSEQ
 from fairseq_speedup.inference import FORMS, InferenceConfig
 from fairseq_speedup.profiling.macs import COUNTS
+from fairseq_speedup.profiling.utterance_lengths import read_lengths
 from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA
 
 HEAVY = {"torch", "fairseq", "sklearn", "scipy", "transformers", "numpy", "omegaconf", "onnx"}
@@ -128,6 +129,7 @@ def test_help_names_choices_and_defaults():
         (["inspect", "x.pt", "--seconds", "0"], 1, "--seconds 0.0 is out of range"),
         (["profile", "--arch", "huge"], 1, "--arch huge is unknown; valid values: base, large"),
         (["profile", "--config", "lost.yaml"], 1, "lost.yaml does not exist"),
+        (["profile", "--seconds", "1,x"], 1, "--seconds, line 2: expected a length in seconds"),
         (["profile", "factor"], 1, "'factor' is not of the form option=value"),
         (["export", "--path", "lost.pt", "--output", "x"], 1, "checkpoint lost.pt does not exist"),
         (["convert", "a.pt", "lost/b"], 1, "lost does not exist"),
@@ -148,6 +150,17 @@ def test_wrong_arguments_are_named_before_torch_and_fairseq_are_imported(words, 
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not names & {"torch", "fairseq", "sklearn", "scipy", "transformers"}
+
+
+def test_lengths_out_of_a_pipe_are_left_to_the_command():
+    out, into = os.pipe()
+    os.write(into, b"1.5\n2\n")
+    os.close(into)
+    words = ["profile", "--lengths", f"/dev/fd/{out}"]
+    args = commands.build_parser().parse_args(words)
+    profile.check(args)
+    assert read_lengths(args).tolist() == [24000, 32000]
+    os.close(out)
 
 
 def test_a_name_that_a_users_package_may_have_is_looked_up_there(tmp_path, capsys):

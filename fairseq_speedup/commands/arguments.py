@@ -143,10 +143,15 @@ def check_least(args, **least) -> None:
             )
 
 
+def check_checkpoint(path: str) -> None:
+    """Raises FileNotFoundError where there is none."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
+
+
 def check_model(args) -> None:
-    """Raises ValueError or FileNotFoundError for a checkpoint or its overrides."""
-    if not os.path.isfile(args.path):
-        raise FileNotFoundError(f"checkpoint {args.path} does not exist or is not a file")
+    """Raises FileNotFoundError for no checkpoint, ValueError for bad overrides."""
+    check_checkpoint(args.path)
     if hasattr(args, "model_overrides"):
         read_overrides(args.model_overrides)
 

@@ -69,12 +69,20 @@ def check(args) -> None:
     arguments.check_name(args, "arch", ARCHITECTURES)
     if args.checkpoint and args.config:
         raise ValueError("--config and --checkpoint exclude each other: give options instead")
-    for path in filter(None, [args.checkpoint, args.config]):
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path} does not exist or is not a file")
+    if args.checkpoint:
+        arguments.check_checkpoint(args.checkpoint)
+    if args.config and not os.path.isfile(args.config):
+        raise FileNotFoundError(f"--config {args.config} does not exist or is not a file")
     for each in args.options:
         if "=" not in each:
             raise ValueError(f"{each!r} is not of the form option=value")
+    is_pipe = args.lengths == "-" or (
+        args.lengths and os.path.exists(args.lengths) and not os.path.isfile(args.lengths)
+    )
+    if not is_pipe:  # which is read once
+        from fairseq_speedup.profiling.utterance_lengths import read_lengths
+
+        read_lengths(args)
 
 
 def run(args) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_speedup.architectures import architecture_config
-from fairseq_speedup.data.manifest import ManifestError, read_lines
+from fairseq_speedup.data.manifest import ManifestError
 from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.models.config import REDUCTION_OPTIONS, SpeedupCtcConfig, switched_on
 from fairseq_speedup.models.loading import load_finetuned
@@ -21,9 +20,7 @@ from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
 from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.profiling.macs import MacCounter
-
-SAMPLE_RATE = 16000
-MAX_SECONDS = 3600  # of one utterance
+from fairseq_speedup.profiling.utterance_lengths import SAMPLE_RATE, read_lengths
 
 
 def run(args) -> None:
@@ -41,36 +38,6 @@ def run(args) -> None:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(figures, file, indent=2)
             file.write("\n")
-
-
-def read_lengths(args) -> np.ndarray:
-    """Lengths in samples: of --lengths, a manifest or seconds line by line, or of --seconds."""
-    if args.lengths is None:
-        lines, source = args.seconds.split(","), "--seconds"
-    elif args.lengths == "-":
-        lines, source = sys.stdin.read().split("\n"), "standard input"
-    else:
-        lines, source = read_lines(args.lengths), args.lengths
-    num_samples = []
-    is_manifest = len(lines) > 1 and "\t" in lines[1]
-    for number, line in enumerate(lines[1:] if is_manifest else lines, start=1 + is_manifest):
-        if not line.strip():
-            continue
-        try:
-            if is_manifest:
-                num_samples.append(int(line.split("\t")[1]))
-            else:
-                num_samples.append(round(float(line) * SAMPLE_RATE))
-        except (ValueError, OverflowError, IndexError):
-            raise ManifestError(
-                f"{source}, line {number}: expected a length in seconds (or, in a manifest, "
-                f"'path<TAB>samples'), found {line!r}"
-            ) from None
-    if not num_samples or not 0 < min(num_samples) <= max(num_samples) <= MAX_SECONDS * SAMPLE_RATE:
-        raise ManifestError(
-            f"{source}: no lengths, or one that is not above 0 and at most {MAX_SECONDS} seconds"
-        )
-    return np.array(num_samples)
 
 
 def batch_lengths(num_samples: np.ndarray, batch_size: int, sort: bool) -> list[np.ndarray]:
