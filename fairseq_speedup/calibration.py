@@ -18,6 +18,9 @@ DIGITS = 6  # of a threshold
 
 
 def run(args) -> None:
+    criterion = EXIT_CRITERIA.lookup(args.exit_criterion)  # one of --user-dir, too
+    if criterion is None or args.exit_criterion == "layer":
+        raise ValueError(f"--exit-criterion {args.exit_criterion} has no threshold to choose")
     observed = observe(args)
     rows = [observed.at(t, args.exit_criterion) for t in observed.thresholds(args.thresholds)]
     full = observed.without_exits()

@@ -134,6 +134,7 @@ def test_help_names_choices_and_defaults():
         (["export", "--path", "lost.pt", "--output", "x"], 1, "checkpoint lost.pt does not exist"),
         (["convert", "a.pt", "lost/b"], 1, "lost does not exist"),
         (["calibrate", ".", "--path", "a.pt", "--thresholds", "0"], 1, "--thresholds 0 is out of"),
+        (["calibrate", ".", "--path", "a.pt", "--exit-criterion", "layer"], 1, "layer is unknown"),
         (["calibrate", ".", "--path", "a.pt", "--wer-budget", "nan"], 1, "--wer-budget nan is out"),
         (["tune-lm", ".", "--path", "a.pt", "--kenlm-model", "lost.arpa"], 1, "needs --lexicon"),
         (["transcribe", "a.wav", "--path", "a.pt", "--lm-weight", "1"], 1, "add --ctc-decoder"),

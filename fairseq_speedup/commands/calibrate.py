@@ -23,7 +23,10 @@ def add_arguments(parser) -> None:
     )
     search = parser.add_argument_group("thresholds")
     search.add_argument(
-        "--exit-criterion", choices=CRITERIA, default="entropy", help="what is compared with them"
+        "--exit-criterion",
+        default="entropy",
+        metavar=arguments.shown(CRITERIA),
+        help="what is compared with them",
     )
     search.add_argument("--thresholds", type=int, default=12, metavar="N", help="how many to try")
     search.add_argument(
@@ -39,6 +42,7 @@ def check(args) -> None:
     arguments.check_least(args, thresholds=1, batch_size=1, wer_budget=0)
     if args.wer_budget == float("inf"):
         raise ValueError("--wer-budget inf is out of range; it must be a number of points")
+    arguments.check_name(args, "exit_criterion", CRITERIA)
     arguments.check_model(args)
 
 
