@@ -13,6 +13,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["fairseq_speedup", "fairseq_speedup.*"]),
+    entry_points={"console_scripts": ["fairseq-speedup = fairseq_speedup.commands:main"]},
     # fairseq itself is left to the user: several distributions provide it. The extra
     # `fairseq` names one that is prebuilt for Python 3.11 and 3.12.
     install_requires=[

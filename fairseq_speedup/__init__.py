@@ -11,20 +11,21 @@ and logit upsampling) -> ``decoding``; ``models`` joins them, ``pretrained`` rea
 from, ``tasks`` feeds them.
 """
 
-try:
-    import fairseq  # noqa: F401
-except Exception as error:  # fairseq 0.12.2 raises ValueError on Python 3.11 and later
-    raise ImportError(
-        "fairseq_speedup is a fairseq plugin, and fairseq cannot be imported here "
-        f"({type(error).__name__}: {error}). The extra of that name brings a build that can: "
-        "pip install '.[fairseq]' in the plugin's checkout"
-    ) from error
-
-# importing criterions, models and tasks registers them with fairseq
-from fairseq_speedup import checkpoints, criterions, models, pretrained, tasks  # noqa: F401
-from fairseq_speedup.transformer import conformer
+import os
+import sys
 
 __version__ = "0.1.0"
 
-checkpoints.install(pretrained.upgrade_finetuned, models.fit_overrides)
-conformer.install()
+
+def _starts_a_command() -> bool:
+    """Whether this process is ``python -m fairseq_speedup`` or ``fairseq-speedup``, whose help
+    needs neither torch nor fairseq: what a command needs is imported when it is run."""
+    program = sys.orig_argv[-len(sys.argv) :][:1]
+    if sys.argv[:1] == ["-m"]:  # so while Python looks for the module
+        return program in ([__name__], [f"-m{__name__}"])
+    name = os.path.splitext(os.path.basename("".join(program)))[0]
+    return program == sys.argv[:1] and name == "fairseq-speedup"
+
+
+if not _starts_a_command():
+    from fairseq_speedup import plugin  # noqa: F401, registers everything with fairseq

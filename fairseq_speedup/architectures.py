@@ -1,11 +1,11 @@
 """Encoders of the public sizes with random weights: to profile and to test without a checkpoint."""
 
-from fairseq.dataclass.configs import FairseqConfig
-from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
-from fairseq.tasks.audio_pretraining import AudioPretrainingConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from typing import TYPE_CHECKING
 
 from fairseq_speedup.registry import Registry
+
+if TYPE_CHECKING:  # help names the sizes, and waits for neither fairseq nor OmegaConf
+    from omegaconf import DictConfig
 
 ARCHITECTURES = Registry("arch")
 
@@ -32,13 +32,18 @@ for _name, _positions in [("conformer_rel_pos", "rel_pos"), ("conformer_rope", "
     }
 
 
-def pretraining_config(normalize: bool, **model_options) -> DictConfig:
+def pretraining_config(normalize: bool, **model_options) -> "DictConfig":
     """The config that a wav2vec 2.0 checkpoint holds, as ``w2v_args`` of a fine-tuned one.
 
     Args:
         normalize: whether waveforms are normalised
         model_options: fields of fairseq's ``Wav2Vec2Config``
     """
+    from fairseq.dataclass.configs import FairseqConfig
+    from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
+    from fairseq.tasks.audio_pretraining import AudioPretrainingConfig
+    from omegaconf import OmegaConf, open_dict
+
     cfg = OmegaConf.structured(FairseqConfig)
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, enum_to_str=True))
     model = OmegaConf.structured(Wav2Vec2Config(**model_options))
@@ -51,6 +56,6 @@ def pretraining_config(normalize: bool, **model_options) -> DictConfig:
     return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
 
 
-def architecture_config(arch: str) -> DictConfig:
+def architecture_config(arch: str) -> "DictConfig":
     """The pretraining config of a public size."""
     return pretraining_config(normalize=arch != "base", **ARCHITECTURES.lookup(arch))

@@ -1,10 +1,4 @@
-"""Say what checkpoints are, and whether they are safe to load and fit for what.
-
-Prints the family, where the config is and of which era, sizes, normalisation, dictionary,
-parameters, MACs per second of audio, and what only pretraining needs. A file is read with the
-restricted unpickler whatever the environment says, and the types its pickle asks for are listed
-from its opcodes: nothing in a file runs. Exit status 1 when a file cannot be used.
-"""
+"""What checkpoints are, and whether they are safe to load and fit for what."""
 
 import json
 import os
@@ -23,7 +17,6 @@ from fairseq_speedup.checkpoints import (
     unpickle,
     without_code,
 )
-from fairseq_speedup.lengths import SAMPLE_RATE_HZ
 from fairseq_speedup.models.config import SpeedupCtcConfig, reductions, switched_on
 from fairseq_speedup.models.speedup_encoder import CNN_PREFIX
 from fairseq_speedup.pickles import format_of, refused_types, types_asked_for
@@ -39,6 +32,7 @@ from fairseq_speedup.pretrained.finetuned import (
 )
 from fairseq_speedup.profiling.command import Labels, random_model, stage_parameters
 from fairseq_speedup.profiling.macs import MacCounter, UncountableError
+from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.saved_configs import evaluate
 
 NUM_SYMBOLS = 10  # of a dictionary that are printed
@@ -50,17 +44,7 @@ CNN_NORMS = {
 }
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="files")
-    parser.add_argument(
-        "--seconds", type=float, default=10, help="length of the utterance whose MACs are counted"
-    )
-    parser.add_argument("--json", action="store_true", help="print a JSON list, one entry a file")
-
-
 def run(args) -> None:
-    if not 0.1 <= args.seconds <= 3600:
-        raise ValueError(f"--seconds {args.seconds} is out of range; it must be 0.1 to 3600")
     reports = [inspect_file(path, args.seconds) for path in args.checkpoints]
     print(json.dumps(reports, indent=2) if args.json else "\n\n".join(map(text, reports)))
     errors = [report["error"] for report in reports if report["error"]]

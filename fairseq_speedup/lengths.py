@@ -13,8 +13,6 @@ from fractions import Fraction
 
 import torch
 
-SAMPLE_RATE_HZ = 16000  # of every public model
-
 
 def conv_length(length, kernel_size: int, stride: int, padding: int = 0):
     """Outputs of a convolution or pooling: ``floor((length + 2 padding - kernel) / stride) + 1``.

@@ -1,8 +1,7 @@
 """Where a relative path that does not exist was looked for."""
 
 import os
-
-from hydra.core.hydra_config import HydraConfig
+import sys
 
 
 def looked_for(path: str) -> str:
@@ -11,9 +10,19 @@ def looked_for(path: str) -> str:
     if os.path.isabs(path):
         return ""
     told = f"; it was looked for at {os.path.abspath(path)}"
-    began = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else os.getcwd()
+    began = _began_in()
     if began == os.getcwd():
         return told
     there = os.path.join(began, path)
     remedy = f"give the whole path, {there}" if os.path.exists(there) else "give whole paths"
     return f"{told}, as Hydra runs a training in its output folder: {remedy}"
+
+
+def _began_in() -> str:
+    """The folder that the user is in."""
+    if "hydra.core.hydra_config" in sys.modules:  # else nobody has started it
+        from hydra.core.hydra_config import HydraConfig
+
+        if HydraConfig.initialized():
+            return HydraConfig.get().runtime.cwd
+    return os.getcwd()

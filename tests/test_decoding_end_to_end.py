@@ -354,4 +354,4 @@ def test_tuning_decodes_what_the_model_gave_once(
     assert main(command) == 1
     assert f"--emissions {emissions} cannot be read" in capsys.readouterr().err
     assert main([*command, "--workers", "0"]) == 1
-    assert "--workers 0 must be 1 or more" in capsys.readouterr().err
+    assert "--workers 0 is out of range; it must be 1 or more" in capsys.readouterr().err

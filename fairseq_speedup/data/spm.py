@@ -1,8 +1,4 @@
-"""Train a sentencepiece model and write its labels for fairseq (task.labels=spm).
-
-Reads the transcripts DATA/{split}.wrd, or DATA/{split}.ltr where there is none; writes
-DATA/spm.model, DATA/spm.vocab, DATA/dict.spm.txt and DATA/{split}.spm.
-"""
+"""Sentencepiece models of transcripts, and their labels for fairseq (task.labels=spm)."""
 
 import logging
 import os
@@ -14,19 +10,6 @@ import sentencepiece
 from fairseq_speedup.data.manifest import ManifestError, read_lines
 
 logger = logging.getLogger(__name__)
-
-MODEL_TYPES = ["unigram", "bpe"]
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("data", help="folder with the manifests and transcripts")
-    parser.add_argument("--vocab-size", type=int, default=500, help="pieces, three specials in")
-    parser.add_argument("--train-split", default="train", help="split the model is trained on")
-    parser.add_argument(
-        "--splits", help="comma-separated splits to write; default: every one with a transcript"
-    )
-    parser.add_argument("--model-type", choices=MODEL_TYPES, default="unigram")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
 def run(args) -> None:

@@ -20,7 +20,7 @@ from fairseq_speedup.decoding.search import Found, Search, joined
 from fairseq_speedup.decoding.windows import parts_of
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.decoding.workers import Workers
-from fairseq_speedup.profiling.compute import searched_share
+from fairseq_speedup.profiling.compute_file import searched_share
 
 
 class BeamDecoder:

@@ -1,17 +1,14 @@
-"""Build a lexicon: the words that decoding can find, each with its spelling in labels.
+"""Lexica: the words that decoding can find, each with its spelling in labels.
 
-Takes the words of the training labels, DATA/train.{labels}, or those of --words. Each line written
-is a word, a tab and its labels: CAT<TAB>C A T |.
+A line is a word, a tab and its labels: CAT<TAB>C A T |.
 """
 
 import os
 from collections import Counter
 from dataclasses import dataclass
 
-import sentencepiece
-
 from fairseq_speedup.data.characters import told_apart
-from fairseq_speedup.data.dictionary import read_dictionary
+from fairseq_speedup.data.dictionary import SPECIALS, read_symbols
 from fairseq_speedup.data.manifest import ManifestError, infer_labels, read_lines
 from fairseq_speedup.decoding.boundaries import LabelWords
 from fairseq_speedup.decoding.language_model import read_unigrams
@@ -21,24 +18,6 @@ from fairseq_speedup.files import written_whole
 MAX_NAMED = 5
 MAX_CHARACTERS = 20
 NO_WORDS = {"<s>", "</s>", "<unk>", "<UNK>"}  # of a language model's vocabulary
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("data", help="folder with the dictionary and the labels")
-    parser.add_argument("--output", required=True, help="lexicon to write")
-    parser.add_argument(
-        "--labels", help="ltr, spm or another dict.LABELS.txt; default: the only one"
-    )
-    parser.add_argument("--split", default="train", help="split whose labels have the words")
-    parser.add_argument(
-        "--words",
-        help="file whose words are taken in place of the labels': the first column of each line, "
-        "or the vocabulary of an ARPA language model",
-    )
-    parser.add_argument(
-        "--spm-model", help="sentencepiece model that spells --words; default: DATA/spm.model"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
 
 
 def run(args) -> None:
@@ -85,7 +64,7 @@ def read_words(folder: str, labels: str) -> Words:
         FileNotFoundError, ManifestError: no dictionary, or one whose labels make no words
     """
     path = os.path.join(folder, f"dict.{labels}.txt")
-    words = Words.of_dictionary(read_dictionary(path))
+    words = Words(read_symbols(path), tuple(range(1, len(SPECIALS))))  # <s> is the blank
     if words.boundary is None:
         raise ManifestError(
             f"dictionary {path} has neither the boundary label {LETTER_BOUNDARY!r} nor labels that "
@@ -165,6 +144,8 @@ def _speller(words: Words, spm_model: str):
             f"sentencepiece model {spm_model} does not exist; --words needs it for spelling: give "
             "--spm-model, or leave --words out"
         )
+    import sentencepiece
+
     processor = sentencepiece.SentencePieceProcessor(model_file=spm_model)
     return lambda word: processor.encode(word, out_type=str)
 

@@ -1,16 +1,11 @@
-"""Merge the results of shards, and their error rate.
-
-Each of RESULTS is the --results-path of one fairseq-generate --num-shards N --shard-id I. Writes
-generate-{subset}.txt, compute.json, and the n-best and CTM files where the shards have them, into
---output, as one run would have; the lines are in the order of the data set.
-"""
+"""The results of shards as those of one run, and their WER."""
 
 import os
 from collections import Counter
 from dataclasses import dataclass
 
 from fairseq_speedup.data.manifest import read_lines
-from fairseq_speedup.decoding.results import (
+from fairseq_speedup.decoding.generated import (
     Utterance,
     ctm_path,
     generate_path,
@@ -19,7 +14,12 @@ from fairseq_speedup.decoding.results import (
 )
 from fairseq_speedup.decoding.scoring import FIELD, Scoring
 from fairseq_speedup.files import written_whole
-from fairseq_speedup.profiling.compute import FILE_NAME, merge_reports, read_report, write_report
+from fairseq_speedup.profiling.compute_file import (
+    FILE_NAME,
+    merge_reports,
+    read_report,
+    write_report,
+)
 
 MAX_NAMED = 5
 WER_DIGITS = 2  # as fairseq prints it
@@ -31,13 +31,6 @@ NOT_RECORDED = (
 
 class MergeError(ValueError):
     """Results that are not the shards of one run."""
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("results", nargs="+", metavar="RESULTS", help="a shard's --results-path")
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--gen-subset", default="test", help="split that was decoded")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
 
 
 def run(args) -> None:

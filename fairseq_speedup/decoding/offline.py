@@ -1,7 +1,5 @@
 """A model and a split to decode outside of fairseq-generate, for choosing options by WER."""
 
-import ast
-
 import torch
 from fairseq import utils
 
@@ -51,14 +49,3 @@ class Offline:
     def references(self, sample) -> list[torch.Tensor]:
         """The labels of a batch's utterances."""
         return [utils.strip_pad(each, self.dictionary.pad()).cpu() for each in sample["target"]]
-
-
-def read_overrides(text: str) -> dict:
-    """What --model-overrides says, a Python dict as fairseq-generate takes it."""
-    try:
-        overrides = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        overrides = None
-    if not isinstance(overrides, dict):
-        raise ValueError(f"--model-overrides {text} is no Python dict such as {{'frame_pool': 2}}")
-    return overrides

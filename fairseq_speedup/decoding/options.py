@@ -1,12 +1,15 @@
-"""The options of decoding, which fairseq-generate takes with this task."""
+"""The options of decoding, which fairseq-generate takes with this task. The help of commands reads
+them: neither fairseq nor torch is imported."""
 
+import ast
 import math
 import os
 from dataclasses import dataclass, field, fields
 
-from fairseq.dataclass import FairseqDataclass
-
 DECODERS = ["greedy", "beam"]
+
+# Options of fairseq-generate that decoding here takes as well, with fairseq's defaults.
+OF_FAIRSEQ = {"beam": 5, "nbest": 1, "lm_weight": 0.0}
 
 # Options of fairseq-generate that only make sense for an autoregressive decoder,
 # with the value that leaves them off.
@@ -21,7 +24,9 @@ UNSUPPORTED = {
 
 
 @dataclass
-class DecodingOptions(FairseqDataclass):
+class DecodingOptions:
+    """A part of the task's config, which is fairseq's dataclass."""
+
     ctc_decoder: str = field(
         default="greedy",
         metadata={
@@ -96,14 +101,33 @@ class DecodingOptions(FairseqDataclass):
 
 
 FOR_GREEDY = ["ctc_decoder", "ctm", "window_seconds", "window_overlap"]
+# of a beam search with a language model, beside the weights that tune-lm finds
+OF_SEARCH = ["kenlm_model", "lexicon", "lexicon_free", "sil_score", "beam_threshold"]
+OF_SEARCH += ["beam_size_token", "blank_skip_threshold"]
 SHORTEST_WINDOW = 2.0  # seconds
 SHORTEST_OVERLAP = 0.5  # seconds
-DEFAULTS = {each.name: each.default for each in fields(DecodingOptions) if each.name != "_name"}
+DEFAULTS = {each.name: each.default for each in fields(DecodingOptions)}
 
 
 def option(name: str) -> str:
     """As it is written on the command line."""
     return f"--{name.replace('_', '-')}"
+
+
+def options_of_search(args) -> DecodingOptions:
+    """Of the arguments of tune-lm, without the weights that it finds."""
+    return DecodingOptions(ctc_decoder="beam", **{name: getattr(args, name) for name in OF_SEARCH})
+
+
+def read_overrides(text: str) -> dict:
+    """What --model-overrides says, a Python dict as fairseq-generate takes it."""
+    try:
+        overrides = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        overrides = None
+    if not isinstance(overrides, dict):
+        raise ValueError(f"--model-overrides {text} is no Python dict such as {{'frame_pool': 2}}")
+    return overrides
 
 
 def given(options: DecodingOptions) -> list[str]:

@@ -6,10 +6,12 @@ import os
 from torch import nn
 
 from fairseq_speedup.decoding import scoring
-from fairseq_speedup.decoding.results import clear_files, generate_path
+from fairseq_speedup.decoding.generated import generate_path
+from fairseq_speedup.decoding.results import clear_files
 from fairseq_speedup.frontend import MaskedGroupNorm
 from fairseq_speedup.models.config import reduction_options
-from fairseq_speedup.profiling.compute import clear_report, summary_line, write_report
+from fairseq_speedup.profiling.compute import summary_line
+from fairseq_speedup.profiling.compute_file import clear_report, write_report
 from fairseq_speedup.transformer.conformer import ConformerLayer
 
 FAIRSEQ_DEFAULT_MAX_TOKENS = 12000  # what fairseq-generate sets when no batch size is given

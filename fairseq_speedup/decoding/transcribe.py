@@ -1,11 +1,4 @@
-"""Transcribe audio files of any format, rate and length.
-
-    python -m fairseq_speedup transcribe --path checkpoint_best.pt a.wav b.flac
-
-A line for each file on standard output: its name, a tab and the text, or with --json an object with
-times. A file that cannot be used is reported on standard error, the others go on, and the exit
-status says so.
-"""
+"""Audio files of any format, rate and length, and their transcripts with times."""
 
 import json
 import os
@@ -21,8 +14,7 @@ from tqdm import tqdm
 from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.data.recording import Recording, RecordingError, duration, read_recording
 from fairseq_speedup.decoding.generator import batch_of
-from fairseq_speedup.decoding.offline import read_overrides
-from fairseq_speedup.decoding.options import DecodingOptions, option
+from fairseq_speedup.decoding.options import OF_FAIRSEQ, DecodingOptions, read_overrides
 from fairseq_speedup.decoding.timestamps import word_times
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.export.ctc_model import OnnxCtc, OnnxLengths
@@ -36,34 +28,8 @@ from fairseq_speedup.tasks.speedup_finetuning import (
     completed,
 )
 
-DEFAULT_WINDOW = 30.0  # seconds
 ONNX_ENDING = ".onnx"
-OF_FAIRSEQ = ["beam", "nbest", "lm_weight"]
 NOT_HERE = ["_name", "ctm"]
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("audio", nargs="+", help="files; whatever libsndfile reads")
-    parser.add_argument(
-        "--path", required=True, help="a fine-tuned checkpoint, ours or stock, or an exported .onnx"
-    )
-    parser.add_argument("--json", action="store_true", help="a JSON object for each file")
-    parser.add_argument(
-        "--batch-size", type=int, default=1, help="files, or windows of one, at once; default 1"
-    )
-    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
-    parser.add_argument("--model-overrides", default="{}", help="as for fairseq-generate")
-    parser.add_argument(
-        "--data", help="folder with the dictionary, for checkpoints that do not hold it"
-    )
-    for each in [*_own_options(), *_fairseqs_options()]:
-        default = DEFAULT_WINDOW if each.name == "window_seconds" else each.default
-        kind = (
-            {"action": "store_true"}
-            if isinstance(default, bool)
-            else {"type": type(default), "default": default}
-        )
-        parser.add_argument(option(each.name), help=each.metadata["help"], **kind)
 
 
 def _own_options() -> list:
@@ -71,13 +37,7 @@ def _own_options() -> list:
     return [each for each in own if each.name not in NOT_HERE]
 
 
-def _fairseqs_options() -> list:
-    return [each for each in fields(GenerationConfig) if each.name in OF_FAIRSEQ]
-
-
 def run(args) -> None:
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size} is out of range; it must be 1 or more")
     transcriber = Transcriber(args)
     try:
         num_failed = _transcribe_all(transcriber, args)

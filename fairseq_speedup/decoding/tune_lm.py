@@ -1,9 +1,4 @@
-"""Choose --lm-weight and --word-score on a development set.
-
-Runs the model over the split once, then decodes what it gave at one setting after another: a coarse
-grid first, then ever smaller steps around the best. Prints the WER of each setting (of labels
-without a boundary between words, their error rate, UER) and the command that decodes with the best.
-"""
+"""Choosing --lm-weight and --word-score by WER: the model is run over a development set once."""
 
 import itertools
 import json
@@ -18,15 +13,20 @@ from pathlib import Path
 import editdistance
 import numpy as np
 import torch
-from fairseq.dataclass.configs import GenerationConfig
 
 import fairseq_speedup
 from fairseq_speedup.decoding.beam import build_search
 from fairseq_speedup.decoding.boundaries import NoWordsError
 from fairseq_speedup.decoding.emissions import Emission, emissions_of, skip_blanks
 from fairseq_speedup.decoding.generator import log_posteriors
-from fairseq_speedup.decoding.offline import Offline, read_overrides
-from fairseq_speedup.decoding.options import DEFAULTS, DecodingOptions, check_options, option
+from fairseq_speedup.decoding.offline import Offline
+from fairseq_speedup.decoding.options import (
+    DEFAULTS,
+    OF_SEARCH,
+    option,
+    options_of_search,
+    read_overrides,
+)
 from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.decoding.words import Words
 
@@ -34,37 +34,10 @@ LM_WEIGHTS = [0.5, 1.0, 2.0, 3.0, 4.0]
 WORD_SCORES = [-2.0, -1.0, 0.0, 1.0, 2.0]
 FIRST_STEP = 0.5  # halved from round to round
 DIGITS = 4
-# options that decoding takes as it is tuned
-OF_SEARCH = ["kenlm_model", "lexicon", "lexicon_free", "sil_score", "beam_threshold"]
-OF_SEARCH += ["beam_size_token", "blank_skip_threshold"]
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("data", help="folder with the manifests and labels")
-    parser.add_argument("--path", required=True, help="fine-tuned checkpoint")
-    parser.add_argument("--gen-subset", default="valid", help="split to tune on")
-    parser.add_argument("--model-overrides", default="{}", help="as for fairseq-generate")
-    parser.add_argument("--kenlm-model", required=True, help="ARPA file or KenLM binary")
-    parser.add_argument("--lexicon", default="", help="words that can be found")
-    parser.add_argument("--lexicon-free", action="store_true", help="no words, a model over labels")
-    parser.add_argument("--beam", type=int, default=50, help="hypotheses kept")
-    for name in OF_SEARCH[3:]:
-        parser.add_argument(
-            option(name), type=type(DEFAULTS[name]), default=DEFAULTS[name], help="as for decoding"
-        )
-    parser.add_argument("--rounds", type=int, default=2, help="of ever smaller steps")
-    parser.add_argument("--batch-size", type=int, default=8, help="utterances")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes that decode; default: cores"
-    )
-    parser.add_argument(
-        "--emissions", help="file that keeps what the model gave, written where it does not exist"
-    )
-    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
 
 
 def run(args) -> None:
-    options = _checked(args)
+    options = options_of_search(args)
     split = observed(args)
     if split.post_process == "none":
         _check_lexicon(args, split)
@@ -88,16 +61,6 @@ def run(args) -> None:
         f"{tuning.wers[best]:.2f} %. Another split is decoded at it with\n"
         f"{_command(args, split, best)}"
     )
-
-
-def _checked(args) -> DecodingOptions:
-    for name, least in [("rounds", 0), ("batch_size", 1), ("workers", 1)]:
-        if getattr(args, name) < least:
-            raise ValueError(f"{option(name)} {getattr(args, name)} must be {least} or more")
-    search = {name: getattr(args, name) for name in OF_SEARCH}
-    options = DecodingOptions(ctc_decoder="beam", **search)
-    check_options(options, GenerationConfig(beam=args.beam, lm_weight=LM_WEIGHTS[0]))
-    return options
 
 
 def _check_lexicon(args, split: "ObservedSplit") -> None:

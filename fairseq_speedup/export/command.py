@@ -1,15 +1,8 @@
-"""Write a fine-tuned model, as reduced, into one file that runs without fairseq.
-
-    python -m fairseq_speedup export --path checkpoint_best.pt --output model.onnx
-
-The file takes a waveform (batch, samples) and lengths (batch,) and gives log-probabilities (batch,
-time, labels) and their frames (batch,). It is compared with the model before it gets its name.
-"""
+"""A fine-tuned model, as reduced, in one file that runs without fairseq."""
 
 import os
 
-from fairseq_speedup.data.manifest import ManifestError
-from fairseq_speedup.decoding.offline import read_overrides
+from fairseq_speedup.decoding.options import read_overrides
 from fairseq_speedup.export.metadata import Metadata
 from fairseq_speedup.export.onnx_file import export_onnx
 from fairseq_speedup.export.session import check_installed
@@ -21,28 +14,8 @@ from fairseq_speedup.profiling.environment import versions
 EXPORT_PACKAGES = ["onnx", "onnxruntime"]
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("--path", required=True, help="a fine-tuned checkpoint, ours or stock")
-    parser.add_argument("--output", required=True, help="file to write")
-    parser.add_argument(
-        "--int8", action="store_true", help="int8 matrix products: smaller, faster, not the same"
-    )
-    parser.add_argument(
-        "--model-overrides", default="{}", help="options to change, a Python dict as fairseq's"
-    )
-    parser.add_argument(
-        "--data", help="folder with the dictionary, for checkpoints that do not hold it"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the --output file")
-
-
 def run(args) -> None:
     check_installed()
-    if os.path.exists(args.output) and not args.overwrite:
-        raise ManifestError(f"--output {args.output} exists; give --overwrite to replace it")
-    folder = os.path.dirname(os.path.abspath(args.output))
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"--output {args.output}: folder {folder} does not exist")
     model, task = load(args.path, args.data, read_overrides(args.model_overrides))
     found = export_onnx(model, args.output, metadata_of(model, task, args.path), args.int8)
     for precision, difference in found.items():

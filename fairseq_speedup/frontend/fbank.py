@@ -8,12 +8,12 @@ from torch import nn
 
 from fairseq_speedup.frontend.config import CNN_FRAME_MS, FrontEndConfig
 from fairseq_speedup.lengths import (
-    SAMPLE_RATE_HZ,
     FrameGrid,
     conv_length,
     needed_conv_length,
     padding_mask_of,
 )
+from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 WINDOW_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms

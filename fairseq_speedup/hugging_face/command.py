@@ -1,10 +1,4 @@
-"""Convert a Hugging Face folder to a fairseq checkpoint, or the other way round, and compare.
-
-SOURCE is a folder with config.json and weights (Wav2Vec2, HuBERT, WavLM or Data2VecAudio; the
-base model, ForPreTraining or ForCTC), or a fairseq checkpoint, pretrained or fine-tuned with CTC,
-stock or ours without reductions. What is written is loaded again and run beside the source on
-random audio, alone and in a padded batch; where they differ, nothing is written.
-"""
+"""Hugging Face folders to fairseq checkpoints and back, each compared with what it was made of."""
 
 import os
 import tempfile
@@ -42,25 +36,9 @@ from fairseq_speedup.pretrained.write import checkpoint_of
 DICTIONARY = "dict.ltr.txt"
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("source", help="folder in Hugging Face's form, or fairseq checkpoint")
-    parser.add_argument("target", help="checkpoint, or folder, to write")
-    parser.add_argument(
-        "--normalize",
-        choices=["true", "false"],
-        help="whether waveforms are normalised, for a folder without preprocessor_config.json",
-    )
-    parser.add_argument(
-        "--dictionary", help="dict.ltr.txt of a CTC checkpoint that does not hold its own"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-
-
 def run(args) -> None:
     library()
     parent = os.path.dirname(os.path.abspath(args.target))
-    if not os.path.isdir(parent):
-        raise FileNotFoundError(f"folder {parent} does not exist")
     if os.path.isdir(args.source):
         _to_fairseq(args, parent)
     else:

@@ -20,9 +20,9 @@ from fairseq_speedup.hugging_face.config import (
 )
 from fairseq_speedup.hugging_face.labels import Labels, read_json, read_labels, vocabulary
 from fairseq_speedup.hugging_face.names import HEAD, PREFIXES, from_fairseq, to_fairseq
-from fairseq_speedup.lengths import SAMPLE_RATE_HZ
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
 from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2
+from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 CLASSES = ("Model", "ForPreTraining", "ForCTC")  # ends of the classes that are converted
 # weights of pretraining, in the library's own classes and in others' uploads

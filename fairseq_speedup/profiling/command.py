@@ -1,17 +1,7 @@
-"""Print what a model costs: parameters, MACs, time and memory, without data.
-
-The model is a public size with random weights (--arch), a config of config/finetuning (--config) or
-a checkpoint (--checkpoint), with model options after it:
-
-    python -m fairseq_speedup profile --arch large downsample=conv downsample_factor=2
-
-The lengths are --seconds, or one length in seconds a line, or a fairseq manifest (--lengths). With
---batch-size, utterances are padded to the longest of their batch and padding is counted.
-"""
+"""What a model costs: parameters, MACs, time and memory, without data."""
 
 import json
 import os
-import sys
 
 import numpy as np
 import torch
@@ -20,57 +10,21 @@ from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fairseq_speedup.architectures import ARCHITECTURES, architecture_config
-from fairseq_speedup.data.manifest import ManifestError, read_lines
-from fairseq_speedup.lengths import SAMPLE_RATE_HZ, padding_mask_of
+from fairseq_speedup.architectures import architecture_config
+from fairseq_speedup.data.manifest import ManifestError
+from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.models.config import REDUCTION_OPTIONS, SpeedupCtcConfig, switched_on
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc
 from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
 from fairseq_speedup.profiling.fvcore_count import check_macs
-from fairseq_speedup.profiling.macs import COUNTS, MacCounter
-
-MAX_SECONDS = 3600  # of one utterance
-MIN_LABELS = 5  # fairseq's four special symbols and a label
-
-
-def add_arguments(parser) -> None:
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument("--arch", choices=sorted(ARCHITECTURES), help="public size, random weights")
-    model.add_argument("--checkpoint", help="a fine-tuned checkpoint, ours or wav2vec_ctc")
-    parser.add_argument("--config", help="YAML of config/finetuning, for its model options")
-    parser.add_argument("--num-labels", type=int, default=32, help="dictionary size with --arch")
-    parser.add_argument("--seconds", default="10", help="comma-separated lengths of utterances")
-    parser.add_argument(
-        "--lengths", help="file of lengths: seconds, or a manifest .tsv; - is stdin"
-    )
-    parser.add_argument("--batch-size", type=int, default=1, help="utterances in a padded batch")
-    parser.add_argument("--sort", action="store_true", help="sort by length before batching")
-    parser.add_argument(
-        "--count",
-        choices=COUNTS,
-        default="full",
-        help="full, or modules: without what a counter of nn.Module layers misses (attention)",
-    )
-    parser.add_argument(
-        "--time", type=int, default=3, metavar="N", help="batches to time, spread over the lengths"
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
-    parser.add_argument("--json", help="write the figures to this file as well")
-    parser.add_argument("--overwrite", action="store_true", help="replace the --json file")
-    parser.add_argument("options", nargs="*", metavar="option=value", help="model options")
+from fairseq_speedup.profiling.macs import MacCounter
+from fairseq_speedup.profiling.utterance_lengths import read_lengths
+from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 
 def run(args) -> None:
-    if args.json and os.path.exists(args.json) and not args.overwrite:
-        raise ManifestError(f"{args.json} exists; give --overwrite to replace it")
-    for option, least in (("batch_size", 1), ("threads", 1), ("num_labels", MIN_LABELS)):
-        value = getattr(args, option)
-        if value is not None and value < least:
-            name = f"--{option.replace('_', '-')}"
-            raise ValueError(f"{name} {value} is out of range; it must be {least} or more")
     if args.threads:
         torch.set_num_threads(args.threads)
     batches = batch_lengths(read_lengths(args), args.batch_size, args.sort)
@@ -85,39 +39,6 @@ def run(args) -> None:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(figures, file, indent=2)
             file.write("\n")
-
-
-def read_lengths(args) -> np.ndarray:
-    """Lengths in samples: of --lengths, a manifest or seconds line by line, or of --seconds."""
-    if args.lengths is None:
-        lines, source = args.seconds.split(","), "--seconds"
-    elif args.lengths == "-":
-        lines, source = sys.stdin.read().split("\n"), "standard input"
-    else:
-        lines, source = read_lines(args.lengths), args.lengths
-    num_samples = []
-    is_manifest = len(lines) > 1 and "\t" in lines[1]
-    for number, line in enumerate(lines[1:] if is_manifest else lines, start=1 + is_manifest):
-        if not line.strip():
-            continue
-        try:
-            if is_manifest:
-                num_samples.append(int(line.split("\t")[1]))
-            else:
-                num_samples.append(round(float(line) * SAMPLE_RATE_HZ))
-        except (ValueError, OverflowError, IndexError):
-            raise ManifestError(
-                f"{source}, line {number}: expected a length in seconds (or, in a manifest, "
-                f"'path<TAB>samples'), found {line!r}"
-            ) from None
-    if (
-        not num_samples
-        or not 0 < min(num_samples) <= max(num_samples) <= MAX_SECONDS * SAMPLE_RATE_HZ
-    ):
-        raise ManifestError(
-            f"{source}: no lengths, or one that is not above 0 and at most {MAX_SECONDS} seconds"
-        )
-    return np.array(num_samples)
 
 
 def batch_lengths(num_samples: np.ndarray, batch_size: int, sort: bool) -> list[np.ndarray]:
@@ -143,8 +64,6 @@ def load_model(args):
         options = read_model_options(args.config)
     options |= parse_options(args.options)
     if args.checkpoint:
-        if args.config:
-            raise ValueError("--config and --checkpoint exclude each other: give options instead")
         model, cfg, _ = load_finetuned(args.checkpoint, "--checkpoint ", options)
         return model, describe(os.path.basename(args.checkpoint), cfg.model)
     arch = args.arch or ("large" if "large" in os.path.basename(args.config or "") else "base")

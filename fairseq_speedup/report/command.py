@@ -1,12 +1,4 @@
-"""Compare decoded runs: a table with significance, the Pareto front, and pictures.
-
-    python -m fairseq_speedup report RUNS --baseline full
-
-RUNS holds the --results-path of each run somewhere in it. A folder RUNS/conv2/seed1/test is of the
-row conv2: the path up to the part that names the seed. Rows of one name in several RUNS are one
-row, with the seeds of each. Rows are compared by a paired bootstrap over utterances and seeds.
-Writes report.md, report.csv and pictures into --output.
-"""
+"""Decoded runs in one table with significance, Pareto front and pictures."""
 
 import re
 from dataclasses import replace
@@ -21,29 +13,6 @@ from fairseq_speedup.report.saved import save
 from fairseq_speedup.report.significance import RESAMPLES, difference
 from fairseq_speedup.report.sources import read_all, timed
 from fairseq_speedup.report.tables import Line, markdown, write_csv
-
-
-def add_arguments(parser) -> None:
-    parser.add_argument("runs", nargs="+", help="folders that hold the results, or files of --save")
-    parser.add_argument(
-        "--output",
-        help="folder to write into; default: report in the first of RUNS, of a file its folder",
-    )
-    parser.add_argument(
-        "--times",
-        metavar="RUNS",
-        help="take times from other decodings of the same rows, made in turn on a quiet machine",
-    )
-    parser.add_argument(
-        "--save", metavar="FILE", help="write what all rows are made of into one .json or .json.gz"
-    )
-    parser.add_argument(
-        "--baseline", help="row that the others are compared with; default: the most MACs"
-    )
-    parser.add_argument(
-        "--rows", help="file with a row's name on each line and, after a tab, what to call it"
-    )
-    parser.add_argument("--no-pictures", action="store_true", help="needs no matplotlib")
 
 
 def run(args) -> None:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fairseq_speedup.data.manifest import ManifestError, read_manifest
-from fairseq_speedup.decoding.results import generate_path, read_generated
+from fairseq_speedup.decoding.generated import generate_path, read_generated
 from fairseq_speedup.decoding.scoring import Scoring
 
 SEED = re.compile(r"seed[=_-]?(\d+)")

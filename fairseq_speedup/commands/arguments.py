@@ -1,0 +1,162 @@
+"""Arguments that several commands take, written once, and how help shows them."""
+
+import argparse
+import os
+from dataclasses import fields
+
+from fairseq_speedup.decoding.options import (
+    DECODERS,
+    OF_FAIRSEQ,
+    DecodingOptions,
+    option,
+    read_overrides,
+)
+
+INFERENCE_FORMS = ["none", "fp32", "bf16", "int8", "fp16"]
+CHOICES = {"ctc_decoder": DECODERS}
+# of fairseq-generate, in words of CTC
+HELP_OF_FAIRSEQ = {
+    "beam": "hypotheses that the beam search keeps",
+    "nbest": "hypotheses of each recording, up to --beam",
+    "lm_weight": "times the language model's log10-probabilities; with --kenlm-model",
+}
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the description as it is written, and the defaults that say something."""
+
+    def _get_help_string(self, action):
+        default = action.default
+        says_nothing = any(default is each for each in (None, False, argparse.SUPPRESS))
+        if says_nothing or default == "" or "default" in action.help or not action.option_strings:
+            return action.help
+        shown = f"{default:g}" if isinstance(default, float) else default
+        return f"{action.help} (default: {shown})"
+
+
+# -- model and data ------------------------------------------------------------------------------
+
+
+def add_checkpoint(group, help="a fine-tuned checkpoint, ours or stock") -> None:
+    group.add_argument("--path", required=True, metavar="MODEL", help=help)
+
+
+def add_overrides(group) -> None:
+    group.add_argument(
+        "--model-overrides",
+        default="{}",
+        metavar="DICT",
+        help="options of the model to change, as for fairseq-generate: \"{'keep_layers': '8'}\"",
+    )
+
+
+def add_dictionary(group) -> None:
+    group.add_argument(
+        "--data", help="folder with the dictionary, for checkpoints that do not hold it"
+    )
+
+
+def add_split(group, subset: str, help: str) -> None:
+    """The folder of a data set and its split."""
+    group.add_argument("data", help="folder with the manifests and labels")
+    group.add_argument("--gen-subset", default=subset, metavar="SPLIT", help=help)
+
+
+def add_batch_size(group, default=8, help="utterances in a batch") -> None:
+    group.add_argument("--batch-size", type=int, default=default, metavar="N", help=help)
+
+
+def add_cpu(group) -> None:
+    group.add_argument("--cpu", action="store_true", help="stay on the CPU")
+
+
+def add_inference(group) -> None:
+    group.add_argument(
+        "--inference",
+        default="none",
+        metavar=shown(INFERENCE_FORMS),
+        help="form of the model that decodes: none, as it was trained, fp32 (the same numbers, "
+        "faster), bf16, int8 (on CPUs) or fp16 (on GPUs)",
+    )
+
+
+def add_overwrite(group, help="replace files that exist") -> None:
+    group.add_argument("--overwrite", action="store_true", help=help)
+
+
+# -- decoding ------------------------------------------------------------------------------------
+
+
+def add_decoding(group, names: list[str], **defaults) -> None:
+    """Options of :class:`DecodingOptions`, and fairseq's of ``OF_FAIRSEQ``.
+
+    Args:
+        names: which, in order
+        defaults: that are other than those of fairseq-generate
+    """
+    own = {each.name: each for each in fields(DecodingOptions)}
+    for name in names:
+        default = own[name].default if name in own else OF_FAIRSEQ[name]
+        default = defaults.get(name, default)
+        text = own[name].metadata["help"] if name in own else HELP_OF_FAIRSEQ[name]
+        if isinstance(default, bool):
+            group.add_argument(option(name), action="store_true", help=text)
+            continue
+        group.add_argument(
+            option(name),
+            type=type(default),
+            default=default,
+            choices=CHOICES.get(name),
+            metavar=None if name in CHOICES else _METAVARS[type(default)],
+            help=text,
+        )
+
+
+_METAVARS = {int: "N", float: "X", str: "FILE"}
+
+
+# -- checks --------------------------------------------------------------------------------------
+
+
+def shown(names) -> str:
+    """Choices as help shows them, where a user's own package may add to them."""
+    return "{" + ",".join(names) + "}"
+
+
+def check_name(args, name: str, names) -> None:
+    """Raises ValueError for a value that is not among ``names``, unless --user-dir may have it."""
+    value = getattr(args, name)
+    if value is not None and value not in names and not args.user_dir:
+        raise ValueError(
+            f"{option(name)} {value} is unknown; valid values: {', '.join(names)}, or what the "
+            "package of --user-dir registers"
+        )
+
+
+def check_least(args, **least) -> None:
+    """Raises ValueError for a number below its least; None is none."""
+    for name, smallest in least.items():
+        value = getattr(args, name)
+        if value is not None and not value >= smallest:
+            raise ValueError(
+                f"{option(name)} {value} is out of range; it must be {smallest} or more"
+            )
+
+
+def check_checkpoint(path: str) -> None:
+    """Raises FileNotFoundError where there is none."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
+
+
+def check_model(args) -> None:
+    """Raises FileNotFoundError for no checkpoint, ValueError for bad overrides."""
+    check_checkpoint(args.path)
+    if hasattr(args, "model_overrides"):
+        read_overrides(args.model_overrides)
+
+
+def check_free(path: str, overwrite: bool) -> None:
+    """Raises ValueError where a file would be replaced."""
+    if os.path.exists(path) and not overwrite:
+        raise ValueError(f"{path} exists; give --overwrite to replace it")

@@ -1,0 +1,30 @@
+"""Say what checkpoints are, and whether they are safe to load and fit for what.
+
+Prints the family, where the config is and of which era, sizes, normalisation, dictionary,
+parameters, MACs per second of audio, and what only pretraining needs. A file is read with the
+restricted unpickler whatever the environment says, and the types its pickle asks for are listed
+from its opcodes: nothing in a file runs. Exit status 1 when a file cannot be used.
+"""
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="files")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10,
+        metavar="X",
+        help="length of the utterance whose MACs are counted",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one entry a file")
+
+
+def check(args) -> None:
+    if not 0.1 <= args.seconds <= 3600:
+        raise ValueError(f"--seconds {args.seconds} is out of range; it must be 0.1 to 3600")
+
+
+def run(args) -> None:
+    from fairseq_speedup import inspection
+
+    inspection.run(args)

@@ -1,0 +1,17 @@
+"""What makes fairseq know of this package: importing this registers all of it."""
+
+try:
+    import fairseq  # noqa: F401
+except Exception as error:  # fairseq 0.12.2 raises ValueError on Python 3.11 and later
+    raise ImportError(
+        "fairseq_speedup is a fairseq plugin, and fairseq cannot be imported here "
+        f"({type(error).__name__}: {error}). The extra of that name brings a build that can: "
+        "pip install '.[fairseq]' in the plugin's checkout"
+    ) from error
+
+# importing criterions, models and tasks registers them with fairseq
+from fairseq_speedup import checkpoints, criterions, models, pretrained, tasks  # noqa: F401
+from fairseq_speedup.transformer import conformer
+
+checkpoints.install(pretrained.upgrade_finetuned, models.fit_overrides)
+conformer.install()

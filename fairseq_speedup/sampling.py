@@ -1,0 +1,3 @@
+"""The rate of audio."""
+
+SAMPLE_RATE_HZ = 16000  # of every public model
