@@ -259,12 +259,15 @@ def test_no_librarys_warning_reaches_the_user(corpus, finetuned):
         assert run_command(sys.executable, *MODULE, *words).stderr.replace("\r", "").strip() == ""
 
 
-def test_other_warnings_do():
+def test_other_warnings_do(monkeypatch):
+    monkeypatch.setattr(sys, "warnoptions", [])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         library_warnings.leave_out()
         for text, category in [
             ("`torch.nn.utils.weight_norm` is deprecated in favor of", FutureWarning),
+            ("Detected pickle protocol 4 in the checkpoint, which was not", UserWarning),
+            ("'pin_memory' argument is set as true but no accelerator is found", UserWarning),
             ("`torch.nn.utils.other` is deprecated", FutureWarning),
             ("weight_norm: the weights are not normal", UserWarning),
         ]:

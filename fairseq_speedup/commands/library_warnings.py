@@ -7,6 +7,8 @@ import warnings
 OF_LIBRARIES = [
     # fairseq's positional convolution is of the older kind
     (r".*torch\.nn\.utils\.weight_norm.* is deprecated", FutureWarning),
+    # of old and odd checkpoints, which are read or refused
+    (r"Detected pickle protocol \d+ in the checkpoint", UserWarning),
     # its iterators ask for it on CPUs too
     (r".*pin_memory.* no accelerator is found", UserWarning),
 ]
