@@ -4,7 +4,7 @@ import operator
 
 import numpy as np
 import pytest
-from conftest import write_finetuned, write_pretrained
+from conftest import REPO, write_finetuned, write_pretrained
 from fairseq.data import Dictionary
 
 from fairseq_speedup.__main__ import main
@@ -65,7 +65,8 @@ def test_a_criterion_of_ones_own_is_calibrated(corpus, tmp_path, capsys, monkeyp
     w2v_path = write_pretrained(tmp_path / "tiny.pt", encoder_layers=3)
     dictionary = Dictionary.load(str(corpus / "dict.ltr.txt"))
     checkpoint = write_finetuned(tmp_path / "best.pt", w2v_path, dictionary, exit_layers="0,1")
-    command = ["calibrate", str(corpus), "--path", str(checkpoint), "--cpu", "--wer-budget", "1000"]
+    command = ["--user-dir", str(REPO / "fairseq_speedup"), "calibrate", str(corpus), "--cpu"]
+    command += ["--path", str(checkpoint), "--wer-budget", "1000"]
     assert main([*command, "--exit-criterion", "loudness"]) == 0
     printed = capsys.readouterr().out
     assert "{'exit_criterion': 'loudness', 'exit_threshold': " in printed
@@ -77,6 +78,13 @@ def test_a_criterion_of_ones_own_is_calibrated(corpus, tmp_path, capsys, monkeyp
 
 @pytest.mark.parametrize("criterion", ["none", "layer", "louder"])
 def test_a_criterion_without_anything_to_measure_is_refused(criterion, corpus, capsys):
-    command = ["calibrate", str(corpus), "--path", "none.pt", "--exit-criterion", criterion]
+    (corpus / "none.pt").touch()
+    command = ["calibrate", str(corpus), "--path", str(corpus / "none.pt")]
+    command += ["--exit-criterion", criterion]
     assert main(command) == 1
+    assert f"--exit-criterion {criterion} is unknown; valid values: entropy, similarity" in (
+        capsys.readouterr().err
+    )
+    user_dir = ["--user-dir", str(REPO / "fairseq_speedup")]  # it might have registered one
+    assert main([*user_dir, *command]) == 1
     assert f"--exit-criterion {criterion} measures nothing" in capsys.readouterr().err

@@ -142,7 +142,7 @@ def test_help_names_choices_and_defaults():
         (["transcribe", "a.wav", "--path", "a.pt", "--inference", "fp8"], 1, "fp8 is unknown"),
         (["transcribe", "a.wav", "--path", "a.pt", "--batch-size", "0"], 1, "--batch-size 0 is"),
         (["transcribe", "a.wav", "--path", "lost.pt"], 1, "checkpoint lost.pt does not exist"),
-        (["lexicon", "lost", "--output", "x"], 1, "lost does not tell"),
+        (["lexicon", "lost", "--output", "x"], 1, "data folder lost does not exist"),
         (["merge", "lost", "--output", "x"], 1, "lost has no results of test"),
     ],
 )
