@@ -14,6 +14,7 @@ from fairseq_speedup.decoding.generator import log_posteriors
 from fairseq_speedup.export.metadata import Metadata
 from fairseq_speedup.export.model import ExportableModel, check_exportable
 from fairseq_speedup.export.session import INPUTS, OUTPUTS, OnnxModel, check_installed, onnx
+from fairseq_speedup.inference.linear import multiplies_int8
 from fairseq_speedup.lengths import padding_mask_of
 
 OPSET = 17
@@ -187,7 +188,8 @@ def record(module: ExportableModel, path: str, needed: int) -> None:
 
 def quantise(path: str, output: str, is_large: bool) -> None:
     """Dynamic int8: weights with a scale for each output channel, activations with one for each
-    tensor as it comes.
+    tensor as it comes. On a CPU without instructions for int8, weights have 7 bits: with 8, sums of
+    two products can be more than the 16 bits that they go through hold, and are cut.
 
     Args:
         is_large: the weights at ``path`` are beside it
@@ -209,6 +211,7 @@ def quantise(path: str, output: str, is_large: bool) -> None:
             nodes_to_quantize=chosen,
             per_channel=True,
             weight_type=QuantType.QInt8,
+            reduce_range=not multiplies_int8(),
             use_external_data_format=is_large,
         )
     if is_large:
