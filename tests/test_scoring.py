@@ -51,7 +51,7 @@ def rows_of(path) -> list[dict]:
         (["--wer-char-level"], "CER"),
         (["--wer-char-level", "--wer-lowercase"], "CER"),
         (["--post-process", "none"], "UER"),
-        (["--post-process", "none", "--wer-tokenizer", "char"], "UER"),
+        (["--wer-tokenizer", "char"], "CER"),
     ],
     ids=str,
 )

@@ -15,6 +15,9 @@ BOUNDARIES = {
     "_EOW": "_EOW",
 }
 
+# of --wer-tokenizer, those of sacreBLEU that leave words as they are between blanks
+OF_BLANKS = ("none", "13a", "intl")
+
 
 class NoWordsError(ManifestError):
     """Labels without a boundary between words, where words are needed."""
@@ -118,6 +121,8 @@ def check_scoring(labels: LabelWords, scoring: dict) -> None:
                 f"{given} leaves between labels, which are never wrong: leave one of the two out, "
                 f"or give --post-process {fits if fits in BOUNDARIES else 'letter'}"
             )
+        return
+    if scoring["wer_tokenizer"] not in OF_BLANKS:  # it finds words, or characters, by itself
         return
     labels.check(
         given,

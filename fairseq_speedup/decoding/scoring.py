@@ -42,7 +42,7 @@ class Scoring:
     @property
     def unit(self) -> str:
         """What errors are counted in: one of MEASURES."""
-        if self.wer_char_level:
+        if self.wer_char_level or self.wer_tokenizer == "char":
             return "characters"
         return "labels" if self.post_process in APART else "words"
 
