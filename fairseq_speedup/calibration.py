@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from fairseq import utils
 
-from fairseq_speedup.data.manifest import check_post_process
 from fairseq_speedup.decoding.generator import symbols_to_strip
 from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.offline import Offline
@@ -104,7 +103,8 @@ def observe(args) -> Observed:
     exits = getattr(getattr(offline.model, "w2v_encoder", None), "exit", None)
     if exits is None:
         raise ValueError(f"--path {args.path}: the model has no exits (model.exit_layers)")
-    post_process = _post_process(args, offline)
+    labels = offline.label_words()
+    post_process = labels.chosen(args.post_process, offline.task.cfg.labels)
     exits.observed = True
     dictionary = offline.dictionary
     decoder = GreedyDecoder(offline.blank)
@@ -134,18 +134,3 @@ def observe(args) -> Observed:
     return Observed(
         np.concatenate(measured), np.array(errors), np.array(layers), num_words, measure
     )
-
-
-def _post_process(args, offline: Offline) -> str:
-    """The one that is given, checked, or the one that fits the labels."""
-    labels = offline.label_words()
-    if args.post_process is None:
-        labels.tell()
-        return labels.post_process
-    check_post_process(offline.task.cfg.labels, args.post_process)
-    labels.check(
-        args.post_process,
-        f"--post-process {args.post_process}",
-        "leave it out, or use --post-process none, which counts labels",
-    )
-    return args.post_process

@@ -224,7 +224,7 @@ def test_a_dictionary_is_read_as_fairseq_reads_it(tmp_path):
 
 
 def test_what_help_names_is_what_there_is():
-    assert {"none", *LINEARS} == set(arguments.INFERENCE_FORMS)
+    assert {"auto", "none", *LINEARS} == set(arguments.INFERENCE_FORMS)
     assert list(COUNTS) == profile.COUNTS
     assert set(calibrate.CRITERIA) < set(EXIT_CRITERIA)
     assert Dictionary().nspecial + 1 == profile.MIN_LABELS

@@ -24,6 +24,7 @@ from fairseq_speedup.commands.arguments import HelpFormatter
 # what there is to do: commands by name, and what fairseq's own do with this plugin
 TASKS = {
     "Make my model faster": {
+        "optimize": None,
         "fairseq-generate": "The same weights, faster: --inference fp32, int8 (README).",
         "profile": None,
         "calibrate": None,

@@ -12,7 +12,7 @@ from fairseq_speedup.decoding.options import (
     read_overrides,
 )
 
-INFERENCE_FORMS = ["none", "fp32", "bf16", "int8", "fp16"]
+INFERENCE_FORMS = ["auto", "none", "fp32", "bf16", "int8", "fp16"]
 CHOICES = {"ctc_decoder": DECODERS}
 # of fairseq-generate, in words of CTC
 HELP_OF_FAIRSEQ = {
@@ -73,10 +73,11 @@ def add_cpu(group) -> None:
 def add_inference(group) -> None:
     group.add_argument(
         "--inference",
-        default="none",
+        default="auto",
         metavar=shown(INFERENCE_FORMS),
-        help="form of the model that decodes: none, as it was trained, fp32 (the same numbers, "
-        "faster), bf16, int8 (on CPUs) or fp16 (on GPUs)",
+        help="form of the model that decodes: auto, what the checkpoint says (optimize leaves it "
+        "there), else as it was trained; none, as it was trained; fp32, the same numbers, faster; "
+        "bf16; int8 (on CPUs); fp16 (on GPUs)",
     )
 
 

@@ -3,7 +3,7 @@ one word of each utterance, and an error rate counts utterances."""
 
 from dataclasses import dataclass
 
-from fairseq_speedup.data.manifest import ManifestError
+from fairseq_speedup.data.manifest import ManifestError, check_post_process
 from fairseq_speedup.decoding.scoring import APART
 from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY
 
@@ -88,6 +88,25 @@ class LabelWords:
             f"each line of {self.path} is one word as its labels tell: if these are sentences, the "
             "WER counts whole utterances"
         )
+
+    def chosen(self, post_process: str | None, labels: str) -> str:
+        """The one that is given, checked, or the one that fits these labels.
+
+        Args:
+            labels: their name, as in task.labels
+        Raises:
+            ManifestError: it does not fit
+        """
+        if post_process is None:
+            self.tell()
+            return self.post_process
+        check_post_process(labels, post_process)
+        self.check(
+            post_process,
+            f"--post-process {post_process}",
+            "leave it out, or use --post-process none, which counts labels",
+        )
+        return post_process
 
     def tell(self) -> None:
         """Prints what errors are counted in, where it is not words, or may not be."""

@@ -200,7 +200,7 @@ def _of_checkpoint(args):
 
 def _of_onnx(args):
     """Its model and task."""
-    if read_overrides(args.model_overrides) or args.inference != "none":
+    if read_overrides(args.model_overrides) or args.inference not in ("auto", "none"):
         raise ValueError(
             f"--model-overrides and --inference do not change {args.path}, which is as it was "
             "exported: leave them out"

@@ -14,16 +14,35 @@ from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16, multiplie
 from fairseq_speedup.inference.positions import FourierConv1d
 from fairseq_speedup.inference.transformer import PackedLoop
 
+AS_SAVED = "auto"
+
 
 @dataclass
 class InferenceConfig(FairseqDataclass):
     inference: str = field(
-        default="none",
+        default=AS_SAVED,
         metadata={
             "help": "form of the model that decodes: none, as it was trained, fp32 (the same "
-            "numbers, faster), bf16, int8 (on CPUs) or fp16 (on GPUs)"
+            "numbers, faster), bf16, int8 (on CPUs) or fp16 (on GPUs); auto is what the checkpoint "
+            "says (model.inference_form), where optimize has left it, else none"
         },
     )
+
+
+def form_of(asked: str, model: nn.Module) -> str:
+    """The form that ``--inference`` asks for, or the checkpoint where it does not; fp32 where this
+    device cannot run the checkpoint's."""
+    if asked != AS_SAVED:
+        return asked
+    saved = getattr(getattr(model, "cfg", None), "inference_form", "none")  # a stock one has none
+    if saved == "none":
+        return saved
+    try:
+        check_device(saved, next(model.parameters()).device)
+    except ValueError as error:
+        print(f"the checkpoint decodes in {saved}, which cannot be here ({error}): fp32 is used")
+        return "fp32"
+    return saved
 
 
 def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from omegaconf import ListConfig
 from fairseq_speedup.frames import FramePoolConfig, check_frame_pool
 from fairseq_speedup.frontend import FrontEndConfig, check_front_end
 from fairseq_speedup.heads import HeadConfig, check_head
+from fairseq_speedup.inference.linear import LINEARS
 from fairseq_speedup.models.speeds import SpeedsConfig
 from fairseq_speedup.transformer.early_exit import EarlyExitConfig, check_exit
 from fairseq_speedup.transformer.layer_removal import LayerRemovalConfig
@@ -38,7 +39,28 @@ def check_padding(cfg: PaddingConfig) -> None:
 
 
 @dataclass
+class InferenceFormConfig(FairseqDataclass):
+    inference_form: str = field(
+        default="none",
+        metadata={
+            "help": "form that the model decodes in where --inference says nothing: none, as it "
+            "was trained, fp32, bf16, int8 or fp16; optimize sets it"
+        },
+    )
+
+
+def check_inference_form(cfg: InferenceFormConfig) -> None:
+    """Raises ValueError for an unknown value."""
+    if cfg.inference_form != "none" and cfg.inference_form not in LINEARS:
+        raise ValueError(
+            f"unknown inference_form={cfg.inference_form!r}; valid values: "
+            f"{', '.join(['none', *LINEARS])}"
+        )
+
+
+@dataclass
 class SpeedupCtcConfig(
+    InferenceFormConfig,
     SpeedsConfig,
     PaddingConfig,
     HeadConfig,
@@ -57,6 +79,7 @@ def check_options(cfg: SpeedupCtcConfig) -> None:
     """Raises ValueError for options that are wrong whatever the pretrained model."""
     for check in (
         check_padding,
+        check_inference_form,
         check_front_end,
         check_frame_pool,
         check_merging,
@@ -99,9 +122,9 @@ def switched_on(cfg) -> dict:
 
 
 def reductions(cfg) -> dict:
-    """Those of :func:`switched_on` that make a model another than fairseq's: not ``padding``, which
-    no weight depends on."""
-    return {k: v for k, v in switched_on(cfg).items() if k != "padding"}
+    """Those of :func:`switched_on` that make a model another than fairseq's: not ``padding`` and
+    ``inference_form``, which no weight depends on."""
+    return {k: v for k, v in switched_on(cfg).items() if k not in ("padding", "inference_form")}
 
 
 def named_reductions(cfg) -> str:

@@ -28,7 +28,7 @@ def check_installed() -> None:
         raise MissingExtraError from None
 
 
-def _axes(width: float = 9, height: float = 6):
+def new_axes(width: float = 9, height: float = 6):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -55,7 +55,7 @@ def _part(names: list, axes) -> None:
 def draw_costs(rows: list[Row], cost: str, path: Path, measure: str = "WER") -> None:
     """Error rates of rows of one test set against a cost; bars are standard deviations over seeds,
     the line joins the Pareto front, whose models are named in bold."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     of = COSTS[cost]
     best = front(rows, cost)
     with_cost = [row for row in rows if of(row) is not None]
@@ -89,7 +89,7 @@ def draw_amounts(rows: list[Row], path: Path, measure: str = "WER") -> bool:
     methods = [each for each in methods.values() if len({row.hours for row in each}) > 1]
     if not methods:
         return False
-    figure, axes = _axes(7, 5)
+    figure, axes = new_axes(7, 5)
     for several in methods:
         in_order = sorted(several, key=lambda row: row.hours)
         axes.errorbar(
@@ -117,7 +117,7 @@ def draw_exits(rows: list[Row], path: Path) -> bool:
     with_exits = [row for row in rows if row.mean_layers is not None]
     if not with_exits:
         return False
-    figure, axes = _axes(9, 4)
+    figure, axes = new_axes(9, 4)
     width = 0.8 / len(with_exits)
     for index, row in enumerate(with_exits):
         histogram = Counter()

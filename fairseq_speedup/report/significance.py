@@ -33,24 +33,36 @@ def difference(row: Row, baseline: Row, seed: int = 0) -> Difference:
     """
     if not np.array_equal(row.words, baseline.words):
         raise ValueError(f"{row.name} and {baseline.name} were decoded on other data")
+    return difference_of(row.errors, baseline.errors, row.words, seed)
+
+
+def difference_of(errors, baseline_errors, words, seed: int = 0) -> Difference:
+    """
+    Args:
+        errors, baseline_errors: (seeds, U), of each utterance
+        words: (U,), of its reference
+    """
     rng = np.random.default_rng(seed)
-    num_utterances = len(row.words)
+    num_utterances = len(words)
     found = []
     for _ in range(RESAMPLES // CHUNK):
         drawn = rng.multinomial(num_utterances, np.full(num_utterances, 1 / num_utterances), CHUNK)
-        words = np.maximum(1, drawn @ row.words)
-        points = [100 * _resampled(each, drawn, rng) / words for each in (row, baseline)]
+        num_words = np.maximum(1, drawn @ words)
+        both = (errors, baseline_errors)
+        points = [100 * _resampled(each, drawn, rng) / num_words for each in both]
         found.append(points[0] - points[1])
     found = np.concatenate(found)
     tail = 100 * (1 - CONFIDENCE) / 2
     least, most = np.percentile(found, [tail, 100 - tail])
     p = 2 * min((found <= 0).mean(), (found >= 0).mean())
-    return Difference(row.wer - baseline.wer, float(least), float(most), min(1.0, float(p)))
+    totals = [each.sum(axis=1).mean() for each in (errors, baseline_errors)]
+    points = 100 * (totals[0] - totals[1]) / max(1, words.sum())
+    return Difference(float(points), float(least), float(most), min(1.0, float(p)))
 
 
-def _resampled(row: Row, drawn: np.ndarray, rng) -> np.ndarray:
+def _resampled(errors: np.ndarray, drawn: np.ndarray, rng) -> np.ndarray:
     """Errors (resamples,), the mean over seeds drawn anew for each."""
-    by_seed = drawn @ row.errors.T  # (resamples, seeds)
+    by_seed = drawn @ errors.T  # (resamples, seeds)
     num_seeds = by_seed.shape[1]
     chosen = rng.integers(num_seeds, size=by_seed.shape)
     return np.take_along_axis(by_seed, chosen, axis=1).mean(axis=1)

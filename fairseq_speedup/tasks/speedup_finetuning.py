@@ -36,7 +36,7 @@ from fairseq_speedup.decoding.run import DecodingRun
 from fairseq_speedup.decoding.scoring import of_generate
 from fairseq_speedup.decoding.windows import Windows
 from fairseq_speedup.decoding.words import Words
-from fairseq_speedup.inference import InferenceConfig, to_inference_form
+from fairseq_speedup.inference import InferenceConfig, form_of, to_inference_form
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc
@@ -379,7 +379,9 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         check_options(self.cfg, args)
         blank = self.target_dictionary.index(self.blank_symbol)
         meter = ComputeMeter(models, self.sample_rate)
-        meter.inference = [to_inference_form(model, self.cfg.inference) for model in models]
+        meter.inference = [
+            to_inference_form(model, form_of(self.cfg.inference, model)) for model in models
+        ]
         training_labels = os.path.join(self.cfg.data, f"train.{self.cfg.labels}")
         run = self.decoding_run
         windows = self._windows(blank, at_once=run.cfg.dataset.batch_size if run else None)
@@ -442,4 +444,5 @@ def best_checkpoint_metric() -> str | None:
 def completed(task_cfg) -> DictConfig:
     """A checkpoint's task config with the fields that its fairseq did not have yet."""
     cfg = OmegaConf.create(OmegaConf.to_container(task_cfg, enum_to_str=True))
+    cfg.tpu = False  # fairseq's default looks it up in the whole config, which is not here
     return merge_with_parent(SpeedupFinetuningConfig(), cfg, remove_missing=True)

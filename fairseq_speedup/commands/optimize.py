@@ -1,0 +1,124 @@
+"""Make a fine-tuned model faster on this machine, without training.
+
+    python -m fairseq_speedup optimize checkpoint_best.pt --data DATA --gen-subset valid \\
+        --wer-budget 0.5 --output FASTER
+
+Tries what this machine can run: forms of --inference, layers left out, frames that merge, exits and
+speeds that the model has, ONNX Runtime, batch sizes and threads. Each is measured beside the model
+as it is, for words, time, MACs and memory; the best are combined while --wer-budget holds, and each
+combination is measured. FASTER/model.pt carries the choice: it decodes so without an option.
+
+Without labels give --audio: then the measure is the distance from the model's own transcripts.
+Broken off, the same command goes on from what it had measured.
+"""
+
+import os
+
+from fairseq_speedup.commands import arguments
+from fairseq_speedup.decoding.options import OF_SEARCH, DecodingOptions, check_options
+
+AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au", ".sph", ".w64")
+BEAM = ["ctc_decoder", "beam", "lm_weight", "word_score", *OF_SEARCH]
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("path", metavar="MODEL", help="a fine-tuned checkpoint, ours or stock")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="new, or of a run before")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="FOLDER", help="with manifests and labels")
+    data.add_argument("--gen-subset", default="valid", metavar="SPLIT", help="split to choose on")
+    data.add_argument("--labels", help="ltr, spm or another dict.LABELS.txt; default: the only one")
+    data.add_argument(
+        "--post-process",
+        metavar="{letter,sentencepiece,none}",
+        help="how labels become words; default: what fits the labels",
+    )
+    data.add_argument(
+        "--audio", nargs="+", metavar="FILE", help="files or folders, where there are no labels"
+    )
+    data.add_argument(
+        "--max-utterances", type=int, metavar="N", help="so many, evenly over their lengths"
+    )
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--wer-budget",
+        type=float,
+        default=0.5,
+        metavar="POINTS",
+        help="points of WER that may be lost",
+    )
+    search.add_argument(
+        "--time-limit",
+        type=seconds,
+        metavar="TIME",
+        help="20m, 90s, 2h: nothing new is tried after it; default: none",
+    )
+    arguments.add_overrides(search)
+    arguments.add_cpu(search)
+    arguments.add_overwrite(search, "begin anew in a folder of a run before")
+    search.add_argument("--json", action="store_true", help="print JSON in place of the page")
+    arguments.add_decoding(parser.add_argument_group("decoding"), list(dict.fromkeys(BEAM)))
+
+
+def seconds(text: str) -> float:
+    """20m, 90s, 2h or a number of seconds."""
+    number, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1)
+    found = float(number) * unit
+    if not 0 < found < float("inf"):
+        raise ValueError
+    return found
+
+
+def check(args) -> None:
+    arguments.check_checkpoint(args.path)
+    arguments.check_least(args, wer_budget=0, max_utterances=1)
+    if args.wer_budget == float("inf"):
+        raise ValueError("--wer-budget inf is out of range; it must be a number of points")
+    if (args.data is None) == (args.audio is None):
+        raise ValueError("give either --data, a folder with labels, or --audio, files without")
+    if args.data is not None and not os.path.isdir(args.data):
+        raise FileNotFoundError(f"--data {args.data} is not a folder")
+    args.audio_files = files_of(args.audio or [])
+    args.nbest = 1
+    own = {each: getattr(args, each) for each in BEAM if hasattr(DecodingOptions, each)}
+    check_options(DecodingOptions(**own), args)
+    args.decoding = decoding_of(args)
+
+
+def files_of(paths: list[str]) -> list[str]:
+    """Audio files, those of folders with them.
+
+    Raises:
+        FileNotFoundError: a path that does not exist, or a folder without audio
+    """
+    found = []
+    for path in paths:
+        if os.path.isdir(path):
+            inside = [
+                os.path.join(folder, name)
+                for folder, _, names in os.walk(path)
+                for name in names
+                if name.lower().endswith(AUDIO)
+            ]
+            if not inside:
+                raise FileNotFoundError(f"--audio {path}: no audio files ({', '.join(AUDIO)})")
+            found += sorted(inside)
+        elif os.path.exists(path):
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"--audio {path} does not exist")
+    return found
+
+
+def decoding_of(args) -> dict:
+    """Options of decoding that are not at their defaults."""
+    if args.ctc_decoder == "greedy":
+        return {}
+    return {name: getattr(args, name) for name in BEAM}
+
+
+def run(args) -> None:
+    from fairseq_speedup.optimize import run as optimize
+
+    optimize.run(args)

@@ -1,0 +1,300 @@
+"""Measures candidates beside the model as it is, and keeps what it measured in a file."""
+
+import json
+import multiprocessing
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from statistics import median
+
+import numpy as np
+
+from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.optimize.candidates import Candidate
+from fairseq_speedup.optimize.worker import Loaded, Setup, Transcribed, serve
+
+ROUNDS = 5
+SECONDS_OF_ROUND = 2.0  # that the model as it is takes
+FEWEST_TIMED, MOST_TIMED = 4, 24  # utterances
+MOST_LOSS = 2  # budgets: a candidate that loses more is not timed
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker was ended, for instance for want of memory."""
+
+
+class OtherRunError(ValueError):
+    """A log is of another model, other data or another machine."""
+
+
+@dataclass
+class Measured:
+    """A candidate and what was found.
+
+    errors: of each utterance, edit distance in words
+    loss: points of WER more than the model as it is
+    ratios: of its time and that of the model as it is, of each round; empty where it was not timed
+    macs_per_second: of audio, None where they are not known
+    memory_bytes: most, None where it is not known
+    layers: mean number run, where utterances leave
+    failed: why it could not be run
+    """
+
+    candidate: Candidate
+    errors: list[int] = field(default_factory=list)
+    loss: float = float("inf")
+    ratios: list[float] = field(default_factory=list)
+    macs_per_second: float | None = None
+    memory_bytes: int | None = None
+    layers: float | None = None
+    failed: str = ""
+
+    @property
+    def time(self) -> float:
+        """As a fraction of that of the model as it is; infinite where it was not timed."""
+        return median(self.ratios) if self.ratios else float("inf")
+
+    @property
+    def spread(self) -> float:
+        """Of its time over rounds, as a fraction of the median."""
+        return (max(self.ratios) - min(self.ratios)) / self.time if self.ratios else 0.0
+
+
+class Process:
+    """A worker's process; it is started when it is first asked for something."""
+
+    def __init__(self, setup: Setup, user_dir: str | None):
+        self.arguments = (setup, user_dir)
+        self.process = self.connection = self.candidate = None
+
+    def call(self, method: str, *arguments):
+        """What the worker's method gives.
+
+        Raises:
+            ValueError: its words
+            WorkerDiedError
+        """
+        if self.process is None:
+            context = multiprocessing.get_context("spawn")
+            self.connection, theirs = context.Pipe()
+            self.process = context.Process(
+                target=serve, args=(theirs, *self.arguments), daemon=True
+            )
+            self.process.start()
+            theirs.close()
+        try:
+            self.connection.send((method, arguments))
+            good, found = self.connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self.process.join()
+            status = self.process.exitcode
+            self.process = self.candidate = None
+            raise WorkerDiedError(f"the process was ended (status {status})") from None
+        if not good:
+            raise ValueError(found)
+        return found
+
+    def load(self, candidate: Candidate) -> Loaded | None:
+        """Makes a candidate ready, if it is not."""
+        if self.candidate == candidate:
+            return None
+        self.candidate = None
+        loaded = self.call("load", candidate)
+        self.candidate = candidate
+        return loaded
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.connection.close()
+            self.process.join(5)
+            self.process.terminate()
+            self.process = None
+
+
+class Bench:
+    """
+    Args:
+        setup: what every candidate has in common
+        base: the model as it is
+        log: file that keeps what was measured, for a run that goes on
+        origin: what a log must be of to be gone on with
+        budget: points of WER
+        scoring: how errors are counted
+        user_dir: package with the user's own reductions
+        most_utterances: of the data, evenly over their lengths; None for all
+
+    Attributes:
+        indices: utterances that are transcribed
+        timed: those that are timed
+        num_words: of each utterance's reference
+        by_labels: whether references are labels, not the model's own transcripts
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        base: Candidate,
+        log: str,
+        origin: dict,
+        budget: float,
+        scoring: Scoring,
+        user_dir: str | None = None,
+        most_utterances: int | None = None,
+    ):
+        self.setup, self.base, self.budget, self.scoring = setup, base, budget, scoring
+        self.ours, self.other = Process(setup, user_dir), Process(setup, user_dir)
+        self.log = log
+        self.measured: dict[str, Measured] = {}
+        self.influence: dict[int, float] = {}
+        self.transcribed: dict[str, Transcribed] = {}
+        self.macs: dict[str, float | None] = {}
+        self.seconds_of = 0.0  # that the last measurement took
+        self._read_log(origin)
+        self.num_samples, references = self.ours.call("data_found")
+        self.subject = self.ours.call("subject")
+        self.indices = spread(self.num_samples, most_utterances or len(self.num_samples))
+        self.by_labels = references is not None
+        self._begin(references)
+
+    def close(self) -> None:
+        self.ours.close()
+        self.other.close()
+
+    # -- the model as it is ----------------------------------------------------------------------
+
+    def _begin(self, references) -> None:
+        self.ours.load(self.base)
+        start = time.monotonic()
+        found = self.ours.call("transcribe", self.indices, self.subject.padding_gets_in)
+        seconds = time.monotonic() - start
+        self.transcribed[self.base.transcripts_key] = found
+        texts = dict(zip(self.indices, found.texts, strict=True))
+        self.references = references or [texts.get(i, "") for i in range(len(self.num_samples))]
+        _, self.num_words = self._errors(found.texts)
+        self._choose_timed(seconds / max(1, self._samples(self.indices)))
+        self.measure(self.base)
+
+    def _choose_timed(self, seconds_per_sample: float) -> None:
+        """As many utterances as a round's time allows."""
+        count = MOST_TIMED
+        self.timed = spread(self.num_samples, count, self.indices)
+        while count > FEWEST_TIMED and (
+            seconds_per_sample * self._samples(self.timed) > SECONDS_OF_ROUND
+        ):
+            count -= 1
+            self.timed = spread(self.num_samples, count, self.indices)
+
+    def _samples(self, indices: list[int]) -> int:
+        return sum(self.num_samples[index] for index in indices)
+
+    def _errors(self, texts: list[str]) -> tuple[list[int], list[int]]:
+        pairs = [
+            (self.references[index], text) for index, text in zip(self.indices, texts, strict=True)
+        ]
+        return self.scoring.counts(pairs)
+
+    def error_rate(self, measured: Measured) -> float:
+        """In percent."""
+        return 100 * sum(measured.errors) / max(1, sum(self.num_words))
+
+    # -- candidates ------------------------------------------------------------------------------
+
+    def measure(self, candidate: Candidate) -> Measured:
+        """What is found of a candidate, measured once."""
+        if candidate.key not in self.measured:
+            start = time.monotonic()
+            try:
+                found = self._measure(candidate)
+            except (ValueError, WorkerDiedError) as error:
+                found = Measured(candidate, failed=str(error))
+            self.seconds_of = time.monotonic() - start
+            self._keep(found)
+        return self.measured[candidate.key]
+
+    def _measure(self, candidate: Candidate) -> Measured:
+        transcribed = self.transcribed.get(candidate.transcripts_key)
+        if transcribed is None:
+            self.other.load(candidate)
+            alone = self.subject.padding_gets_in
+            transcribed = self.other.call("transcribe", self.indices, alone)
+            self.transcribed[candidate.transcripts_key] = transcribed
+        errors, _ = self._errors(transcribed.texts)
+        macs = transcribed.macs_per_second or self.macs.get(candidate.macs_key)
+        self.macs.setdefault(candidate.macs_key, macs)
+        found = Measured(candidate, errors, macs_per_second=macs, layers=transcribed.layers)
+        base = self.measured.get(self.base.key, found)
+        found.loss = 100 * (sum(errors) - sum(base.errors)) / max(1, sum(self.num_words))
+        if found.loss <= MOST_LOSS * self.budget:
+            found.ratios, found.memory_bytes = self._timed(candidate)
+        return found
+
+    def _timed(self, candidate: Candidate) -> tuple[list[float], int | None]:
+        """Both in turn, and in changing order."""
+        self.ours.load(self.base)
+        self.other.load(candidate)
+        ratios = []
+        for number in range(ROUNDS + 1):
+            both = [self.ours, self.other]
+            seconds = {}
+            for each in both if number % 2 else reversed(both):
+                seconds[each] = each.call("seconds", self.timed)
+            if number > 0:  # the first round warms up
+                ratios.append(seconds[self.other] / seconds[self.ours])
+        return ratios, self.other.call("peak_memory")
+
+    def influence_of_layers(self) -> dict[int, float]:
+        """How much each layer changes what it is given, on the utterances that are timed."""
+        if not self.influence:
+            found = self.other.call("influence", self.timed)
+            self.influence = found
+            self._append({"influence": {str(index): value for index, value in found.items()}})
+        return self.influence
+
+    # -- the log ---------------------------------------------------------------------------------
+
+    def _read_log(self, origin: dict) -> None:
+        if not os.path.exists(self.log):
+            self._append({"origin": origin})
+            return
+        lines = []
+        with open(self.log, encoding="utf-8") as file:
+            for line in file:
+                try:
+                    lines.append(json.loads(line))
+                except ValueError:
+                    break  # the last line of a run that was ended while it wrote
+        found = lines[0].get("origin") if lines else None
+        if found != origin:
+            found = found or {}
+            name = next(each for each in origin if found.get(each) != origin[each])
+            raise OtherRunError(
+                f"{self.log} is of another run: {name} is {found.get(name)!r} there and "
+                f"{origin[name]!r} now; name another --output, or give --overwrite"
+            )
+        with open(self.log, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        for line in lines[1:]:
+            if "influence" in line:
+                self.influence = {int(k): value for k, value in line["influence"].items()}
+            else:
+                measured = Measured(**{**line, "candidate": Candidate(**line["candidate"])})
+                self.measured[measured.candidate.key] = measured
+                self.macs.setdefault(measured.candidate.macs_key, measured.macs_per_second)
+
+    def _keep(self, measured: Measured) -> None:
+        self.measured[measured.candidate.key] = measured
+        self._append(asdict(measured))
+
+    def _append(self, line: dict) -> None:
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def spread(num_samples: list[int], count: int, among: list[int] | None = None) -> list[int]:
+    """``count`` utterances at equal distances of the order of lengths, rising by index."""
+    among = range(len(num_samples)) if among is None else among
+    ordered = sorted(among, key=lambda index: num_samples[index])
+    if count >= len(ordered):
+        return sorted(ordered)
+    places = (np.arange(count) + 0.5) / count * len(ordered)
+    return sorted(ordered[int(place)] for place in places)

@@ -1,0 +1,205 @@
+"""What can be tried on a model: a candidate is the model with some of its options changed, in a
+form, in an engine, at a batch size and number of threads."""
+
+import json
+from dataclasses import dataclass, field, replace
+
+ENGINES = ("torch", "onnx", "onnx int8")
+MERGE_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2)
+EXIT_THRESHOLDS = {"entropy": (0.005, 0.02, 0.05, 0.1, 0.2)}  # nats, mild first
+BATCH_SIZES = (4, 16)
+BLANK_SKIP_THRESHOLDS = (0.999, 0.99, 0.95)
+LEAST_BEAM = 5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """
+    overrides: of the model's options, by name
+    form: of ``--inference``
+    engine: one of ENGINES
+    batch_size: utterances
+    threads: of the CPU
+    decoding: options of decoding that are not as the user gave them
+    """
+
+    overrides: dict = field(default_factory=dict)
+    form: str = "none"
+    engine: str = "torch"
+    batch_size: int = 1
+    threads: int = 1
+    decoding: dict = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What it is, for the log."""
+        return json.dumps(vars(self), sort_keys=True)
+
+    @property
+    def transcripts_key(self) -> str:
+        """All that transcripts depend on."""
+        return json.dumps([self.overrides, self.form, self.engine, self.decoding], sort_keys=True)
+
+    @property
+    def macs_key(self) -> str:
+        """All that MACs depend on."""
+        return json.dumps(self.overrides, sort_keys=True)
+
+    def with_overrides(self, **overrides) -> "Candidate":
+        return replace(self, overrides={**self.overrides, **overrides})
+
+    def with_decoding(self, **options) -> "Candidate":
+        return replace(self, decoding={**self.decoding, **options})
+
+    def described(self, base: "Candidate") -> str:
+        """What is other than in ``base``, as options are written."""
+        said = []
+        if self.engine != base.engine:
+            said.append(self.engine.replace("onnx", "ONNX Runtime"))
+        elif self.form != base.form:
+            said.append(f"inference={self.form}")
+        said += [f"{name}={value}" for name, value in self.overrides.items()]
+        said += [f"{name}={value}" for name, value in self.decoding.items()]
+        for name in ("batch_size", "threads"):
+            if getattr(self, name) != getattr(base, name):
+                said.append(f"{name}={getattr(self, name)}")
+        return ", ".join(said) or "as it is"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a model can be changed in, as its worker found it.
+
+    kept_layers: indices of its layers
+    exits: of them, those with a head
+    can_merge: frames may merge between its layers
+    many: options of a model of many speeds, by name the values that it was trained for and the
+        one that it runs at
+    padding_gets_in: an utterance's numbers depend on its batch
+    forms: of ``--inference`` that this machine runs fast
+    engines: that are installed
+    decoder: greedy or beam
+    beam: hypotheses kept by it
+    """
+
+    kept_layers: list[int]
+    exits: list[int]
+    can_merge: bool
+    many: dict
+    padding_gets_in: bool
+    forms: list[str]
+    engines: list[str]
+    decoder: str
+    beam: int
+
+
+def listed(layers: list[int]) -> str:
+    """Layers as ``keep_layers`` takes them; a list of one ends with a comma."""
+    return ",".join(map(str, layers)) + ("," if len(layers) == 1 else "")
+
+
+def kept_of(candidate: Candidate, subject: Subject) -> list[int]:
+    """Indices of the layers of a candidate."""
+    kept = candidate.overrides.get("keep_layers")
+    return subject.kept_layers if kept is None else [int(each) for each in kept.split(",") if each]
+
+
+def forms(candidate: Candidate, subject: Subject) -> list[Candidate]:
+    return [replace(candidate, form=form) for form in subject.forms]
+
+
+def engines(candidate: Candidate, subject: Subject) -> list[Candidate]:
+    """Other engines, for a model that a graph can hold."""
+    if candidate.overrides.get("exit_criterion", "none") != "none":
+        return []
+    return [
+        replace(candidate, engine=each, form="none")
+        for each in subject.engines
+        if each != candidate.engine
+    ]
+
+
+def without_a_layer(
+    candidate: Candidate, subject: Subject, influence: dict[int, float], most: int
+) -> list[Candidate]:
+    """One layer less: each of the ``most`` that change their input least. The first and the last
+    stay, and exits and merging as they are."""
+    kept = kept_of(candidate, subject)
+    if len(kept) < 3 or "depths" in subject.many:
+        return []
+    inner = [index for index in kept[1:-1] if index not in subject.exits]
+    least = sorted(inner, key=influence.__getitem__)[:most]
+    return [
+        candidate.with_overrides(keep_layers=listed([each for each in kept if each != index]))
+        for index in sorted(least, key=influence.__getitem__)
+    ]
+
+
+def cut_at_exits(candidate: Candidate, subject: Subject) -> list[Candidate]:
+    """The layers up to an exit, whose head decides: fewer and fewer."""
+    kept = kept_of(candidate, subject)
+    before_last = [index for index in reversed(subject.exits) if index != kept[-1]]
+    return [
+        candidate.with_overrides(
+            keep_layers=listed([each for each in kept if each <= index]), exit_layers="none"
+        )
+        for index in before_last
+        if index in kept
+    ]
+
+
+def early_exits(candidate: Candidate, subject: Subject) -> list[Candidate]:
+    """Each utterance leaves where its posteriors are sure enough, ever earlier."""
+    if not subject.exits or candidate.overrides.get("exit_layers") == "none":
+        return []
+    return [
+        candidate.with_overrides(exit_criterion=criterion, exit_threshold=threshold)
+        for criterion, thresholds in EXIT_THRESHOLDS.items()
+        for threshold in thresholds
+    ]
+
+
+def merging(candidate: Candidate, subject: Subject) -> list[Candidate]:
+    """Ever more frames merge."""
+    if not subject.can_merge or len(kept_of(candidate, subject)) < 2:
+        return []
+    return [candidate.with_overrides(merge_ratio=ratio) for ratio in MERGE_RATIOS]
+
+
+def speeds(candidate: Candidate, subject: Subject) -> list[Candidate]:
+    """The other speeds of a model of many."""
+    found = []
+    for name, (values, chosen) in subject.many.items():
+        if name == "keep_layers":
+            faster = [str(each) for each in sorted(values, reverse=True) if each < chosen]
+        else:
+            faster = sorted(each for each in values if each > chosen)
+        found += [candidate.with_overrides(**{name: each}) for each in faster]
+    return found
+
+
+def decoders(candidate: Candidate, subject: Subject) -> list[Candidate]:
+    """A beam search over fewer frames or hypotheses."""
+    if subject.decoder != "beam":
+        return []
+    skipping = [
+        candidate.with_decoding(blank_skip_threshold=each) for each in BLANK_SKIP_THRESHOLDS
+    ]
+    beams, beam = [], subject.beam // 2
+    while beam >= LEAST_BEAM:
+        beams.append(candidate.with_decoding(beam=beam))
+        beam //= 2
+    return skipping + beams
+
+
+def schedules(candidate: Candidate, subject: Subject, num_cores: int) -> list[Candidate]:
+    """Other batch sizes and numbers of threads, which no transcript depends on."""
+    found = []
+    if not subject.padding_gets_in:
+        found += [replace(candidate, batch_size=each) for each in BATCH_SIZES]
+    threads = 1
+    while threads <= num_cores:
+        if threads != candidate.threads:
+            found.append(replace(candidate, threads=threads))
+        threads *= 2
+    return found

@@ -1,0 +1,336 @@
+"""``python -m fairseq_speedup optimize``: from arguments to a folder with a faster model."""
+
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from fairseq_speedup.data.manifest import infer_labels, read_labels, read_manifest
+from fairseq_speedup.decoding.boundaries import LabelWords
+from fairseq_speedup.decoding.generated import generate_path
+from fairseq_speedup.decoding.options import option, read_overrides
+from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.models.config import switched_on
+from fairseq_speedup.models.loading import load_finetuned
+from fairseq_speedup.optimize import outcome
+from fairseq_speedup.optimize.bench import Bench, Measured
+from fairseq_speedup.optimize.candidates import Candidate
+from fairseq_speedup.optimize.outcome import MODEL, ONNX, PICTURE, RESULT, TABLE, Line
+from fairseq_speedup.optimize.progress import Progress
+from fairseq_speedup.optimize.search import Search, fastest
+from fairseq_speedup.optimize.training import Recipe, suggestions
+from fairseq_speedup.optimize.worker import Setup
+from fairseq_speedup.report.pictures import MissingExtraError, check_installed
+
+LOG, SCRATCH, RESULTS = "tried.jsonl", "work", "results"
+HOPELESS = 90.0  # % of errors: a budget of points means nothing
+SAMPLE_RATE = 16000
+
+
+class OptimizeError(ValueError):
+    """What cannot be optimised, and why."""
+
+
+def run(args) -> None:
+    folder = prepared(args)
+    setup = setup_of(args, folder)
+    budget = args.wer_budget
+    deadline = time.monotonic() + (args.time_limit or math.inf)
+    base = Candidate(batch_size=1, threads=torch.get_num_threads())
+    origin = {
+        "model": os.path.abspath(args.path),
+        "written": os.path.getmtime(args.path),
+        "data": setup.data or sorted(setup.audio),
+        "gen_subset": setup.subset,
+        "model_overrides": setup.overrides,
+        "decoding": setup.decoding,
+        "post_process": setup.post_process,
+        "max_utterances": args.max_utterances,
+        "machine": outcome.hardware_of(torch.cuda.is_available() and not args.cpu),
+        "threads": base.threads,
+    }
+    scoring = Scoring(post_process=setup.post_process)
+    bench = Bench(
+        setup, base, str(folder / LOG), origin, budget, scoring, args.user_dir, args.max_utterances
+    )
+    progress = Progress(base, budget, deadline)
+    search = Search(bench, os.cpu_count() or 1, deadline, progress)
+    try:
+        _check_baseline(bench)
+        _say_what_is_there(bench, budget)
+        search.run(sorted({budget, budget / 2, 2 * budget}))
+    except KeyboardInterrupt:
+        raise OptimizeError(
+            f"stopped; {folder / LOG} has what was measured, and the same command goes on from it"
+        ) from None
+    finally:
+        progress.close()
+        bench.close()
+    if search.out_of_time:
+        print(
+            f"the time limit was reached after {len(bench.measured)} candidates; the same command "
+            "with a longer one goes on",
+            file=sys.stderr,
+        )
+    finish(args, folder, setup, bench, budget)
+
+
+# -- before --------------------------------------------------------------------------------------
+
+
+def prepared(args) -> Path:
+    """The folder of --output, ours or new."""
+    folder = Path(args.output)
+    if folder.exists() and not folder.is_dir():
+        raise OptimizeError(f"--output {folder} is a file; give a folder that is new or of a run")
+    ours = (folder / LOG).exists()
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
+        raise OptimizeError(
+            f"--output {folder} is not empty and no run of optimize has made it: name another"
+        )
+    if ours and args.overwrite:
+        for name in (LOG, MODEL, ONNX, TABLE, PICTURE, RESULT):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+    (folder / SCRATCH).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def setup_of(args, folder: Path) -> Setup:
+    post_process = args.post_process or "letter"
+    if args.data is not None:
+        labels = args.labels or infer_labels(args.data)
+        split = os.path.join(args.data, args.gen_subset)
+        lines = read_labels(f"{split}.{labels}", read_manifest(f"{split}.tsv"))
+        words = LabelWords.of(f"{split}.{labels}", lines)
+        post_process = words.chosen(args.post_process, labels)
+    return Setup(
+        path=args.path,
+        data=args.data,
+        subset=args.gen_subset,
+        audio=args.audio_files,
+        overrides=read_overrides(args.model_overrides),
+        decoding=args.decoding,
+        post_process=post_process,
+        folder=str(folder / SCRATCH),
+        cpu=args.cpu,
+    )
+
+
+def _check_baseline(bench: Bench) -> None:
+    base = bench.measured[bench.base.key]
+    if base.failed:
+        raise OptimizeError(f"the model as it is cannot be run: {base.failed}")
+    if not sum(bench.num_words):
+        raise OptimizeError(
+            "there are no words to count errors in: the references are empty"
+            if bench.by_labels
+            else "the model gives no words for this audio: there is nothing to compare with"
+        )
+    if bench.by_labels and bench.error_rate(base) > HOPELESS:
+        raise OptimizeError(
+            f"the model as it is has {bench.error_rate(base):.1f} % errors: a budget means nothing "
+            "there. Look at its transcripts first (fairseq-generate): are the dictionary and "
+            "task.normalize those of its training, and is --post-process right for its labels?"
+        )
+
+
+def _say_what_is_there(bench: Bench, budget: float) -> None:
+    seconds = sum(bench.num_samples[index] for index in bench.indices) / SAMPLE_RATE
+    base = bench.measured[bench.base.key]
+    rate = (
+        f"{bench.scoring.measure} {bench.error_rate(base):.2f} %"
+        if bench.by_labels
+        else "compared with the model's own transcripts"
+    )
+    print(
+        f"{len(bench.indices)} utterances, {seconds / 60:.1f} minutes, {sum(bench.num_words)} "
+        f"words; {rate}; budget {budget:g} points",
+        file=sys.stderr,
+    )
+
+
+# -- after ---------------------------------------------------------------------------------------
+
+
+def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> None:
+    """Writes all that is left, tries the commands, prints them."""
+    base = bench.measured[bench.base.key]
+    best = fastest(bench, budget)
+    in_torch = fastest(bench, budget, engines=("torch",))
+    lines = [
+        Line("as it is", base),
+        Line(f"best within {budget:g}", best),
+        Line(f"within {budget / 2:g}", fastest(bench, budget / 2)),
+        Line(f"within {2 * budget:g}", fastest(bench, 2 * budget)),
+    ]
+    outcome.write_model(setup, in_torch.candidate, folder)
+    written = [MODEL]
+    (folder / ONNX).unlink(missing_ok=True)
+    if best is not in_torch:
+        lines.insert(2, Line(f"of these, in {MODEL}", in_torch))
+        outcome.keep_onnx(setup, best.candidate, folder)
+        written.append(ONNX)
+    commands = commands_of(args, folder, setup, best, in_torch)
+    confirmed = [confirm(command, folder, setup) for command in commands]
+    model, cfg, _ = load_finetuned(
+        setup.path, "", {"data": setup.data, **setup.overrides} if setup.data else setup.overrides
+    )
+    training = []
+    if setup.data is not None:
+        recipe = recipe_of(args, setup, cfg)
+        training = [
+            (recipe.command(each), each)
+            for each in suggestions(bench.subject, switched_on(model.cfg), recipe.hours)
+        ]
+    found = outcome.as_json(
+        bench,
+        lines,
+        budget=budget,
+        commands=[shlex.join(each) for each in commands],
+        confirmed=confirmed,
+        training=[
+            {"command": command, "share_of_macs": each.share, "expectation": each.expectation}
+            for command, each in training
+        ],
+        hardware=json.loads(outcome.hardware_of(torch.cuda.is_available() and not args.cpu)),
+    )
+    page = page_of(bench, lines, best, budget, commands, confirmed, training)
+    (folder / TABLE).write_text(page, encoding="utf-8")
+    outcome.write_json(found, folder / RESULT)
+    try:
+        check_installed()
+        outcome.draw(bench, lines, folder / PICTURE)
+        written.append(PICTURE)
+    except MissingExtraError as error:
+        print(f"no picture: {error}", file=sys.stderr)
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print(page)
+        print(f"wrote {', '.join(str(folder / each) for each in [*written, TABLE, RESULT, LOG])}")
+
+
+def commands_of(
+    args, folder: Path, setup: Setup, best: Measured, in_torch: Measured
+) -> list[list[str]]:
+    """To use the result: on the split (where there is one), and on a file."""
+    user_dir = args.user_dir or str(Path(__file__).parents[1])
+    python = ["python", "-m", "fairseq_speedup"]
+    python += ["--user-dir", args.user_dir] if args.user_dir else []
+    commands = []
+    if setup.data is not None:
+        candidate = in_torch.candidate
+        commands.append(
+            [
+                *(*_threads(candidate), "fairseq-generate", setup.data, "--user-dir", user_dir),
+                *("--task", "speedup_finetuning", "--path", str(folder / MODEL)),
+                *("--gen-subset", setup.subset, "--batch-size", str(candidate.batch_size)),
+                *("--scoring", "wer", "--post-process", setup.post_process),
+                *_options(args, setup, candidate),
+                *([] if args.labels is None else ["--labels", args.labels]),
+                *("--results-path", str(folder / RESULTS)),
+            ]
+        )
+    candidate = best.candidate
+    model = folder / (MODEL if candidate.engine == "torch" else ONNX)
+    audio = setup.audio or [_a_file(setup)]
+    options = _options(args, setup, candidate)
+    command = [*_threads(candidate), *python, "transcribe", "--path", str(model), *options]
+    return [*commands, [*command, audio[0]]]
+
+
+def _threads(candidate: Candidate) -> list[str]:
+    if candidate.threads == torch.get_num_threads():
+        return []
+    return ["env", f"OMP_NUM_THREADS={candidate.threads}"]
+
+
+def _options(args, setup: Setup, candidate: Candidate) -> list[str]:
+    """Of decoding."""
+    options = ["--cpu"] if args.cpu else []
+    for name, value in {**setup.decoding, **candidate.decoding}.items():
+        options += [option(name)] if value is True else [option(name), str(value)]
+    return options
+
+
+def _a_file(setup: Setup) -> str:
+    manifest = read_manifest(os.path.join(setup.data, f"{setup.subset}.tsv"))
+    return os.path.join(manifest.root, manifest.files[0])
+
+
+def confirm(command: list[str], folder: Path, setup: Setup) -> str:
+    """Runs a command before it is printed; what it said last."""
+    found = subprocess.run(_runnable(command), capture_output=True, text=True)
+    if found.returncode != 0:
+        reason = (found.stderr.strip() or "nothing said").splitlines()[-1]
+        return f"failed (status {found.returncode}): {reason}"
+    said = found.stdout
+    if "fairseq-generate" in command:  # with --results-path its error rate is there
+        said = Path(generate_path(str(folder / RESULTS), setup.subset)).read_text(encoding="utf-8")
+    return [line for line in said.splitlines() if line.strip()][-1]
+
+
+def _runnable(command: list[str]) -> list[str]:
+    """With the programs of this environment, whatever PATH says."""
+    generate = os.path.join(os.path.dirname(sys.executable), "fairseq-generate")
+    here = {"python": sys.executable}
+    if os.path.exists(generate):
+        here["fairseq-generate"] = generate
+    return [here.get(word, word) for word in command]
+
+
+def recipe_of(args, setup: Setup, cfg) -> Recipe:
+    config_dir = Path(__file__).parents[2] / "config" / "finetuning"
+    train = os.path.join(setup.data, "train.tsv")
+    hours = 0.0
+    if os.path.isfile(train):
+        hours = sum(read_manifest(train).num_samples) / cfg.task.sample_rate / 3600
+    return Recipe(
+        path=setup.path,
+        data=setup.data,
+        valid_subset=setup.subset,
+        config_dir=str(config_dir) if config_dir.is_dir() else "config/finetuning",
+        normalize=bool(cfg.task.normalize),
+        hours=hours,
+        has_gpu=torch.cuda.is_available(),
+    )
+
+
+def page_of(bench, lines, best, budget, commands, confirmed, training) -> str:
+    """The table and what to do next, in Markdown."""
+    measure = bench.scoring.measure if bench.by_labels else "Distance from the model's own text"
+    text = [outcome.table(bench, lines), ""]
+    text.append(
+        f"{measure} over {len(bench.indices)} utterances, {sum(bench.num_words)} words. Time: as a "
+        f"fraction of that of the model as it is, in turns with it, on {len(bench.timed)} "
+        "utterances; median and range."
+    )
+    needed = outcome.words_needed(bench, best, budget)
+    if needed is not None:
+        text.append(
+            f"This set cannot tell a budget of {budget:g} points from chance: it would take about "
+            f"{needed} words."
+        )
+    noisy = max(line.measured.spread for line in lines)
+    if noisy > outcome.SPREAD_TO_RANK:
+        text.append(
+            f"The machine was too noisy to rank what is near: a time varied by {100 * noisy:.0f} % "
+            "over its rounds."
+        )
+    text += ["", "Use it:", ""]
+    for command, said in zip(commands, confirmed, strict=True):
+        text += [f"    {shlex.join(command)}", f"    # {said}"]
+    if training:
+        text += ["", "What fine-tuning would add, with this model as start and teacher:", ""]
+        for command, each in training:
+            text += [f"    # {each.share:.2f} of the MACs; {each.expectation}", f"    {command}"]
+    return "\n".join(text) + "\n"

@@ -1,0 +1,158 @@
+"""Combines candidates under a budget: greedily, and each combination measured, never added up."""
+
+import time
+from collections.abc import Iterator
+
+from fairseq_speedup.optimize import candidates
+from fairseq_speedup.optimize.bench import Bench, Measured
+from fairseq_speedup.optimize.candidates import ENGINES, Candidate
+
+FASTER = 0.98  # of the time before: less is within the noise
+LEAST_INFLUENTIAL = 2  # layers of which each is tried to be left out, at each step
+
+
+class Search:
+    """
+    Args:
+        bench: measures
+        num_cores: of the CPU
+        deadline: of ``time.monotonic``, after which nothing new is measured
+        progress: called before and after each measurement
+    """
+
+    def __init__(self, bench: Bench, num_cores: int, deadline: float, progress):
+        self.bench = bench
+        self.num_cores = num_cores
+        self.deadline = deadline
+        self.progress = progress
+        self.out_of_time = False
+
+    def run(self, budgets: list[float]) -> None:
+        """Leaves in the bench what was measured on the way to the fastest model under each of the
+        budgets, in points of WER."""
+        for budget in budgets:
+            self._under(budget)
+
+    def _under(self, budget: float) -> Measured:
+        best = self.bench.measured[self.bench.base.key]
+        for step in (
+            self._forms,
+            self._speeds,
+            self._layers,
+            self._cuts,
+            self._exits,
+            self._merging,
+            self._engines,
+            self._decoders,
+            self._schedules,
+        ):
+            best = step(best, budget)
+        return best
+
+    # -- steps: each goes on from the best so far, and returns it or a faster one ----------------
+
+    def _forms(self, best: Measured, budget: float) -> Measured:
+        return self._fastest(best, candidates.forms(best.candidate, self.subject), budget)
+
+    def _speeds(self, best, budget):
+        return self._ladder(best, candidates.speeds(best.candidate, self.subject), budget)
+
+    def _layers(self, best, budget):
+        """Leaves out one layer after another while the budget holds."""
+        while True:
+            influence = self.bench.influence_of_layers() if not self.out_of_time else {}
+            tried = (
+                [
+                    self._measure(each)
+                    for each in candidates.without_a_layer(
+                        best.candidate, self.subject, influence, LEAST_INFLUENTIAL
+                    )
+                ]
+                if influence
+                else []
+            )
+            good = [each for each in tried if each is not None and each.loss <= budget]
+            if not good:
+                return best
+            least = min(good, key=lambda each: (each.loss, each.time))
+            if least.time >= best.time:
+                return best
+            best = least
+
+    def _cuts(self, best, budget):
+        return self._ladder(best, candidates.cut_at_exits(best.candidate, self.subject), budget)
+
+    def _exits(self, best, budget):
+        return self._ladder(best, candidates.early_exits(best.candidate, self.subject), budget)
+
+    def _merging(self, best, budget):
+        return self._ladder(best, candidates.merging(best.candidate, self.subject), budget)
+
+    def _engines(self, best, budget):
+        return self._fastest(best, candidates.engines(best.candidate, self.subject), budget)
+
+    def _decoders(self, best, budget):
+        for each in candidates.decoders(best.candidate, self.subject):
+            best = self._fastest(best, [best.candidate.with_decoding(**each.decoding)], budget)
+        return best
+
+    def _schedules(self, best, budget):
+        options = candidates.schedules(best.candidate, self.subject, self.num_cores)
+        return self._fastest(best, options, budget)
+
+    # -- how they choose -------------------------------------------------------------------------
+
+    @property
+    def subject(self) -> candidates.Subject:
+        return self.bench.subject
+
+    def _fastest(self, best: Measured, options: list[Candidate], budget: float) -> Measured:
+        """The fastest of all that keep the budget."""
+        return self._better(best, (self._measure(each) for each in options), budget)
+
+    def _ladder(self, best: Measured, options: list[Candidate], budget: float) -> Measured:
+        """Likewise, of ever stronger ones: ends with the first that does not keep it."""
+        return self._better(best, self._until_lost(options, budget), budget)
+
+    def _until_lost(self, options, budget: float) -> Iterator[Measured | None]:
+        for each in options:
+            found = self._measure(each)
+            yield found
+            if found is None or found.loss > budget:
+                return
+
+    @staticmethod
+    def _better(best: Measured, found, budget: float) -> Measured:
+        for each in found:
+            if each is not None and each.loss <= budget and each.time < FASTER * best.time:
+                best = each
+        return best
+
+    def _measure(self, candidate: Candidate) -> Measured | None:
+        """None where the time is over."""
+        if candidate.key not in self.bench.measured and time.monotonic() > self.deadline:
+            self.out_of_time = True
+            return None
+        self.progress.begin(candidate)
+        found = self.bench.measure(candidate)
+        self.progress.end(found)
+        return found
+
+
+def fastest(bench: Bench, budget: float, engines=ENGINES) -> Measured:
+    """Of all that was measured in these engines, the fastest that loses at most so much."""
+    good = [
+        each
+        for each in bench.measured.values()
+        if each.loss <= budget and each.candidate.engine in engines
+    ]
+    return min(good, key=lambda each: each.time)
+
+
+def front(bench: Bench) -> list[Measured]:
+    """The Pareto front of time and loss, fastest first."""
+    found: list[Measured] = []
+    for each in sorted(bench.measured.values(), key=lambda each: (each.time, each.loss)):
+        if each.ratios and (not found or each.loss < found[-1].loss):
+            found.append(each)
+    return found

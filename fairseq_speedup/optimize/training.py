@@ -1,0 +1,105 @@
+"""What fine-tuning would add: commands for this model and data, those first that save most for what
+they are expected to lose."""
+
+import os
+import shlex
+from dataclasses import dataclass
+
+from fairseq_speedup.optimize.candidates import Subject
+
+MOST = 3
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """
+    options: of fairseq-hydra-train
+    share: of the MACs that are left
+    expectation: words about what it loses, with their source
+    """
+
+    options: tuple[str, ...]
+    share: float
+    expectation: str
+
+
+STUDY = "arXiv 2303.06740, WavLM Large, 100 h of labels"
+HERE = "examples/study/RESULTS.md, a small HuBERT, one hour of labels"
+
+
+def suggestions(subject: Subject, reduced: dict, hours: float) -> list[Suggestion]:
+    """
+    Args:
+        reduced: options of the model that are on already; those of one stage are not offered again
+        hours: of labelled audio that there is to train with, 0 where it is not known
+    """
+    num_layers = len(subject.kept_layers)
+    kept = max(1, round(2 * num_layers / 3))
+    found = []
+    if "downsample" not in reduced and "frontend" not in reduced:
+        found.append(
+            Suggestion(
+                ("model.downsample=conv", "model.downsample_factor=2"),
+                0.5,
+                f"WER 4.09 to 4.61 ({STUDY}); 39.3 to 77.9 ({HERE}): it needs many labels and "
+                "updates",
+            )
+        )
+    if "frame_pool" not in reduced:
+        found.append(Suggestion(("model.frame_pool=2",), 0.56, f"WER 39.3 to 48.2 ({HERE})"))
+    if "keep_layers" not in reduced and num_layers > 2 and not subject.exits:
+        found.append(Suggestion((f"model.keep_layers={kept}",), 0.74, f"WER 39.3 to 41.5 ({HERE})"))
+    few = 0 < hours < 10
+    order = ["keep_layers", "frame_pool", "downsample"] if few or not hours else []
+    if order:  # with few labels a shorter waveform comes last
+        found.sort(key=lambda each: order.index(each.options[0].split(".")[1].split("=")[0]))
+    return found[:MOST]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the commands need to know.
+
+    path: of the fine-tuned checkpoint, which is the start and the teacher
+    data: folder with manifests and labels
+    valid_subset: split for validation
+    config_dir: of ``config/finetuning``
+    normalize: the model takes waveforms of zero mean and unit variance, as large ones do
+    hours: of labelled audio in ``train``, 0 where it is not known
+    has_gpu: a GPU is there
+    """
+
+    path: str
+    data: str
+    valid_subset: str
+    config_dir: str
+    normalize: bool
+    hours: float
+    has_gpu: bool
+
+    def command(self, suggestion: Suggestion) -> str:
+        """As it is typed."""
+        path = os.path.abspath(self.path)
+        config = f"{'large' if self.normalize else 'base'}_{self._amount}"
+        on_cpu = ["common.cpu=true", "common.fp16=false"]
+        return shlex.join(
+            [
+                *("fairseq-hydra-train", "--config-dir", self.config_dir, "--config-name", config),
+                f"task.data={os.path.abspath(self.data)}",
+                f"dataset.valid_subset={self.valid_subset}",
+                f"model.w2v_path={path}",
+                *suggestion.options,
+                "model.freeze_finetune_updates=0",  # the head is trained already
+                "criterion._name=ctc_distillation",
+                f"+criterion.teacher_path={path}",
+                *([] if self.has_gpu else on_cpu),
+                "distributed_training.distributed_world_size=1",
+            ]
+        )
+
+    @property
+    def _amount(self) -> str:
+        for name, most in [("10m", 0.5), ("1h", 5), ("10h", 50), ("100h", 400)]:
+            if self.hours <= most:
+                return name
+        return "960h"

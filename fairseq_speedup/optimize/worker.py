@@ -1,0 +1,433 @@
+"""One process that loads candidates, one after another, and runs them: its memory and threads are
+its own, and if it is killed, the others go on."""
+
+import contextlib
+import ctypes
+import gc
+import os
+import traceback
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from fairseq.dataclass.configs import GenerationConfig
+
+from fairseq_speedup.commands import library_warnings
+from fairseq_speedup.data.recording import read_recording
+from fairseq_speedup.decoding.generator import Encoded, batch_of, encode
+from fairseq_speedup.decoding.run import padding_gets_in
+from fairseq_speedup.inference.form import check_device
+from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16
+from fairseq_speedup.models.lengths import model_lengths
+from fairseq_speedup.models.loading import load_finetuned
+from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
+from fairseq_speedup.optimize.candidates import Candidate, Subject
+from fairseq_speedup.profiling.clock import now
+from fairseq_speedup.profiling.compute import ComputeMeter, macs_report
+from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask, completed
+
+BATCH_SECONDS = 100  # of audio, where nothing is timed
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every candidate has in common.
+
+    path: of the checkpoint
+    data: folder with manifests and labels, None for audio files alone
+    subset: split of it
+    audio: files, where there is no data folder
+    overrides: of the model's options, the user's own
+    decoding: options of decoding, as the user gave them
+    post_process: how labels become text, as fairseq-generate takes it
+    folder: for what an engine needs to have written
+    cpu: stay on the CPU
+    """
+
+    path: str
+    data: str | None
+    subset: str
+    audio: list[str]
+    overrides: dict
+    decoding: dict
+    post_process: str
+    folder: str
+    cpu: bool = False
+
+
+@dataclass
+class Transcribed:
+    """What a candidate gave for utterances.
+
+    texts: of each
+    macs_per_second: of audio, None where they are not known
+    layers: mean number of layers run, where utterances leave
+    """
+
+    texts: list[str]
+    macs_per_second: float | None
+    layers: float | None
+
+
+@dataclass
+class Loaded:
+    """A candidate, ready to run.
+
+    parameters: how many it has
+    notes: what its form switched on, and why something was not
+    """
+
+    parameters: int
+    notes: dict = field(default_factory=dict)
+
+
+class Worker:
+    """
+    Args:
+        setup: what every candidate has in common
+    """
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        self.model = self.task = self.generator = None
+        self.use_cuda = torch.cuda.is_available() and not setup.cpu
+        self.batch_size = 1
+        self.kept: dict[tuple, Encoded] = {}  # of the model that is loaded, by batch
+        self.kept_of = None  # what model that is
+        self._open()
+
+    # -- the model and its data ------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """The data, read as the model takes it."""
+        _, cfg, self.task = self._load_checkpoint({})
+        if self.setup.data is not None:
+            self.task.load_dataset(self.setup.subset, task_cfg=cfg.task)
+            self.utterances = Labelled(self.task, self.setup)
+        else:
+            needed = self.task.lengths.needed_samples()
+            self.utterances = Recordings(self.task, self.setup.audio, needed)
+        self.dictionary = self.task.target_dictionary
+        self.blank = self.dictionary.index(self.task.blank_symbol)
+
+    def _load_checkpoint(self, overrides: dict):
+        """Model, its config, and a task of ours, which decodes stock models too."""
+        data = {} if self.setup.data is None else {"data": self.setup.data}
+        overrides = {**data, **self.setup.overrides, **overrides}
+        model, cfg, task = load_finetuned(self.setup.path, "", overrides)
+        ours = SpeedupFinetuningTask.with_dictionary(completed(cfg.task), task.target_dictionary)
+        ours.lengths = model_lengths(model)
+        return model, cfg, ours
+
+    def data_found(self):
+        """Samples and reference texts (None without labels) of all utterances."""
+        return list(self.utterances.num_samples), self.utterances.references()
+
+    def subject(self) -> Subject:
+        """What can be tried."""
+        model, _, _ = self._load_checkpoint({})
+        gets_in = padding_gets_in(model)
+        if not isinstance(model.w2v_encoder, SpeedupEncoder):
+            model, _, _ = self._load_checkpoint({"padding": "stock"})
+        encoder = model.w2v_encoder
+        return Subject(
+            kept_layers=list(encoder.kept_layers),
+            exits=[] if encoder.exit is None else list(encoder.exit.exits),
+            can_merge=encoder.merging is None and len(encoder.kept_layers) > 1,
+            many=_many(encoder),
+            padding_gets_in=gets_in,
+            forms=_forms("cuda" if self.use_cuda else "cpu"),
+            engines=[] if self.use_cuda else _engines(),
+            decoder=self.setup.decoding.get("ctc_decoder", "greedy"),
+            beam=self.setup.decoding.get("beam", 1),
+        )
+
+    @torch.no_grad()
+    def influence(self, indices: list[int]) -> dict[int, float]:
+        """How much each layer changes its input: 1 less the mean cosine similarity of its frames
+        before and after it (arXiv 2409.16302)."""
+        model, _, _ = self._load_checkpoint({})
+        model.eval()
+        layers = model.w2v_encoder.w2v_model.encoder.layers
+        kept = getattr(model.w2v_encoder, "kept_layers", range(len(layers)))
+        changed = {index: [] for index in kept}
+
+        def watch(index):
+            def hook(layer, args, output):
+                similarity = torch.cosine_similarity(args[0].float(), output[0].float(), dim=-1)
+                changed[index].append(1 - similarity.mean().item())
+
+            return hook
+
+        for index, layer in zip(kept, layers, strict=True):
+            layer.register_forward_hook(watch(index))
+        for index in indices:
+            model(**batch_of([self.utterances.waveform(index)]))
+        return {index: float(np.mean(values)) for index, values in changed.items() if values}
+
+    def load(self, candidate: Candidate) -> Loaded:
+        """Makes a candidate ready; peak memory is counted from here on."""
+        self.model = self.generator = None
+        torch.set_num_threads(candidate.threads)
+        path = None
+        if candidate.engine != "torch":
+            path = onnx_path(self.setup.folder, candidate)
+            if not os.path.exists(path):
+                export(self.setup, candidate)
+        _forget_peak()
+        decoding = {**self.setup.decoding, **candidate.decoding}
+        generation = GenerationConfig()
+        for name in ("beam", "nbest", "lm_weight"):
+            if name in decoding:
+                setattr(generation, name, decoding.pop(name))
+        if path is None:
+            self.model, _, task = self._load_checkpoint(candidate.overrides)
+            if self.use_cuda:
+                self.model.cuda()
+            self.model.eval()
+        else:
+            from fairseq_speedup.export.ctc_model import OnnxCtc
+            from fairseq_speedup.export.session import OnnxModel
+
+            task = self.task
+            self.model = OnnxCtc(OnnxModel(path, candidate.threads))
+        task.cfg.inference = candidate.form
+        for name, value in decoding.items():
+            setattr(task.cfg, name, value)
+        self.generator = task.build_generator([self.model], generation)
+        self.batch_size = candidate.batch_size
+        model = (candidate.macs_key, candidate.form, candidate.engine)
+        if self.kept_of != model:
+            self.kept, self.kept_of = {}, model
+        meter = self.generator.meter
+        return Loaded(meter.num_parameters, meter.inference[0] if meter.inference else {})
+
+    # -- runs ------------------------------------------------------------------------------------
+
+    def transcribe(self, indices: list[int], alone: bool) -> Transcribed:
+        """Texts of utterances, in batches that are quick.
+
+        Args:
+            alone: one utterance at a time
+        """
+        generator, parts = self.generator, {}
+        meter = ComputeMeter([self.model], self.task.sample_rate)
+        num_samples = self.utterances.num_samples
+        most = BATCH_SECONDS * self.task.sample_rate
+        for batch in batches_of(indices, num_samples, 1 if alone else len(indices), most):
+            encoded = self._encoded(batch)
+            search = generator.decoder.start(encoded.log_probs, encoded.lengths)
+            search.wait()
+            for index, nbest in zip(batch, search.hypotheses(), strict=True):
+                parts[index] = self._text(nbest[0]["tokens"])
+            meter.count(encoded.num_samples, encoded.layer_frames, encoded.pieces)
+        seconds = sum(meter.num_samples) / self.task.sample_rate
+        macs = layers = None
+        if isinstance(self.model, torch.nn.Module) and hasattr(self.model, "w2v_encoder"):
+            found = macs_report(
+                [self.model], np.array(meter.pieces), seconds, meter.layer_frames, can_trace=False
+            )
+            macs = found["macs_per_second"]
+        if meter.layer_frames:
+            layers = float((np.array(meter.layer_frames) > 0).sum(axis=1).mean())
+        return Transcribed([parts[index] for index in indices], macs, layers)
+
+    def seconds(self, indices: list[int]) -> float:
+        """That utterances take, longest first, in batches of the candidate's size."""
+        num_samples = self.utterances.num_samples
+        batches = batches_of(indices, num_samples, self.batch_size)
+        samples = [self._sample(batch) for batch in batches]  # reading is not timed
+        device = torch.device("cuda" if self.use_cuda else "cpu")
+        start = now(device)
+        for sample in samples:
+            self.generator.generate([self.model], sample)
+        return now(device) - start
+
+    @torch.no_grad()
+    def _encoded(self, batch: list[int]) -> Encoded:
+        """What the model gives; kept for other options of a beam search over the same."""
+        if tuple(batch) not in self.kept:
+            sample = self._sample(batch)
+            encoded = encode([self.model], sample["net_input"], self.generator.windows)
+            if self.setup.decoding.get("ctc_decoder") != "beam":
+                return encoded
+            self.kept[tuple(batch)] = replace(encoded, log_probs=encoded.log_probs.cpu())
+        return self.kept[tuple(batch)]
+
+    def _sample(self, batch: list[int]) -> dict:
+        net_input = batch_of([self.utterances.waveform(index) for index in batch])
+        if self.use_cuda:
+            net_input = {k: v if v is None else v.cuda() for k, v in net_input.items()}
+        return {"id": torch.tensor(batch), "net_input": net_input}
+
+    def _text(self, tokens) -> str:
+        strip = self.generator.symbols_to_strip_from_output
+        return self.dictionary.string(
+            tokens, self.setup.post_process, extra_symbols_to_ignore=strip
+        )
+
+    def peak_memory(self) -> int | None:
+        """Most bytes since the candidate was loaded, None where the system does not tell."""
+        if self.use_cuda:
+            return torch.cuda.max_memory_allocated()
+        with contextlib.suppress(OSError):
+            for line in STATUS.read_text().splitlines():
+                if line.startswith("VmHWM"):
+                    return int(line.split()[1]) * 1024
+        return None
+
+
+def export(setup: Setup, candidate: Candidate) -> None:
+    """Writes the ONNX file of a candidate in that engine."""
+    from fairseq_speedup.export.command import load, metadata_of
+    from fairseq_speedup.export.onnx_file import export_onnx
+
+    model, task = load(setup.path, setup.data, {**setup.overrides, **candidate.overrides})
+    path = onnx_path(setup.folder, candidate)
+    metadata = metadata_of(model, task, setup.path)
+    export_onnx(model, path, metadata, int8=candidate.engine == "onnx int8")
+
+
+def onnx_path(folder: str, candidate: Candidate) -> str:
+    """Where the file of an engine's candidate is kept."""
+    options = [f"{name}-{value}" for name, value in sorted(candidate.overrides.items())]
+    name = "_".join([candidate.engine.replace(" ", "-"), *options]).replace(",", ".")
+    return os.path.join(folder, f"{name}.onnx")
+
+
+def batches_of(indices, num_samples, most_utterances: int, most_samples: float = float("inf")):
+    """Batches of at most so many utterances and samples, padding counted; longest first."""
+    batches, batch = [], []
+    for index in sorted(indices, key=lambda each: -num_samples[each]):
+        longest = num_samples[batch[0]] if batch else num_samples[index]
+        full = len(batch) == most_utterances or (len(batch) + 1) * longest > most_samples
+        if batch and full:
+            batches.append(batch)
+            batch = []
+        batch.append(index)
+    return [*batches, batch] if batch else batches
+
+
+class Labelled:
+    """A split of a data folder, as fairseq-generate reads it.
+
+    Attributes:
+        num_samples: of each utterance
+    """
+
+    def __init__(self, task, setup: Setup):
+        self.dataset = task.dataset(setup.subset)
+        self.task = task
+        self.setup = setup
+        self.num_samples = [int(self.dataset.num_tokens(i)) for i in range(len(self.dataset))]
+
+    def waveform(self, index: int) -> torch.Tensor:
+        """(S,)"""
+        return self.dataset[index]["source"]
+
+    def references(self) -> list[str]:
+        dictionary, found = self.task.target_dictionary, []
+        for index in range(len(self.dataset)):
+            labels = self.dataset.get_label(index, self.dataset.process_label)
+            text = dictionary.string(labels.int(), self.setup.post_process, escape_unk=True)
+            found.append(text)
+        return found
+
+
+class Recordings:
+    """Audio files without labels."""
+
+    def __init__(self, task, paths: list[str], needed_samples: int):
+        self.task = task
+        self.paths = paths
+        self.needed_samples = needed_samples
+        self.num_samples = [len(self.waveform(index)) for index in range(len(paths))]
+
+    def waveform(self, index: int) -> torch.Tensor:
+        """(S,)"""
+        cfg = self.task.cfg
+        return read_recording(
+            self.paths[index], cfg.sample_rate, bool(cfg.normalize), self.needed_samples
+        ).waveform
+
+    def references(self) -> None:
+        return None
+
+
+def _many(encoder: SpeedupEncoder) -> dict:
+    """Options of a model of many speeds, by name the values and the one that is chosen."""
+    speeds = encoder.speeds
+    found = {}
+    if len(speeds.factors) > 1:
+        found["downsample_factor"] = (list(speeds.factors), speeds.default.factor)
+    if len(speeds.frame_pools) > 1:
+        found["frame_pool"] = (list(speeds.frame_pools), speeds.default.frame_pool)
+    if len(speeds.depths) > 1:
+        found["keep_layers"] = (list(speeds.depths), speeds.default.depth)
+    return found
+
+
+def _forms(device: str) -> list[str]:
+    """Forms that this machine runs, and not slower than fp32."""
+    found = []
+    for form in LINEARS:
+        with contextlib.suppress(ValueError):
+            check_device(form, torch.device(device))
+            if form != "bf16" or device != "cpu" or multiplies_bf16():
+                found.append(form)
+    return found
+
+
+def _engines() -> list[str]:
+    from fairseq_speedup.export.session import MissingExtraError, check_installed
+
+    try:
+        check_installed()
+    except MissingExtraError:
+        return []
+    return ["onnx", "onnx int8"]
+
+
+def _forget_peak() -> None:
+    """The system's count of peak memory begins anew, where it lets itself be told so."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with contextlib.suppress(OSError):
+        CLEAR_REFS.write_text("5")
+
+
+def serve(connection, setup: Setup, user_dir: str | None) -> None:
+    """Answers calls of a Worker's methods until the connection ends.
+
+    Args:
+        connection: gives ``(method, arguments)``, is given ``(True, result)`` or ``(False, words)``
+        user_dir: package with the user's own reductions
+    """
+    import argparse
+
+    from fairseq.utils import import_user_module
+
+    from fairseq_speedup import plugin  # noqa: F401
+
+    library_warnings.leave_out()
+    import_user_module(argparse.Namespace(user_dir=user_dir))
+    worker = None
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            method, arguments = connection.recv()
+            try:
+                if worker is None:
+                    worker = Worker(setup)
+                connection.send((True, getattr(worker, method)(*arguments)))
+            except (ValueError, OSError) as error:
+                connection.send((False, str(error)))
+            except Exception as error:
+                traceback.print_exc()
+                connection.send((False, f"{type(error).__name__}: {error}"))

@@ -1,0 +1,389 @@
+"""A faster model without training: what is tried, how it is combined, what is left."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, run_command, write_finetuned, write_pretrained
+from fairseq.data import Dictionary
+
+from fairseq_speedup.__main__ import main
+from fairseq_speedup.inference import form_of
+from fairseq_speedup.inference import linear as linears
+from fairseq_speedup.models.loading import load_finetuned
+from fairseq_speedup.optimize import candidates
+from fairseq_speedup.optimize.bench import Measured, spread
+from fairseq_speedup.optimize.candidates import Candidate, Subject
+from fairseq_speedup.optimize.search import Search, fastest, front
+from fairseq_speedup.optimize.training import Recipe, suggestions
+from fairseq_speedup.optimize.worker import batches_of
+
+SUBJECT = Subject(
+    kept_layers=[0, 1, 2, 3, 4, 5],
+    exits=[],
+    can_merge=True,
+    many={},
+    padding_gets_in=False,
+    forms=["fp32", "bf16"],
+    engines=[],
+    decoder="greedy",
+    beam=1,
+)
+
+
+class NoProgress:
+    def begin(self, candidate): ...
+
+    def end(self, measured): ...
+
+
+class Table:
+    """Stands for a bench: what is measured follows from a formula.
+
+    Attributes:
+        asked: candidates, in order
+    """
+
+    def __init__(self, loss, time, subject=SUBJECT):
+        self.loss, self.time, self.subject = loss, time, subject
+        self.base = Candidate()
+        self.measured, self.asked = {}, []
+        self.measure(self.base)
+
+    def measure(self, candidate):
+        if candidate.key not in self.measured:
+            self.asked.append(candidate)
+            ratios = [self.time(candidate)]
+            self.measured[candidate.key] = Measured(
+                candidate, loss=self.loss(candidate), ratios=ratios
+            )
+        return self.measured[candidate.key]
+
+    def influence_of_layers(self):
+        return {index: 0.1 * ((index + 2) % 6) for index in self.subject.kept_layers}
+
+
+def num_layers(candidate) -> int:
+    return len(candidates.kept_of(candidate, SUBJECT))
+
+
+def loss_of(candidate) -> float:
+    """A point a layer, half a point for bf16, merging by a hundred times its share."""
+    lost = 6 - num_layers(candidate) + 0.5 * (candidate.form == "bf16")
+    return lost + 100 * candidate.overrides.get("merge_ratio", 0)
+
+
+def time_of(candidate) -> float:
+    form = {"none": 1.0, "fp32": 0.8, "bf16": 0.5}[candidate.form]
+    merged = 1 - 4 * candidate.overrides.get("merge_ratio", 0)
+    return form * (1 + num_layers(candidate)) / 7 * merged * (2 if candidate.batch_size > 1 else 1)
+
+
+def searched(budgets, loss=loss_of, time=time_of, subject=SUBJECT, deadline=float("inf")):
+    bench = Table(loss, time, subject)
+    search = Search(bench, num_cores=1, deadline=deadline, progress=NoProgress())
+    search.run(budgets)
+    return bench, search
+
+
+@pytest.mark.parametrize("budget", [0, 0.5, 1, 2.5, 5])
+def test_what_is_chosen_keeps_the_budget_and_is_the_fastest_measured(budget):
+    bench, _ = searched([budget])
+    chosen = fastest(bench, budget)
+    assert chosen.loss <= budget
+    assert all(each.time >= chosen.time for each in bench.measured.values() if each.loss <= budget)
+
+
+def test_steps_are_combined_and_measured_together():
+    bench, _ = searched([2.5])
+    chosen = fastest(bench, 2.5).candidate
+    assert chosen.form == "bf16" and num_layers(chosen) == 4
+    assert fastest(bench, 2.5).loss == pytest.approx(loss_of(chosen))
+    # of those between the first and the last, 4 and then 1 change their input least
+    assert candidates.kept_of(chosen, SUBJECT) == [0, 2, 3, 5]
+
+
+def test_nothing_is_measured_twice_and_a_ladder_ends_where_the_budget_does():
+    bench, _ = searched([1, 0.5, 2])
+    keys = [each.key for each in bench.asked]
+    assert len(keys) == len(set(keys))
+    ratios = [each.overrides.get("merge_ratio", 0) for each in bench.asked]
+    assert max(ratios) <= 0.05  # 0.05 is 5 points: the first beyond every budget
+
+
+def test_a_faster_combination_that_costs_more_than_its_parts_is_not_taken():
+    def loss(candidate):
+        both = candidate.form == "bf16" and num_layers(candidate) < 6
+        return loss_of(candidate) + 10 * both
+
+    bench, _ = searched([1.5], loss)
+    chosen = fastest(bench, 1.5)
+    assert chosen.loss <= 1.5 and not (
+        chosen.candidate.form == "bf16" and num_layers(chosen.candidate) < 6
+    )
+
+
+def test_after_the_time_nothing_new_is_measured():
+    bench, search = searched([1], deadline=-1.0)
+    assert search.out_of_time and len(bench.asked) == 1
+    assert fastest(bench, 1).candidate == bench.base
+
+
+def test_the_front_has_no_candidate_that_another_beats():
+    bench, _ = searched([5])
+    best = front(bench)
+    times, losses = [each.time for each in best], [each.loss for each in best]
+    assert times == sorted(times) and losses == sorted(losses, reverse=True)
+    for each in bench.measured.values():
+        assert any(one.time <= each.time and one.loss <= each.loss for one in best)
+
+
+def test_layers_with_an_exit_the_first_and_the_last_stay():
+    subject = replace(SUBJECT, exits=[2, 5])
+    influence = dict.fromkeys(range(6), 0.0)
+    found = candidates.without_a_layer(Candidate(), subject, influence, most=6)
+    assert {each.overrides["keep_layers"] for each in found} == {
+        *("0,2,3,4,5", "0,1,2,4,5", "0,1,2,3,5")
+    }
+    (cut,) = candidates.cut_at_exits(Candidate(), subject)
+    assert cut.overrides == {"keep_layers": "0,1,2", "exit_layers": "none"}
+    assert candidates.listed([3]) == "3,"  # a number alone would be so many layers
+
+
+def test_a_model_of_many_speeds_is_tried_at_the_faster_ones():
+    many = {"downsample_factor": ([1.0, 2.0, 3.0], 2.0), "keep_layers": ([2, 4, 6], 6)}
+    found = candidates.speeds(Candidate(), replace(SUBJECT, many=many))
+    assert [each.overrides for each in found] == [
+        {"downsample_factor": 3.0},
+        {"keep_layers": "4"},
+        {"keep_layers": "2"},
+    ]
+
+
+def test_a_beam_search_is_tried_with_fewer_frames_and_hypotheses():
+    subject = replace(SUBJECT, decoder="beam", beam=40)
+    found = [each.decoding for each in candidates.decoders(Candidate(), subject)]
+    assert {"blank_skip_threshold": 0.99} in found
+    assert [each["beam"] for each in found if "beam" in each] == [20, 10, 5]
+    assert candidates.decoders(Candidate(), SUBJECT) == []
+
+
+def test_batches_hold_every_utterance_once_and_no_more_than_they_may():
+    num_samples = [5, 9, 3, 7, 7, 1]
+    batches = batches_of(range(6), num_samples, 3, 16)
+    assert sorted(index for batch in batches for index in batch) == list(range(6))
+    for batch in batches:
+        assert len(batch) <= 3 and len(batch) * max(num_samples[i] for i in batch) <= 16
+
+
+def test_utterances_are_spread_over_the_lengths():
+    num_samples = [50, 10, 40, 20, 30, 60]
+    assert spread(num_samples, 3) == [2, 3, 5]  # 40, 20 and 60
+    assert spread(num_samples, 9) == list(range(6))
+
+
+# -- the form that a checkpoint carries ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory, corpus):
+    folder = tmp_path_factory.mktemp("optimize")
+    pretrained = write_pretrained(folder / "tiny.pt", encoder_layers=3)
+    dictionary = Dictionary.load(str(corpus / "dict.ltr.txt"))
+    return write_finetuned(folder / "best.pt", pretrained, dictionary)
+
+
+def test_a_checkpoints_form_is_taken_where_none_is_asked_for(model_path, monkeypatch, capsys):
+    model, _, _ = load_finetuned(str(model_path), "", {"inference_form": "fp32"})
+    assert form_of("auto", model) == "fp32"
+    assert form_of("none", model) == "none"
+    assert form_of("bf16", model) == "bf16"
+    plain, _, _ = load_finetuned(str(model_path), "")
+    assert form_of("auto", plain) == "none"
+    monkeypatch.setattr(linears, "multiplies_int8", lambda: False)
+    monkeypatch.setattr("fairseq_speedup.inference.form.multiplies_int8", lambda: False)
+    narrow, _, _ = load_finetuned(str(model_path), "", {"inference_form": "int8"})
+    assert form_of("auto", narrow) == "fp32"
+    assert "decodes in int8, which cannot be here" in capsys.readouterr().out
+
+
+def test_an_unknown_form_in_a_checkpoint_is_refused(model_path):
+    with pytest.raises(ValueError, match="unknown inference_form='int4'; valid values: none, fp32"):
+        load_finetuned(str(model_path), "", {"inference_form": "int4"})
+
+
+# -- start to finish -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, corpus, model_path):
+    """A corpus whose labels are what the model says, so that it has no errors."""
+    folder = tmp_path_factory.mktemp("labelled")
+    rows = (corpus / "test.tsv").read_text().splitlines()
+    audio = [f"{rows[0]}/{row.split()[0]}" for row in rows[1:]]
+    command = ["python", "-m", "fairseq_speedup", "transcribe", "--path", model_path, *audio]
+    lines = run_command(*command).stdout.splitlines()
+    texts = [line.split("\t")[1] for line in lines]
+    (folder / "valid.tsv").write_text("\n".join(rows) + "\n")
+    labels = [" ".join("|".join(text.split())) + " |" for text in texts]
+    (folder / "valid.ltr").write_text("\n".join(labels) + "\n")
+    (folder / "dict.ltr.txt").write_text((corpus / "dict.ltr.txt").read_text())
+    return folder
+
+
+def optimize(*arguments, check=True):
+    command = ["python", "-m", "fairseq_speedup", "optimize", *arguments, "--cpu"]
+    return run_command(*command, check=check)
+
+
+@pytest.fixture(scope="module")
+def outcome(labelled, model_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outcome") / "faster"
+    done = optimize(
+        *(model_path, "--data", labelled, "--wer-budget", 30, "--output", folder, "--json")
+    )
+    return folder, json.loads(done.stdout)
+
+
+def test_the_result_is_what_was_promised(outcome):
+    """The error rate in the table is the one that fairseq-generate prints with the command that is
+    printed, to the last digit, and the checkpoint needs no option."""
+    folder, found = outcome
+    by_name = {each["name"]: each for each in found["lines"]}
+    base, best = by_name["as it is"], by_name["best within 30"]
+    saved = by_name.get("of these, in model.pt", best)
+    assert base["error_rate"] == 0 and base["loss"] == 0
+    assert best["loss"] <= 30 and best["time"] <= base["time"] * 1.02
+    generated, transcribed = found["confirmed"]
+    assert generated.endswith(f"WER: {saved['error_rate']:.2f}")
+    assert saved["candidate"]["engine"] == "torch" and saved["loss"] <= 30
+    model, _, _ = load_finetuned(str(folder / "model.pt"), "")
+    for name, value in saved["candidate"]["overrides"].items():
+        assert getattr(model.cfg, name) == value
+    assert model.cfg.inference_form == saved["candidate"]["form"]
+    assert "\t" in transcribed
+
+
+def test_the_page_has_the_table_the_commands_and_what_training_would_add(outcome):
+    folder, found = outcome
+    page = (folder / "optimize.md").read_text()
+    assert page.count("\n| ") == 1 + len(found["lines"])  # the rule under the head
+    assert (folder / "model.onnx").exists() == ("onnx" in found["lines"][1]["candidate"]["engine"])
+    for command in found["commands"]:
+        assert command in page
+    assert len(found["training"]) == 3 and "fairseq-hydra-train" in found["training"][0]["command"]
+    assert (folder / "error_against_time.png").stat().st_size > 10_000
+
+
+def test_a_run_that_was_broken_off_goes_on(outcome, labelled, model_path):
+    """Half of the log is there, and half of a line: what is there is not measured again, and the
+    choice is made of all of it."""
+    folder, found = outcome
+    log = folder / "tried.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    half = len(lines) // 2
+    log.write_text("".join(lines[:half]) + lines[half][:20])
+    done = optimize(
+        *(model_path, "--data", labelled, "--wer-budget", 30, "--output", folder, "--json")
+    )
+    again = log.read_text().splitlines(keepends=True)
+    assert again[:half] == lines[:half] and len(again) > half
+    assert json.loads(done.stdout)["lines"][0] == found["lines"][0]
+
+
+def test_other_data_in_the_same_folder_is_refused(outcome, model_path, corpus):
+    folder, _ = outcome
+    done = optimize(
+        *(model_path, "--data", corpus, "--wer-budget", 30, "--output", folder), check=False
+    )
+    assert done.returncode == 1
+    assert "is of another run: data is" in done.stderr and "--overwrite" in done.stderr
+
+
+def test_without_labels_the_measure_is_the_distance_from_its_own_text(corpus, model_path, tmp_path):
+    done = optimize(
+        *(model_path, "--audio", corpus / "audio", "--output", tmp_path / "faster", "--json"),
+        *("--wer-budget", 100, "--max-utterances", 6, "--time-limit", "1s"),
+    )
+    found = json.loads(done.stdout)
+    assert found["measure"] == "distance" and found["lines"][0]["error_rate"] == 0
+    assert found["num_utterances"] == 6 and found["training"] == []
+    (command,) = map(shlex.split, found["commands"])
+    assert "transcribe" in command
+
+
+# -- what cannot be ------------------------------------------------------------------------------
+
+
+def refused(capsys, *arguments) -> str:
+    assert main(["optimize", *map(str, arguments)]) == 1
+    return capsys.readouterr().err
+
+
+def test_a_model_that_is_wrong_for_the_data_is_named(corpus, model_path, tmp_path, capsys):
+    said = refused(capsys, model_path, "--data", corpus, "--output", tmp_path / "x", "--cpu")
+    assert "% errors: a budget means nothing there" in said and "dictionary" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--wer-budget", "-1"], "--wer-budget -1.0 is out of range"),
+        (["--wer-budget", "inf"], "--wer-budget inf is out of range"),
+        (["--audio", "lost.wav"], "give either --data"),
+        (["--gen-subset", "lost"], "manifest"),
+        (["--model-overrides", "2"], "no Python dict"),
+        (["--kenlm-model", "lm.arpa"], "--ctc-decoder beam"),
+    ],
+)
+def test_bad_arguments_are_named(options, words, corpus, model_path, tmp_path, capsys):
+    given = [model_path, "--data", corpus, "--output", tmp_path / "x", *options]
+    assert words in refused(capsys, *given)
+    assert not (tmp_path / "x" / "model.pt").exists()
+
+
+def test_a_folder_of_somebody_else_is_left_alone(corpus, model_path, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("mine")
+    said = refused(capsys, model_path, "--data", corpus, "--output", tmp_path)
+    assert "no run of optimize has made it" in said
+    assert [each.name for each in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_time_limit_is_a_time(capsys, corpus, model_path, tmp_path):
+    given = [model_path, "--data", corpus, "--output", tmp_path / "x", "--time-limit", "soon"]
+    with pytest.raises(SystemExit):
+        main(["optimize", *map(str, given)])
+    assert "--time-limit" in capsys.readouterr().err
+
+
+# -- what training would add ---------------------------------------------------------------------
+
+
+def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
+    few = suggestions(SUBJECT, {}, hours=1)
+    many = suggestions(SUBJECT, {}, hours=100)
+    assert few[0].options == ("model.keep_layers=4",)
+    assert many[0].options == ("model.downsample=conv", "model.downsample_factor=2")
+    halved = suggestions(SUBJECT, {"downsample": "conv"}, hours=100)
+    assert all("downsample" not in each.options[0] for each in halved)
+    config_dir = REPO / "config/finetuning"
+    recipe = Recipe("best.pt", str(tmp_path), "valid", str(config_dir), True, 3, has_gpu=False)
+    words = shlex.split(recipe.command(few[0]))
+    assert words[words.index("--config-name") + 1] == "large_1h"
+    assert (REPO / "config/finetuning/large_1h.yaml").is_file()
+    assert "common.fp16=false" in words
+    assert f"+criterion.teacher_path={Path('best.pt').absolute()}" in words
+
+
+def test_candidates_are_compared_by_what_their_transcripts_depend_on():
+    base = Candidate()
+    assert replace(base, batch_size=4).transcripts_key == base.transcripts_key
+    assert replace(base, form="fp32").transcripts_key != base.transcripts_key
+    assert base.with_decoding(beam=5).macs_key == base.macs_key
+    described = base.with_overrides(merge_ratio=0.1).described(base)
+    assert described == "merge_ratio=0.1" and base.described(base) == "as it is"
+    assert np.isinf(Measured(base).time) and torch.get_num_threads() == 1
