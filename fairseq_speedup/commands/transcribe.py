@@ -23,7 +23,9 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="a JSON object for each file")
     model = parser.add_argument_group("model")
-    arguments.add_checkpoint(model, "a fine-tuned checkpoint, ours or stock, or an exported .onnx")
+    arguments.add_checkpoint(
+        model, "a fine-tuned checkpoint, ours, stock, an exported .onnx or a Hugging Face folder"
+    )
     arguments.add_overrides(model)
     arguments.add_dictionary(model)
     speed = parser.add_argument_group("speed and memory")
