@@ -21,6 +21,7 @@ from fairseq.distributed.utils import _TensorPlaceholder
 from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_speedup.files import written_whole
+from fairseq_speedup.model_folders import EXPECTED, ModelFolderError, check_model_folder
 from fairseq_speedup.pickles import HARMLESS_TYPES, refused_types, types_asked_for
 from fairseq_speedup.relative_paths import looked_for
 from fairseq_speedup.saved_configs import UnsafeConfigError, plain_config
@@ -28,13 +29,13 @@ from fairseq_speedup.saved_configs import UnsafeConfigError, plain_config
 TRUST = "FAIRSEQ_SPEEDUP_TRUST_CHECKPOINTS"
 
 SAFETENSORS = ".safetensors"
-IN_HUGGING_FACES_FORM = (
-    "as a folder in Hugging Face's form has: python -m fairseq_speedup convert FOLDER model.pt "
-    "makes a checkpoint of the whole folder"
-)
+ITS_FOLDER = f"which alone are no model: give {EXPECTED}, the whole of it"
 
 # where a checkpoint holds configs, and what each is; s3prl's is Config
 CONFIGS = {"cfg": dict, "args": argparse.Namespace, "Config": dict}
+
+
+_read_folder = None  # given to install
 
 
 class CheckpointError(ValueError):
@@ -58,7 +59,8 @@ def distrusting():
 
 
 def open_checkpoint(path: str) -> dict:
-    """What ``torch.save`` put into a file, on the CPU, with its configs as plain values.
+    """What ``torch.save`` put into a file, on the CPU, with its configs as plain values; of a
+    folder in Hugging Face's form, what ``convert`` would put there.
 
     Raises:
         FileNotFoundError, CheckpointError: naming the file
@@ -68,19 +70,35 @@ def open_checkpoint(path: str) -> dict:
 
 
 def unpickle(path: str) -> dict:
-    """What ``torch.save`` put into a file, on the CPU, its configs as they are.
+    """As :func:`open_checkpoint`, its configs as they are.
 
     Raises:
         FileNotFoundError, CheckpointError: naming the file
     """
     if os.path.isdir(path):
-        raise CheckpointError(_what_folder(path))
+        try:
+            check_model_folder(path)
+        except ModelFolderError as error:
+            raise CheckpointError(error) from None
+        return _read_folder(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"checkpoint {path} does not exist or is not a file{looked_for(path)}"
         )
-    if path.endswith(SAFETENSORS):
-        raise CheckpointError(f"{path} holds safetensors, {IN_HUGGING_FACES_FORM}")
+    if os.fspath(path).endswith(SAFETENSORS):
+        raise CheckpointError(f"{path} holds safetensors, {ITS_FOLDER}")
+    state = read_pickle(path)
+    if state and all(isinstance(each, torch.Tensor) for each in state.values()):
+        raise CheckpointError(f"{path} holds weights, {ITS_FOLDER}")
+    return state
+
+
+def read_pickle(path: str) -> dict:
+    """A dict out of a file of ``torch.save``, by the restricted unpickler.
+
+    Raises:
+        CheckpointError: naming the file
+    """
     try:
         with _no_other_types():
             state = torch.load(path, map_location="cpu", weights_only=not trusted())
@@ -88,20 +106,7 @@ def unpickle(path: str) -> dict:
         raise _in_words(path, error) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint")
-    if state and all(isinstance(each, torch.Tensor) for each in state.values()):
-        raise CheckpointError(f"{path} holds weights alone, {IN_HUGGING_FACES_FORM}")
     return state
-
-
-def _what_folder(path: str) -> str:
-    names = sorted(os.listdir(path))
-    if "config.json" in names or any(name.endswith(SAFETENSORS) for name in names):
-        return (
-            f"{path} is a folder in Hugging Face's form: python -m fairseq_speedup convert {path} "
-            "model.pt makes a checkpoint of it"
-        )
-    found = [name for name in names if name.endswith(".pt")]
-    return f"{path} is a folder; give a checkpoint, a file; it has {', '.join(found) or 'no .pt'}"
 
 
 def without_code(path: str, state: dict) -> dict:
@@ -146,14 +151,17 @@ def write_checkpoint(state: dict, path: str) -> None:
         torch.save(state, part)
 
 
-def install(*upgrades) -> None:
+def install(*upgrades, read_folder) -> None:
     """Lets fairseq load its own checkpoints under the restricted unpickler, with errors that name
-    the file. Called once, when the plugin is imported.
+    the file, and folders. Called once, when the plugin is imported.
 
     Args:
         upgrades: each called as ``upgrade(path, state, overrides)`` on what was loaded; changes it
             in place
+        read_folder: gives the state of a folder in Hugging Face's form
     """
+    global _read_folder
+    _read_folder = read_folder
     # the last is what one process puts for a tensor when it sends a checkpoint to the others
     torch.serialization.add_safe_globals([*HARMLESS_TYPES, _TensorPlaceholder])
     load = checkpoint_utils.load_checkpoint_to_cpu
@@ -167,8 +175,9 @@ def _safe(load, upgrades):
     @functools.wraps(load)
     def load_checkpoint_to_cpu(path, arg_overrides=None, *args, **kwargs):
         state = open_checkpoint(path)
+        file = os.devnull if os.path.isdir(path) else path  # fairseq opens it
         with clear_layout_errors(path), _loaded(state):
-            state = load(path, arg_overrides, *args, **kwargs)
+            state = load(file, arg_overrides, *args, **kwargs)
         with clear_layout_errors(path):
             for upgrade in upgrades:
                 upgrade(path, state, arg_overrides or {})

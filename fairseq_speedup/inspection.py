@@ -11,12 +11,19 @@ from omegaconf import DictConfig, OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairseq_speedup.checkpoints import (
+    SAFETENSORS,
     CheckpointError,
     clear_layout_errors,
     distrusting,
     unpickle,
     without_code,
 )
+from fairseq_speedup.hugging_face.folder import (
+    PRETRAINING_ONLY,
+    pretraining_weights,
+    weight_files,
+)
+from fairseq_speedup.model_folders import CONFIG
 from fairseq_speedup.models.config import SpeedupCtcConfig, reductions, switched_on
 from fairseq_speedup.models.speedup_encoder import CNN_PREFIX
 from fairseq_speedup.pickles import format_of, refused_types, types_asked_for
@@ -38,6 +45,8 @@ from fairseq_speedup.saved_configs import evaluate
 NUM_SYMBOLS = 10  # of a dictionary that are printed
 NUM_LABELS = 5  # of the head that a pretrained model is given to be built, and not counted
 DROPPED_PREFIXES = (ENCODER, "student.")
+FROM_MODEL = "checkpoint.finetune_from_model"
+HUGGING_FACE = "Hugging Face: config.json"
 CNN_NORMS = {
     "default": "group norm after the first convolution",
     "layer_norm": "layer norm after each convolution",
@@ -60,26 +69,48 @@ def inspect_file(path: str, seconds: float = 10) -> dict:
     """
     report = {"file": path, "error": None, "safe": False}
     try:
-        if os.path.isfile(path):
-            types = types_asked_for(path)
-            report |= {
-                "bytes": os.path.getsize(path),
-                "format": format_of(path),
-                "types": types,
-                "refused_types": refused_types(types),
-            }
+        report |= _files(path)
         with distrusting():
             saved = unpickle(path)
             state = without_code(path, saved)
             report["safe"] = True
             with clear_layout_errors(path):
-                report["era"] = era_of(saved)
+                report["era"] = HUGGING_FACE if os.path.isdir(path) else era_of(saved)
                 kind = kind_of(state)
                 finetuned = kind in FINETUNED_KINDS
                 report |= (_finetuned if finetuned else _pretrained)(path, state, seconds)
+            if os.path.isdir(path):
+                with distrusting():
+                    report |= _of_folder(path, report["use"])
     except (CheckpointError, OSError) as error:
         report["error"] = str(error)
     return report
+
+
+def _files(path: str) -> dict:
+    """What files a checkpoint is, as they are: nothing in them is run."""
+    if not os.path.isdir(path):
+        files = [path] if os.path.isfile(path) else []
+    else:
+        files = weight_files(path) if os.path.isfile(os.path.join(path, CONFIG)) else []
+    if not files:
+        return {}
+    pickles = [file for file in files if not file.endswith(SAFETENSORS)]
+    types = sorted({name for file in pickles for name in types_asked_for(file)})
+    return {
+        "bytes": sum(map(os.path.getsize, files)),
+        "format": format_of(pickles[0]) if pickles else "safetensors",
+        "types": types if pickles else None,
+        "refused_types": refused_types(types),
+    }
+
+
+def _of_folder(path: str, use: str) -> dict:
+    """What is otherwise with a folder in Hugging Face's form."""
+    return {
+        "use": use.replace(f", {FROM_MODEL}", ""),  # which fairseq takes from files alone
+        "dropped": _counted(pretraining_weights(path), PRETRAINING_ONLY),
+    }
 
 
 def era_of(saved: dict) -> str:
@@ -128,7 +159,7 @@ def _finetuned(path: str, state: dict, seconds: float) -> dict:
     with FakeTensorMode():
         model = models.build_model(cfg.model, Labels(num_labels), from_checkpoint=True)
     check_weights(model, state["model"], path)
-    use = "fairseq-generate --path, checkpoint.finetune_from_model"
+    use = f"fairseq-generate --path, {FROM_MODEL}"
     return {
         "family": encoder.family,
         "stage": "fine-tuned",
@@ -186,13 +217,19 @@ def _costs(model, seconds: float) -> dict:
 
 def _dropped(pretrained: Pretrained, weights: dict) -> list[dict]:
     """Modules that only pretraining needs, with their counts."""
-    found = {}
+    dropped = {}
     for name, weight in weights.items():
         for prefix in DROPPED_PREFIXES:
             name = name.removeprefix(prefix)
-        if name not in pretrained.dropped:
-            continue
-        prefixes = FAMILIES[pretrained.family].dropped
+        if name in pretrained.dropped:
+            dropped[name] = weight
+    return _counted(dropped, FAMILIES[pretrained.family].dropped)
+
+
+def _counted(weights: dict, prefixes: tuple[str, ...]) -> list[dict]:
+    """Modules, each with the prefix of its weights' names, and their counts."""
+    found = {}
+    for name, weight in weights.items():
         module = next(prefix for prefix in prefixes if name.startswith(prefix)).rstrip(".")
         counts = found.setdefault(module, {"tensors": 0, "parameters": 0})
         # data2vec's exponential moving average is a dict
@@ -210,7 +247,7 @@ def text(report: dict) -> str:
         rows += _model_rows(report)
     elif "era" in report:
         rows.append(("config", report["era"]))
-    if "types" in report:
+    if report.get("types") is not None:
         rows.append(("its pickle has", ", ".join(report["types"]) or "no types"))
     if report.get("refused_types"):
         rows.append(("refused", ", ".join(report["refused_types"])))

@@ -10,8 +10,19 @@ except Exception as error:  # fairseq 0.12.2 raises ValueError on Python 3.11 an
     ) from error
 
 # importing criterions, models and tasks registers them with fairseq
-from fairseq_speedup import checkpoints, criterions, models, pretrained, tasks  # noqa: F401
+from fairseq_speedup import (  # noqa: F401
+    checkpoints,
+    criterions,
+    hugging_face,
+    models,
+    pretrained,
+    tasks,
+)
 from fairseq_speedup.transformer import conformer
 
-checkpoints.install(pretrained.upgrade_finetuned, models.fit_overrides)
+checkpoints.install(
+    pretrained.upgrade_finetuned,
+    models.fit_overrides,
+    read_folder=hugging_face.read_as_checkpoint,
+)
 conformer.install()

@@ -2,8 +2,10 @@
 form in which the family's authors publish them."""
 
 import argparse
+import json
 
 import torch
+from conftest import LETTERS
 from omegaconf import OmegaConf
 
 from fairseq_speedup.hugging_face import library, to_fairseq, wav2vec2_options
@@ -45,6 +47,7 @@ CONFORMER = {
 }
 ROTARY = CONFORMER | {"position_embeddings_type": "rotary", "hidden_size": 128}  # 64 a head
 WAVLM = {"num_buckets": 32, "max_bucket_distance": 80}
+CANONICAL = ["<pad>", "<s>", "</s>", "<unk>", *LETTERS]  # tokens of a vocab.json, in order
 
 # family and form -> (Hugging Face's class, options, whether waveforms are normalised)
 FORMS = {
@@ -83,6 +86,18 @@ def random_model(kind: str, end: str, options: dict, seed: int = 0):
         elif name.endswith("running_var"):
             buffer.uniform_(0.5, 2)
     return model
+
+
+def write_folder(path, model, normalize=True, vocab=CANONICAL, **tokenizer):
+    """A folder as transformers writes it."""
+    model.save_pretrained(path)
+    (path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": normalize}))
+    if "lm_head.weight" in model.state_dict():
+        tokens = {token: index for index, token in enumerate(vocab)}
+        (path / "vocab.json").write_text(json.dumps(tokens))
+        config = {"tokenizer_class": "Wav2Vec2CTCTokenizer"} | tokenizer
+        (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
 
 
 def write_form(path, form: str, model) -> None:

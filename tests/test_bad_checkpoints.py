@@ -59,7 +59,7 @@ def missing(path, whole):
 
 def folder(path, whole):
     path.mkdir()
-    return "bad.pt is a folder; give a checkpoint, a file; it has no .pt"
+    return "bad.pt is a folder without config.json; a checkpoint is a file, or"
 
 
 def empty(path, whole):

@@ -21,9 +21,11 @@ from fairseq_speedup.commands import (
     calibrate,
     library_warnings,
     profile,
+    transcribe,
 )
 from fairseq_speedup.data.dictionary import SPECIALS, ManifestError, read_symbols
 from fairseq_speedup.decoding.options import DEFAULTS, OF_FAIRSEQ
+from fairseq_speedup.decoding.transcript import FORMATS
 from fairseq_speedup.inference import InferenceConfig
 from fairseq_speedup.inference.linear import LINEARS
 from fairseq_speedup.profiling.macs import COUNTS
@@ -226,6 +228,7 @@ def test_a_dictionary_is_read_as_fairseq_reads_it(tmp_path):
 def test_what_help_names_is_what_there_is():
     assert {"auto", "none", *LINEARS} == set(arguments.INFERENCE_FORMS)
     assert list(COUNTS) == profile.COUNTS
+    assert list(FORMATS) == transcribe.FORMATS
     assert set(calibrate.CRITERIA) < set(EXIT_CRITERIA)
     assert Dictionary().nspecial + 1 == profile.MIN_LABELS
     assert {name: getattr(GenerationConfig(), name) for name in OF_FAIRSEQ} == OF_FAIRSEQ
@@ -252,11 +255,12 @@ def finetuned(corpus, pretrained, tmp_path_factory):
 
 def test_no_librarys_warning_reaches_the_user(corpus, finetuned):
     audio = corpus / "audio/test-0.wav"
-    for words in [
-        ["transcribe", "--cpu", "--path", finetuned, audio],
-        ["calibrate", corpus, "--cpu", "--path", finetuned],
+    for words, said in [
+        (["transcribe", "--cpu", "--path", finetuned, audio], r"transcribed 1 file, .*"),
+        (["calibrate", corpus, "--cpu", "--path", finetuned], ""),
     ]:
-        assert run_command(sys.executable, *MODULE, *words).stderr.replace("\r", "").strip() == ""
+        errors = run_command(sys.executable, *MODULE, *words).stderr.replace("\r", "").strip()
+        assert re.fullmatch(said, errors)
 
 
 def test_other_warnings_do(monkeypatch):

@@ -21,6 +21,7 @@ from fairseq_speedup.pretrained import build_encoder, load_weights, read_file
 
 transformers = pytest.importorskip("transformers")
 from public_checkpoints import (  # noqa: E402
+    CANONICAL,
     DATA2VEC,
     FINETUNED,
     FORMS,
@@ -29,6 +30,7 @@ from public_checkpoints import (  # noqa: E402
     random_model,
     reference,
     write_finetuned,
+    write_folder,
     write_form,
 )
 
@@ -41,20 +43,7 @@ MODELS = {
     "wavlm large": ("WavLM", WAVLM | LARGE),
     "data2vec_audio": ("Data2VecAudio", DATA2VEC),
 }
-CANONICAL = ["<pad>", "<s>", "</s>", "<unk>", *LETTERS]
 NUM_LABELS = len(CANONICAL)
-
-
-def write_folder(path, model, normalize=True, vocab=CANONICAL, **tokenizer):
-    """A folder as transformers writes it."""
-    model.save_pretrained(path)
-    (path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": normalize}))
-    if "lm_head.weight" in model.state_dict():
-        tokens = {token: index for index, token in enumerate(vocab)}
-        (path / "vocab.json").write_text(json.dumps(tokens))
-        config = {"tokenizer_class": "Wav2Vec2CTCTokenizer"} | tokenizer
-        (path / "tokenizer_config.json").write_text(json.dumps(config))
-    return path
 
 
 def convert(source, target, *options) -> None:

@@ -101,17 +101,16 @@ def test_lengths_that_mean_nothing_are_refused(pretrained, capsys):
     assert "--seconds 0.0 is out of range; it must be 0.1 to 3600" in capsys.readouterr().err
 
 
-def test_what_hugging_face_writes_is_told_and_convert_named(tmp_path, capsys):
+def test_what_is_a_part_of_a_folder_is_told_and_the_whole_asked_for(tmp_path, capsys):
     folder = tmp_path / "wav2vec2-base"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
     torch.save({"wav2vec2.masked_spec_embed": torch.zeros(4)}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").write_bytes(bytes(64))
-    whole = "convert FOLDER model.pt makes a checkpoint of the whole folder"
+    whole = r"\(config.json with model.safetensors or pytorch_model.bin\)"
     for name, words in [
-        ("", f"is a folder in Hugging Face's form: python -m fairseq_speedup convert {folder}"),
-        ("pytorch_model.bin", f"holds weights alone, .* {whole}"),
-        ("model.safetensors", f"holds safetensors, .* {whole}"),
+        ("", f"is a folder without config.json; .*{whole}"),
+        ("pytorch_model.bin", f"holds weights, which alone are no model: .*{whole}"),
+        ("model.safetensors", f"holds safetensors, which alone are no model: .*{whole}"),
     ]:
         path = str(folder / name).rstrip("/")
         assert main(["inspect", path]) == 1
@@ -122,4 +121,4 @@ def test_what_hugging_face_writes_is_told_and_convert_named(tmp_path, capsys):
     saved.mkdir()
     (saved / "checkpoint_best.pt").write_bytes(b"")
     error = inspect_file(str(saved))["error"]
-    assert error == f"{saved} is a folder; give a checkpoint, a file; it has checkpoint_best.pt"
+    assert error.endswith("; give one of its files: checkpoint_best.pt")

@@ -142,7 +142,6 @@ def bad(tmp_path):
         "short.wav": "is 12 ms long; this model needs 25 ms for one frame",
         "nan.wav": "holds NaN or infinite samples",
         "missing.wav": "does not exist",
-        "": "is a folder",
     }
 
 
@@ -186,7 +185,8 @@ def test_a_format_that_cannot_be_sought_in_is_read(model, files, tmp_path, capsy
     expected, _ = soundfile.read(tmp_path / "gsm.wav", dtype="float32")
     assert np.array_equal(found.numpy(), expected)
     lines, errors, status = transcribe(capsys, "--path", model, tmp_path / "gsm.wav", files[1])
-    assert (len(lines), errors, status) == (2, "", 0)
+    assert (len(lines), status) == (2, 0)
+    assert errors.startswith("transcribed 2 files, ")
 
 
 def test_a_long_recording_runs_in_windows(model, files, tmp_path, capsys):

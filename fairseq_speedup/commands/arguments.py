@@ -11,9 +11,11 @@ from fairseq_speedup.decoding.options import (
     option,
     read_overrides,
 )
+from fairseq_speedup.model_folders import check_model_folder
 
 INFERENCE_FORMS = ["auto", "none", "fp32", "bf16", "int8", "fp16"]
 CHOICES = {"ctc_decoder": DECODERS}
+FORMS_OF_CHECKPOINTS = "ours, stock, or a Hugging Face folder"
 # of fairseq-generate, in words of CTC
 HELP_OF_FAIRSEQ = {
     "beam": "hypotheses that the beam search keeps",
@@ -37,7 +39,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 # -- model and data ------------------------------------------------------------------------------
 
 
-def add_checkpoint(group, help="a fine-tuned checkpoint, ours or stock") -> None:
+def add_checkpoint(group, help=f"a fine-tuned checkpoint, {FORMS_OF_CHECKPOINTS}") -> None:
     group.add_argument("--path", required=True, metavar="MODEL", help=help)
 
 
@@ -145,13 +147,15 @@ def check_least(args, **least) -> None:
 
 
 def check_checkpoint(path: str) -> None:
-    """Raises FileNotFoundError where there is none."""
-    if not os.path.isfile(path):
+    """Raises FileNotFoundError where there is none, ValueError for a folder that is none."""
+    if os.path.isdir(path):
+        check_model_folder(path)
+    elif not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} does not exist or is not a file")
 
 
 def check_model(args) -> None:
-    """Raises FileNotFoundError for no checkpoint, ValueError for bad overrides."""
+    """Raises FileNotFoundError or ValueError for no checkpoint, ValueError for bad overrides."""
     check_checkpoint(args.path)
     if hasattr(args, "model_overrides"):
         read_overrides(args.model_overrides)

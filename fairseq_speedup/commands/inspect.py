@@ -8,7 +8,12 @@ from its opcodes: nothing in a file runs. Exit status 1 when a file cannot be us
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="files")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="files, or folders in Hugging Face's form",
+    )
     parser.add_argument(
         "--seconds",
         type=float,

@@ -24,7 +24,11 @@ def add_arguments(parser) -> None:
     which.add_argument(
         "--arch", metavar=arguments.shown(ARCHITECTURES), help="public size, random weights"
     )
-    which.add_argument("--checkpoint", metavar="MODEL", help="a fine-tuned one, ours or stock")
+    which.add_argument(
+        "--checkpoint",
+        metavar="MODEL",
+        help=f"a fine-tuned one, {arguments.FORMS_OF_CHECKPOINTS}",
+    )
     model.add_argument(
         "--config", metavar="YAML", help="of config/finetuning, for its model options"
     )

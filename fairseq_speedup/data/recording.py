@@ -1,6 +1,9 @@
 """Audio files of any format, rate, channels and length, as a model takes them."""
 
+import contextlib
 import os
+import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 
@@ -9,6 +12,7 @@ import soundfile
 import soxr
 import torch
 
+from fairseq_speedup.data.find_recordings import STDIN
 from fairseq_speedup.data.sound_files import why_unreadable
 
 BLOCK = 1 << 18  # samples read at once
@@ -38,31 +42,37 @@ def read_recording(
     """Reads a file block by block: memory does not grow with its length.
 
     Args:
+        path: of the file; ``-`` is standard input
         sample_rate: of the model, in Hz; other rates are resampled (soxr's high quality)
         normalize: to zero mean and unit variance
         needed_samples: fewer are an error
     Raises:
         RecordingError: no such file, a folder, no audio, nothing in it, or NaN
     """
-    if not os.path.exists(path):
+    if path != STDIN and not os.path.exists(path):
         raise RecordingError(f"{path} does not exist")
-    if os.path.isdir(path):
+    if path != STDIN and os.path.isdir(path):
         raise RecordingError(f"{path} is a folder, no audio file")
+    named = "standard input" if path == STDIN else path
     try:
-        with soundfile.SoundFile(path) as file, tempfile.TemporaryFile() as kept:
+        with (
+            _source(path) as source,
+            soundfile.SoundFile(source) as file,
+            tempfile.TemporaryFile() as kept,
+        ):
             changes = _changes(file, sample_rate)
             statistics = _Statistics()
             for block in _resampled(file, sample_rate):
                 statistics.add(block)
                 kept.write(block.tobytes())
-            _check(path, statistics, needed_samples, sample_rate)
+            _check(named, statistics, needed_samples, sample_rate)
             kept.flush()
             samples = np.memmap(kept, dtype=np.float32, mode="r+")
     except RecordingError:
         raise
     except Exception as error:  # soundfile's are of any kind
         raise RecordingError(
-            f"{path} cannot be read as audio: {why_unreadable(path, error)}"
+            f"{named} cannot be read as audio: {why_unreadable(path, error)}"
         ) from None
     if normalize:
         for start in range(0, len(samples), BLOCK):
@@ -71,8 +81,24 @@ def read_recording(
     return Recording(path, torch.from_numpy(samples), changes)
 
 
+@contextlib.contextmanager
+def _source(path: str):
+    """What soundfile opens: of standard input a temporary file, as it must be sought in."""
+    if path != STDIN:
+        yield path
+        return
+    with tempfile.TemporaryFile() as kept:
+        shutil.copyfileobj(sys.stdin.buffer, kept)
+        if not kept.tell():
+            raise RecordingError("standard input is empty")
+        kept.seek(0)
+        yield kept
+
+
 def duration(path: str) -> float:
-    """Seconds, 0 where the file cannot be read."""
+    """Seconds, 0 where the file cannot be read; of standard input, which is read once."""
+    if path == STDIN:
+        return 0.0
     try:
         return soundfile.info(path).duration
     except Exception:  # soundfile's are of any kind

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass, fields
 
 import torch
@@ -12,10 +13,12 @@ from fairseq.dataclass.configs import GenerationConfig
 from tqdm import tqdm
 
 from fairseq_speedup.data.dictionary import dictionary_of
+from fairseq_speedup.data.find_recordings import Found
 from fairseq_speedup.data.recording import Recording, RecordingError, duration, read_recording
 from fairseq_speedup.decoding.generator import batch_of
 from fairseq_speedup.decoding.options import OF_FAIRSEQ, DecodingOptions, read_overrides
 from fairseq_speedup.decoding.timestamps import word_times
+from fairseq_speedup.decoding.transcript import Transcript, TranscriptFolder
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.export.ctc_model import OnnxCtc, OnnxLengths
 from fairseq_speedup.export.session import OnnxModel
@@ -38,66 +41,85 @@ def _own_options() -> list:
 
 
 def run(args) -> None:
-    transcriber = Transcriber(args)
-    try:
-        num_failed = _transcribe_all(transcriber, args)
-    finally:
-        transcriber.generator.decoder.close()
-    if num_failed:
-        raise RecordingError(f"{num_failed} of {len(args.audio)} files could not be transcribed")
+    folder = TranscriptFolder(args.output_dir, args.formats) if args.output_dir else None
+    summary = Summary()
+    recordings = []
+    for each in args.recordings:
+        if folder and not args.overwrite and folder.is_finished(each):
+            summary.num_finished += 1
+        else:
+            recordings.append(each)
+    if recordings:
+        transcriber = Transcriber(args)
+        try:
+            _transcribe_all(transcriber, recordings, folder, summary, args)
+        finally:
+            transcriber.generator.decoder.close()
+    print(summary, file=sys.stderr)
+    if summary.num_failed:
+        raise RecordingError(
+            f"{summary.num_failed} of {len(recordings)} files could not be transcribed"
+        )
 
 
-def _transcribe_all(transcriber: "Transcriber", args) -> int:
-    """Writes what is found; returns how many files could not be used."""
-    num_failed = 0
-    total = sum(map(duration, args.audio))
+@dataclass
+class Summary:
+    """Of a run: seconds of audio that were transcribed, and that this took, without the start."""
+
+    num_files: int = 0
+    num_failed: int = 0
+    num_finished: int = 0  # before
+    audio_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        files = "1 file" if self.num_files == 1 else f"{self.num_files} files"
+        parts = [f"transcribed {files}, {self.audio_seconds / 3600:.3f} hours of audio"]
+        if self.audio_seconds:
+            parts.append(f"real-time factor {self.seconds / self.audio_seconds:.4f}")
+        parts.append(f"{self.num_failed} failed")
+        if self.num_finished:
+            parts.append(f"{self.num_finished} finished before (--overwrite does them again)")
+        return ", ".join(parts)
+
+
+def _transcribe_all(
+    transcriber: "Transcriber",
+    found: list[Found],
+    folder: TranscriptFolder | None,
+    summary: Summary,
+    args,
+) -> None:
+    """Writes what is found, into ``folder`` or to standard output, and counts."""
+    names = {each.path: each.name for each in found}
+    paths = [each.path for each in found]
+    total = sum(map(duration, paths))
     # shown on a terminal alone
     with tqdm(total=round(total, 1), unit="s", unit_scale=True, disable=None) as bar:
         rate = transcriber.task.sample_rate
         transcriber.generator.progress = lambda num_samples: bar.update(num_samples / rate)
 
         def failed(path: str, error: Exception) -> None:
-            nonlocal num_failed
-            num_failed += 1
+            summary.num_failed += 1
             bar.write(f"error: {error}", file=sys.stderr)
             if args.json:
                 bar.write(json.dumps({"audio": path, "error": str(error)}, ensure_ascii=False))
 
-        for recordings in transcriber.batches(args.audio, args.batch_size, failed):
+        began = time.perf_counter()
+        for recordings in transcriber.batches(paths, args.batch_size, failed):
             for recording in recordings:
                 if recording.changes:
                     changes = ", ".join(recording.changes)
                     bar.write(f"note: {recording.path}: {changes}", file=sys.stderr)
             for transcript in transcriber.transcripts(recordings):
-                bar.write(transcript.as_json() if args.json else transcript.as_line())
-                sys.stdout.flush()
-    return num_failed
-
-
-@dataclass
-class Transcript:
-    """
-    path: of the recording
-    duration: in seconds
-    nbest: hypotheses, best first, each with ``text``, ``score``, ``acoustic_score`` and
-        ``lm_score`` (nats, but log10 of the language model)
-    words: of the best one, with ``word``, ``start`` and ``end`` in seconds
-    """
-
-    path: str
-    duration: float
-    nbest: list[dict]
-    words: list[dict]
-
-    def as_line(self) -> str:
-        return f"{self.path}\t{self.nbest[0]['text']}"
-
-    def as_json(self) -> str:
-        fields = {"audio": self.path, "duration": round(self.duration, 3), **self.nbest[0]}
-        fields["words"] = self.words
-        if len(self.nbest) > 1:
-            fields["nbest"] = self.nbest
-        return json.dumps(fields, ensure_ascii=False)
+                if folder:
+                    folder.write(names[transcript.path], transcript)
+                else:
+                    bar.write(transcript.as_json() if args.json else transcript.as_line())
+                    sys.stdout.flush()
+                summary.num_files += 1
+                summary.audio_seconds += transcript.duration
+        summary.seconds = time.perf_counter() - began
 
 
 class Transcriber:
@@ -164,11 +186,7 @@ class Transcriber:
 
     def _transcript(self, recording: Recording, hypotheses: list[dict]) -> Transcript:
         num_samples, rate = len(recording.waveform), self.task.sample_rate
-        timed = word_times(hypotheses[0], self.words, self.grid, num_samples, rate)
-        words = [
-            {"word": each.word, "start": round(each.start, 3), "end": round(each.end, 3)}
-            for each in timed
-        ]
+        words = word_times(hypotheses[0], self.words, self.grid, num_samples, rate)
         nbest = [
             {"text": self._text(each)}
             | {name: round(each[name], 4) for name in ("score", "acoustic_score", "lm_score")}

@@ -2,7 +2,13 @@
 labels, folders, and the command that converts between the two."""
 
 from fairseq_speedup.hugging_face.config import wav2vec2_options
-from fairseq_speedup.hugging_face.folder import library
+from fairseq_speedup.hugging_face.folder import library, read_as_checkpoint
 from fairseq_speedup.hugging_face.names import from_fairseq, to_fairseq
 
-__all__ = ["from_fairseq", "library", "to_fairseq", "wav2vec2_options"]
+__all__ = [
+    "from_fairseq",
+    "library",
+    "read_as_checkpoint",
+    "to_fairseq",
+    "wav2vec2_options",
+]

@@ -1,6 +1,7 @@
 """Folders in Hugging Face's form: ``config.json``, weights, and for CTC a processor."""
 
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
+from fairseq_speedup.checkpoints import CheckpointError, read_pickle
 from fairseq_speedup.hugging_face.config import (
     FIXED_HERE,
     MODEL_TYPES,
@@ -20,17 +21,20 @@ from fairseq_speedup.hugging_face.config import (
 )
 from fairseq_speedup.hugging_face.labels import Labels, read_json, read_labels, vocabulary
 from fairseq_speedup.hugging_face.names import HEAD, PREFIXES, from_fairseq, to_fairseq
+from fairseq_speedup.model_folders import CONFIG, WEIGHTS
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
 from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2
+from fairseq_speedup.pretrained.write import checkpoint_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
+
+logger = logging.getLogger(__name__)
 
 CLASSES = ("Model", "ForPreTraining", "ForCTC")  # ends of the classes that are converted
 # weights of pretraining, in the library's own classes and in others' uploads
 PRETRAINING_ONLY = ("quantizer.", "project_hid.", "project_q.", "final_proj.", "label_embs_concat")
 MASK = "masked_spec_embed"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WRITTEN = (
-    *("config.json", "model.safetensors", "preprocessor_config.json"),
+    *(CONFIG, "model.safetensors", "preprocessor_config.json"),
     *("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 
@@ -58,7 +62,7 @@ def library():
     """The module transformers.
 
     Raises:
-        ValueError: it or safetensors is not installed
+        CheckpointError: it or safetensors is not installed
     """
     try:
         import safetensors.torch  # noqa: F401
@@ -66,9 +70,9 @@ def library():
         import transformers.utils
         import transformers.utils.import_utils
     except ImportError as error:
-        raise ValueError(
-            f"convert needs Hugging Face's safetensors and transformers, the latter to compare "
-            f"numbers with ({error}): pip install '.[convert]' in the plugin's checkout"
+        raise CheckpointError(
+            f"a folder in Hugging Face's form needs their safetensors and transformers ({error}): "
+            "pip install '.[convert]' in the plugin's checkout"
         ) from None
     try:
         import torchaudio  # noqa: F401
@@ -80,7 +84,20 @@ def library():
     return transformers
 
 
-def read_folder(folder: str, normalize: bool | None) -> Folder:
+def read_as_checkpoint(folder: str) -> dict:
+    """The checkpoint that ``convert`` would write of a folder.
+
+    Raises:
+        FileNotFoundError, CheckpointError: naming the file, and what would be valid
+    """
+    with torch.random.fork_rng(devices=[]):  # models are made at random, then filled
+        found = read_folder(folder)
+    for note in found.notes:
+        logger.info("%s: %s", folder, note)
+    return checkpoint_of(found.pretrained)
+
+
+def read_folder(folder: str, normalize: bool | None = None) -> Folder:
     """
     Args:
         normalize: whether waveforms are normalised, for a folder that does not say it
@@ -160,19 +177,37 @@ def read_weights(folder: str) -> dict[str, torch.Tensor]:
     Raises:
         FileNotFoundError, CheckpointError: naming the file
     """
+    weights = {}
+    for path in weight_files(folder):
+        weights |= _read_file(path)
+    return weights
+
+
+def pretraining_weights(folder: str) -> dict[str, torch.Tensor]:
+    """Weights that only pretraining needs, without the model's name before theirs."""
+    named = {_without_prefix(name): weight for name, weight in read_weights(folder).items()}
+    return {name: weight for name, weight in named.items() if name.startswith(PRETRAINING_ONLY)}
+
+
+def weight_files(folder: str) -> list[str]:
+    """Paths of the files that hold a folder's weights.
+
+    Raises:
+        FileNotFoundError, CheckpointError: naming the file
+    """
     for name in WEIGHTS:
         path = os.path.join(folder, name)
         index = f"{path}.index.json"
         if os.path.isfile(path):
-            return _read_file(path)
+            return [path]
         if os.path.isfile(index):
-            return _read_shards(folder, index)
+            return _shards(folder, index)
     raise FileNotFoundError(
         f"{folder} has no weights: neither {' nor '.join(WEIGHTS)}, nor an index of shards"
     )
 
 
-def _read_shards(folder: str, index: str) -> dict[str, torch.Tensor]:
+def _shards(folder: str, index: str) -> list[str]:
     places = read_json(index).get("weight_map")
     shards = set(places.values()) if isinstance(places, dict) else set()
     if not shards or any(not isinstance(s, str) or os.path.basename(s) != s for s in shards):
@@ -180,15 +215,12 @@ def _read_shards(folder: str, index: str) -> dict[str, torch.Tensor]:
     missing = [s for s in sorted(shards) if not os.path.isfile(os.path.join(folder, s))]
     if missing:
         raise FileNotFoundError(f"{index} names {', '.join(missing)}, not in {folder}")
-    weights = {}
-    for shard in sorted(shards):
-        weights |= _read_file(os.path.join(folder, shard))
-    return weights
+    return [os.path.join(folder, shard) for shard in sorted(shards)]
 
 
 def _read_file(path: str) -> dict[str, torch.Tensor]:
     if path.endswith(".bin"):
-        weights = open_checkpoint(path)
+        weights = read_pickle(path)
     else:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -200,19 +232,19 @@ def _read_file(path: str) -> dict[str, torch.Tensor]:
                 f"{path} ({os.path.getsize(path):,} bytes) cannot be read: truncated, or no "
                 f"safetensors file ({error})"
             ) from None
-    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+    if not all(map(torch.is_tensor, weights.values())):
         raise CheckpointError(f"{path} holds something else than weights by name")
     return weights
 
 
 def _read_config(folder: str):
     """transformers' config, every option at its value or default."""
-    path = os.path.join(folder, "config.json")
+    path = os.path.join(folder, CONFIG)
     given = read_json(path)
     model_type = given.get("model_type")
     if model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{path}: model_type={model_type!r} is not converted; valid values: "
+            f"{path}: model_type={model_type!r} is not read here; valid values: "
             f"{', '.join(MODEL_TYPES)}"
         )
     try:
@@ -237,7 +269,7 @@ def _class_of(folder: str, config, weights: dict) -> tuple[str, bool]:
     valid = [prefix + end for end in CLASSES]
     if given is not None and given not in valid:
         raise CheckpointError(
-            f"{os.path.join(folder, 'config.json')}: architectures={given} is not converted; valid "
+            f"{os.path.join(folder, CONFIG)}: architectures={given} is not read here; valid "
             f"values: {', '.join(valid)}"
         )
     ctc = _is_ctc(config) or (given is None and f"{HEAD}weight" in weights)
@@ -287,7 +319,7 @@ def _normalize(folder: str, given: bool | None) -> bool:
         if given is None:
             raise CheckpointError(
                 f"{path} does not exist, and nothing else says whether waveforms are normalised: "
-                "give --normalize true or --normalize false"
+                "give convert --normalize true or --normalize false"
             )
         return given
     preprocessor = read_json(path)

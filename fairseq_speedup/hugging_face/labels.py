@@ -154,7 +154,7 @@ def _check_vocabulary(path: str, vocab: dict, num_rows: int) -> None:
         if type(row) is not int:
             raise CheckpointError(
                 f"{path}: {token!r} has no number but a {type(row).__name__}; vocabularies by "
-                "language are not converted"
+                "language are not read here"
             )
     if len(set(vocab.values())) < len(vocab):
         raise CheckpointError(f"{path}: two tokens have the same number")

@@ -8,6 +8,7 @@ from fairseq.dataclass.utils import overwrite_args_by_name
 from omegaconf import OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError, clear_layout_errors, open_checkpoint
+from fairseq_speedup.model_folders import EXPECTED
 from fairseq_speedup.pretrained.families import (
     RELATIVE_BIAS,
     Pretrained,
@@ -49,13 +50,13 @@ def read_pretrained(cfg) -> Pretrained:
     source = f"model.w2v_path={path}"
     if not os.path.exists(path):
         raise FileNotFoundError(
-            f"{source}: no such file, or no file; it must be a pretrained fairseq checkpoint (.pt)"
-            f"{looked_for(path)}"
+            f"{source}: no such file, or no file; it must be a pretrained fairseq checkpoint "
+            f"(.pt), or {EXPECTED}{looked_for(path)}"
         )
     try:
         pretrained = read_file(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"model.w2v_path: {error}") from None
+    except (CheckpointError, FileNotFoundError) as error:
+        raise type(error)(f"model.w2v_path: {error}") from None
     overrides = {
         name: getattr(cfg, ours)
         for name, ours in FINETUNING_OVERRIDES.items()
