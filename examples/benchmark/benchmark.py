@@ -24,10 +24,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from fairseq_speedup.inference.linear import Bf16Linear, Fp32Linear, Int8Linear
-from fairseq_speedup.profiling.command import read_lengths
+from fairseq_speedup.inference.linear import (
+    Bf16Linear,
+    Fp32Linear,
+    Int8Linear,
+    multiplies_bf16,
+    multiplies_int8,
+)
 from fairseq_speedup.profiling.environment import hardware, versions
 from fairseq_speedup.profiling.macs import MacCounter
+from fairseq_speedup.profiling.utterance_lengths import read_lengths
 
 HERE = Path(__file__).parent
 BASELINE = "stock fairseq"
@@ -41,13 +47,18 @@ class Engine:
     """An engine's process.
 
     Attributes:
-        seconds: by factor, for each round the time of all batches
+        by_batch: by factor, for each round the time of each batch
     """
 
     name: str
     process: subprocess.Popen
-    seconds: dict[int, list[float]] = field(default_factory=dict)
+    by_batch: dict[int, list[list[float]]] = field(default_factory=dict)
     peak_memory_bytes: int = 0
+
+    @property
+    def seconds(self) -> dict[int, list[float]]:
+        """By factor, for each round the time of all batches."""
+        return {factor: [sum(each) for each in rounds] for factor, rounds in self.by_batch.items()}
 
     @classmethod
     def start(cls, name: str, arch: str, threads: int, folder: Path) -> "Engine":
@@ -94,23 +105,46 @@ def batches_of(lengths: list[int], batch_size: int) -> list[list[int]]:
 def race(engines: list[Engine], batches, factor: int, rounds: int) -> None:
     """Fills in the engines' seconds; a round before the first warms them up and is not counted."""
     for number in range(rounds + 1):
-        totals = dict.fromkeys(range(len(engines)), 0.0)
+        times = [[0.0] * len(batches) for _ in engines]
         for position, batch in enumerate(batches):
             for turn in range(len(engines)):
                 index = (turn + position + number) % len(engines)
-                totals[index] += engines[index].run(batch, factor)
+                times[index][position] = engines[index].run(batch, factor)
         if number > 0:
-            for index, engine in enumerate(engines):
-                engine.seconds.setdefault(factor, []).append(totals[index])
+            for engine, found in zip(engines, times, strict=True):
+                engine.by_batch.setdefault(factor, []).append(found)
+
+
+def at_each(engine: Engine, baseline: Engine, factor: int) -> list[float]:
+    """Of each batch, the median over rounds of the engine's time as a fraction of the baseline's at
+    the same factor."""
+    paired = zip(engine.by_batch[factor], baseline.by_batch[factor], strict=True)
+    ratios = [[mine / theirs for mine, theirs in zip(*each, strict=True)] for each in paired]
+    return [median(each) for each in zip(*ratios, strict=True)]
+
+
+def table_by_length(report: dict) -> str:
+    """Engines by length, each as a fraction of the baseline at that length and factor."""
+    lengths = [f"{samples / SAMPLE_RATE:g} s" for samples in report["lengths_samples"]]
+    lines = [f"| engine | {' | '.join(lengths)} |", "| --- |" + " ---: |" * len(lengths)]
+    for factor in map(str, report["factors"]):
+        for row in report["engines"]:
+            if row["name"] != BASELINE:
+                cells = [f"{ratio:.2f}" for ratio in row["ratio_by_batch"][factor]]
+                lines.append(f"| {row['name']}, x{factor} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def peaks(threads: int) -> dict[str, float]:
     """The machine's fastest matrix products, in MACs per second, of the size of a large model's
-    feed-forward layer, median of 15."""
+    feed-forward layer, median of 15; of what it has instructions for."""
     torch.set_num_threads(threads)
     rows, linear = torch.randn(500, 1024), nn.Linear(1024, 4096)
     products = {"nn.Linear": linear, "fp32": Fp32Linear(linear)}
-    products |= {"bf16": Bf16Linear(linear), "int8": Int8Linear(linear)}
+    if multiplies_bf16():
+        products["bf16"] = Bf16Linear(linear)
+    if multiplies_int8():
+        products["int8"] = Int8Linear(linear)
     found = {}
     with torch.inference_mode():
         for name, product in products.items():
@@ -213,6 +247,7 @@ def main() -> None:
                 "name": engine.name,
                 "ratio": ratios,
                 "seconds": {str(f): engine.seconds[f] for f in args.factors},
+                "ratio_by_batch": {str(f): at_each(engine, baseline, f) for f in args.factors},
                 "real_time_factor": seconds / audio_seconds,
                 "gmacs_per_second": macs[args.factors[0]] / seconds / 1e9,
                 "peak_memory_bytes": engine.peak_memory_bytes,
@@ -232,6 +267,9 @@ def main() -> None:
     (args.folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     draw(report, args.folder / f"{name}.png")
     print(table(report))
+    if args.batch_size == 1:
+        print(f"\nBy length, as a fraction of {BASELINE} at that length and factor:\n")
+        print(table_by_length(report), end="\n\n")
     print(
         f"{len(lengths)} utterances, {audio_seconds:.1f} s of audio, batches of "
         f"{args.batch_size}, {args.threads} threads, {args.rounds} rounds; ratios to {BASELINE} at "

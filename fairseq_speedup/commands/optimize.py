@@ -15,15 +15,19 @@ Broken off, the same command goes on from what it had measured.
 import os
 
 from fairseq_speedup.commands import arguments
+from fairseq_speedup.data.find_recordings import find_recordings
 from fairseq_speedup.decoding.options import OF_SEARCH, DecodingOptions, check_options
 
-AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au", ".sph", ".w64")
 BEAM = ["ctc_decoder", "beam", "lm_weight", "word_score", *OF_SEARCH]
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("path", metavar="MODEL", help="a fine-tuned checkpoint, ours or stock")
+    parser.add_argument(
+        "path",
+        metavar="MODEL",
+        help="a fine-tuned checkpoint, ours, stock or a Hugging Face folder",
+    )
     parser.add_argument("--output", required=True, metavar="FOLDER", help="new, or of a run before")
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="FOLDER", help="with manifests and labels")
@@ -35,7 +39,10 @@ def add_arguments(parser) -> None:
         help="how labels become words; default: what fits the labels",
     )
     data.add_argument(
-        "--audio", nargs="+", metavar="FILE", help="files or folders, where there are no labels"
+        "--audio",
+        nargs="+",
+        metavar="AUDIO",
+        help="files, folders or globs, where there are no labels",
     )
     data.add_argument(
         "--max-utterances", type=int, metavar="N", help="so many, evenly over their lengths"
@@ -79,36 +86,14 @@ def check(args) -> None:
         raise ValueError("give either --data, a folder with labels, or --audio, files without")
     if args.data is not None and not os.path.isdir(args.data):
         raise FileNotFoundError(f"--data {args.data} is not a folder")
-    args.audio_files = files_of(args.audio or [])
+    args.audio_files = [each.path for each in find_recordings(args.audio or [])]
+    for each in args.audio_files:
+        if not os.path.exists(each):
+            raise FileNotFoundError(f"--audio {each} does not exist")
     args.nbest = 1
     own = {each: getattr(args, each) for each in BEAM if hasattr(DecodingOptions, each)}
     check_options(DecodingOptions(**own), args)
     args.decoding = decoding_of(args)
-
-
-def files_of(paths: list[str]) -> list[str]:
-    """Audio files, those of folders with them.
-
-    Raises:
-        FileNotFoundError: a path that does not exist, or a folder without audio
-    """
-    found = []
-    for path in paths:
-        if os.path.isdir(path):
-            inside = [
-                os.path.join(folder, name)
-                for folder, _, names in os.walk(path)
-                for name in names
-                if name.lower().endswith(AUDIO)
-            ]
-            if not inside:
-                raise FileNotFoundError(f"--audio {path}: no audio files ({', '.join(AUDIO)})")
-            found += sorted(inside)
-        elif os.path.exists(path):
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"--audio {path} does not exist")
-    return found
 
 
 def decoding_of(args) -> dict:
