@@ -371,7 +371,7 @@ def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
     halved = suggestions(SUBJECT, {"downsample": "conv"}, hours=100)
     assert all("downsample" not in each.options[0] for each in halved)
     config_dir = REPO / "config/finetuning"
-    recipe = Recipe("best.pt", str(tmp_path), "valid", str(config_dir), True, 3, has_gpu=False)
+    recipe = Recipe("best.pt", str(tmp_path), "valid", str(config_dir), "plugin", True, 3, False)
     words = shlex.split(recipe.command(few[0]))
     assert words[words.index("--config-name") + 1] == "large_1h"
     assert (REPO / "config/finetuning/large_1h.yaml").is_file()

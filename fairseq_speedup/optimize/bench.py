@@ -11,7 +11,13 @@ import numpy as np
 
 from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.optimize.candidates import Candidate
-from fairseq_speedup.optimize.worker import Loaded, Setup, Transcribed, serve
+from fairseq_speedup.optimize.worker import (
+    Loaded,
+    Setup,
+    Transcribed,
+    batches_of,
+    serve,
+)
 
 ROUNDS = 5
 SECONDS_OF_ROUND = 2.0  # that the model as it is takes
@@ -54,11 +60,6 @@ class Measured:
         """As a fraction of that of the model as it is; infinite where it was not timed."""
         return median(self.ratios) if self.ratios else float("inf")
 
-    @property
-    def spread(self) -> float:
-        """Of its time over rounds, as a fraction of the median."""
-        return (max(self.ratios) - min(self.ratios)) / self.time if self.ratios else 0.0
-
 
 class Process:
     """A worker's process; it is started when it is first asked for something."""
@@ -98,6 +99,8 @@ class Process:
         """Makes a candidate ready, if it is not."""
         if self.candidate == candidate:
             return None
+        if self.candidate is not None and self.candidate.engine != candidate.engine:
+            self.close()  # what an engine has allocated is not given back
         self.candidate = None
         loaded = self.call("load", candidate)
         self.candidate = candidate
@@ -108,7 +111,7 @@ class Process:
             self.connection.close()
             self.process.join(5)
             self.process.terminate()
-            self.process = None
+            self.process = self.candidate = None
 
 
 class Bench:
@@ -128,6 +131,7 @@ class Bench:
         timed: those that are timed
         num_words: of each utterance's reference
         by_labels: whether references are labels, not the model's own transcripts
+        noise: times of the model as it is, as fractions of its own in the other process
     """
 
     def __init__(
@@ -148,7 +152,7 @@ class Bench:
         self.influence: dict[int, float] = {}
         self.transcribed: dict[str, Transcribed] = {}
         self.macs: dict[str, float | None] = {}
-        self.seconds_of = 0.0  # that the last measurement took
+        self.noise: list[float] = []
         self._read_log(origin)
         self.num_samples, references = self.ours.call("data_found")
         self.subject = self.ours.call("subject")
@@ -202,12 +206,10 @@ class Bench:
     def measure(self, candidate: Candidate) -> Measured:
         """What is found of a candidate, measured once."""
         if candidate.key not in self.measured:
-            start = time.monotonic()
             try:
                 found = self._measure(candidate)
             except (ValueError, WorkerDiedError) as error:
                 found = Measured(candidate, failed=str(error))
-            self.seconds_of = time.monotonic() - start
             self._keep(found)
         return self.measured[candidate.key]
 
@@ -226,18 +228,24 @@ class Bench:
         found.loss = 100 * (sum(errors) - sum(base.errors)) / max(1, sum(self.num_words))
         if found.loss <= MOST_LOSS * self.budget:
             found.ratios, found.memory_bytes = self._timed(candidate)
+        if candidate == self.base:
+            self.noise, found.ratios = found.ratios, [1.0]
+            self._append({"noise": self.noise})
         return found
 
     def _timed(self, candidate: Candidate) -> tuple[list[float], int | None]:
-        """Both in turn, and in changing order."""
+        """Both in turns, batch by batch and in changing order, so that what else the machine does
+        falls on both alike."""
         self.ours.load(self.base)
         self.other.load(candidate)
+        batches = batches_of(self.timed, self.num_samples, candidate.batch_size)
         ratios = []
         for number in range(ROUNDS + 1):
-            both = [self.ours, self.other]
-            seconds = {}
-            for each in both if number % 2 else reversed(both):
-                seconds[each] = each.call("seconds", self.timed)
+            seconds = {self.ours: 0.0, self.other: 0.0}
+            for position, batch in enumerate(batches):
+                turns = [self.ours, self.other]
+                for each in turns if (number + position) % 2 else reversed(turns):
+                    seconds[each] += each.call("seconds", batch)
             if number > 0:  # the first round warms up
                 ratios.append(seconds[self.other] / seconds[self.ours])
         return ratios, self.other.call("peak_memory")
@@ -274,7 +282,9 @@ class Bench:
         with open(self.log, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         for line in lines[1:]:
-            if "influence" in line:
+            if "noise" in line:
+                self.noise = line["noise"]
+            elif "influence" in line:
                 self.influence = {int(k): value for k, value in line["influence"].items()}
             else:
                 measured = Measured(**{**line, "candidate": Candidate(**line["candidate"])})

@@ -21,7 +21,7 @@ from fairseq_speedup.report.significance import Difference, difference_of
 
 MODEL, ONNX = "model.pt", "model.onnx"
 TABLE, PICTURE, RESULT = "optimize.md", "error_against_time.png", "optimize.json"
-SPREAD_TO_RANK = 0.3  # of a time over rounds: beyond, a machine is called too noisy
+NOISE_TO_RANK = 0.1  # of a time: beyond, a machine is called too noisy
 
 
 @dataclass
@@ -170,6 +170,7 @@ def as_json(bench: Bench, lines: list[Line], **more) -> dict:
         "num_utterances": len(bench.indices),
         "num_words": int(sum(bench.num_words)),
         "num_tried": len(bench.measured),
+        "noise": bench.noise,
         "failed": {
             each.candidate.described(bench.base): each.failed
             for each in bench.measured.values()

@@ -223,7 +223,7 @@ def commands_of(
     args, folder: Path, setup: Setup, best: Measured, in_torch: Measured
 ) -> list[list[str]]:
     """To use the result: on the split (where there is one), and on a file."""
-    user_dir = args.user_dir or str(Path(__file__).parents[1])
+    user_dir = _user_dir(args)
     python = ["python", "-m", "fairseq_speedup"]
     python += ["--user-dir", args.user_dir] if args.user_dir else []
     commands = []
@@ -246,6 +246,10 @@ def commands_of(
     options = _options(args, setup, candidate)
     command = [*_threads(candidate), *python, "transcribe", "--path", str(model), *options]
     return [*commands, [*command, audio[0]]]
+
+
+def _user_dir(args) -> str:
+    return args.user_dir or str(Path(__file__).parents[1])
 
 
 def _threads(candidate: Candidate) -> list[str]:
@@ -299,6 +303,7 @@ def recipe_of(args, setup: Setup, cfg) -> Recipe:
         data=setup.data,
         valid_subset=setup.subset,
         config_dir=str(config_dir) if config_dir.is_dir() else "config/finetuning",
+        user_dir=_user_dir(args),
         normalize=bool(cfg.task.normalize),
         hours=hours,
         has_gpu=torch.cuda.is_available(),
@@ -320,11 +325,11 @@ def page_of(bench, lines, best, budget, commands, confirmed, training) -> str:
             f"This set cannot tell a budget of {budget:g} points from chance: it would take about "
             f"{needed} words."
         )
-    noisy = max(line.measured.spread for line in lines)
-    if noisy > outcome.SPREAD_TO_RANK:
+    apart = max(abs(each - 1) for each in bench.noise or [1.0])
+    if apart > outcome.NOISE_TO_RANK:
         text.append(
-            f"The machine was too noisy to rank what is near: a time varied by {100 * noisy:.0f} % "
-            "over its rounds."
+            "The machine was too noisy to rank what is near: the model as it is differed from "
+            f"itself by up to {100 * apart:.0f} % in a round."
         )
     text += ["", "Use it:", ""]
     for command, said in zip(commands, confirmed, strict=True):

@@ -64,6 +64,7 @@ class Recipe:
     data: folder with manifests and labels
     valid_subset: split for validation
     config_dir: of ``config/finetuning``
+    user_dir: this package, or the user's own
     normalize: the model takes waveforms of zero mean and unit variance, as large ones do
     hours: of labelled audio in ``train``, 0 where it is not known
     has_gpu: a GPU is there
@@ -73,6 +74,7 @@ class Recipe:
     data: str
     valid_subset: str
     config_dir: str
+    user_dir: str
     normalize: bool
     hours: float
     has_gpu: bool
@@ -85,6 +87,7 @@ class Recipe:
         return shlex.join(
             [
                 *("fairseq-hydra-train", "--config-dir", self.config_dir, "--config-name", config),
+                f"common.user_dir={self.user_dir}",
                 f"task.data={os.path.abspath(self.data)}",
                 f"dataset.valid_subset={self.valid_subset}",
                 f"model.w2v_path={path}",
