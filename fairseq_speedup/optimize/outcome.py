@@ -130,13 +130,14 @@ def draw(bench: Bench, lines: list[Line], path: Path) -> None:
     figure, axes = new_axes()
     timed = [each for each in bench.measured.values() if each.ratios]
     best = front(bench)
+    base = bench.measured[bench.base.key]
     for each in timed:
         on_front = each in best
         axes.plot(
             each.time, bench.error_rate(each), "o" if on_front else "x",
             color="C0" if on_front else "0.6",
         )  # fmt: skip
-    for each in best:
+    for each in {id(one): one for one in [*best, base]}.values():
         axes.annotate(
             each.candidate.described(bench.base), (each.time, bench.error_rate(each)),
             xytext=(4, 4), textcoords="offset points", fontsize=7,
