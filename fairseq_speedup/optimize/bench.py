@@ -25,7 +25,7 @@ FEWEST_TIMED, MOST_TIMED = 4, 24  # utterances
 MOST_LOSS = 2  # budgets: a candidate that loses more is not timed
 
 
-class WorkerDiedError(RuntimeError):
+class WorkerDiedError(ValueError):
     """A worker was ended, for instance for want of memory."""
 
 
@@ -208,7 +208,7 @@ class Bench:
         if candidate.key not in self.measured:
             try:
                 found = self._measure(candidate)
-            except (ValueError, WorkerDiedError) as error:
+            except ValueError as error:  # the worker's words, or that it was ended
                 found = Measured(candidate, failed=str(error))
             self._keep(found)
         return self.measured[candidate.key]

@@ -1,5 +1,6 @@
 """``python -m fairseq_speedup optimize``: from arguments to a folder with a faster model."""
 
+import contextlib
 import json
 import math
 import os
@@ -39,12 +40,47 @@ class OptimizeError(ValueError):
 
 
 def run(args) -> None:
-    folder = prepared(args)
-    setup = setup_of(args, folder)
+    with contextlib.redirect_stdout(sys.stderr):  # what else is printed is no result
+        folder = prepared(args)
+        setup = setup_of(args, folder)
+        try:
+            page, found = _run(args, folder, setup)
+        except KeyboardInterrupt:
+            raise OptimizeError(
+                f"stopped; {folder / LOG} has what was measured: the same command goes on from it"
+            ) from None
+    print(json.dumps(found, indent=2) if args.json else page)
+
+
+def _run(args, folder: Path, setup: Setup) -> tuple[str, dict]:
+    """Measures, and writes all that is left; the page, and the same as values."""
     budget = args.wer_budget
     deadline = time.monotonic() + (args.time_limit or math.inf)
     base = Candidate(batch_size=1, threads=torch.get_num_threads())
-    origin = {
+    scoring = Scoring(post_process=setup.post_process)
+    origin = _origin(args, setup, base)
+    log = str(folder / LOG)
+    bench = Bench(setup, base, log, origin, budget, scoring, args.user_dir, args.max_utterances)
+    progress = Progress(base, budget, deadline)
+    try:
+        _check_baseline(bench)
+        _say_what_is_there(bench, budget)
+        search = Search(bench, os.cpu_count() or 1, deadline, progress)
+        search.run(sorted({budget, budget / 2, 2 * budget}))
+    finally:
+        progress.close()
+        bench.close()
+    if search.out_of_time:
+        print(
+            f"the time limit was reached after {len(bench.measured)} candidates; the same command "
+            "with a longer one goes on"
+        )
+    return finish(args, folder, setup, bench, budget)
+
+
+def _origin(args, setup: Setup, base: Candidate) -> dict:
+    """What measurements are of: they hold for nothing else."""
+    return {
         "model": os.path.abspath(args.path),
         "written": os.path.getmtime(args.path),
         "data": setup.data or sorted(setup.audio),
@@ -56,30 +92,6 @@ def run(args) -> None:
         "machine": outcome.hardware_of(torch.cuda.is_available() and not args.cpu),
         "threads": base.threads,
     }
-    scoring = Scoring(post_process=setup.post_process)
-    bench = Bench(
-        setup, base, str(folder / LOG), origin, budget, scoring, args.user_dir, args.max_utterances
-    )
-    progress = Progress(base, budget, deadline)
-    search = Search(bench, os.cpu_count() or 1, deadline, progress)
-    try:
-        _check_baseline(bench)
-        _say_what_is_there(bench, budget)
-        search.run(sorted({budget, budget / 2, 2 * budget}))
-    except KeyboardInterrupt:
-        raise OptimizeError(
-            f"stopped; {folder / LOG} has what was measured, and the same command goes on from it"
-        ) from None
-    finally:
-        progress.close()
-        bench.close()
-    if search.out_of_time:
-        print(
-            f"the time limit was reached after {len(bench.measured)} candidates; the same command "
-            "with a longer one goes on",
-            file=sys.stderr,
-        )
-    finish(args, folder, setup, bench, budget)
 
 
 # -- before --------------------------------------------------------------------------------------
@@ -152,16 +164,15 @@ def _say_what_is_there(bench: Bench, budget: float) -> None:
     )
     print(
         f"{len(bench.indices)} utterances, {seconds / 60:.1f} minutes, {sum(bench.num_words)} "
-        f"words; {rate}; budget {budget:g} points",
-        file=sys.stderr,
+        f"words; {rate}; budget {budget:g} points"
     )
 
 
 # -- after ---------------------------------------------------------------------------------------
 
 
-def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> None:
-    """Writes all that is left, tries the commands, prints them."""
+def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tuple[str, dict]:
+    """Writes all that is left and tries the commands; the page, and the same as values."""
     base = bench.measured[bench.base.key]
     best = fastest(bench, budget)
     in_torch = fastest(bench, budget, engines=("torch",))
@@ -210,13 +221,10 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> Non
         outcome.draw(bench, lines, folder / PICTURE)
         written.append(PICTURE)
     except MissingExtraError as error:
-        print(f"no picture: {error}", file=sys.stderr)
+        print(f"no picture: {error}")
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)
-    if args.json:
-        print(json.dumps(found, indent=2))
-    else:
-        print(page)
-        print(f"wrote {', '.join(str(folder / each) for each in [*written, TABLE, RESULT, LOG])}")
+    print(f"wrote {', '.join(str(folder / each) for each in [*written, TABLE, RESULT, LOG])}")
+    return page, found
 
 
 def commands_of(

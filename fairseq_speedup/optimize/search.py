@@ -59,25 +59,17 @@ class Search:
 
     def _layers(self, best, budget):
         """Leaves out one layer after another while the budget holds."""
-        while True:
-            influence = self.bench.influence_of_layers() if not self.out_of_time else {}
-            tried = (
-                [
-                    self._measure(each)
-                    for each in candidates.without_a_layer(
-                        best.candidate, self.subject, influence, LEAST_INFLUENTIAL
-                    )
-                ]
-                if influence
-                else []
+        while not self.out_of_time:
+            options = candidates.without_a_layer(
+                best.candidate, self.subject, self.bench.influence_of_layers(), LEAST_INFLUENTIAL
             )
+            tried = [self._measure(each) for each in options]
             good = [each for each in tried if each is not None and each.loss <= budget]
-            if not good:
-                return best
-            least = min(good, key=lambda each: (each.loss, each.time))
+            least = min(good, key=lambda each: (each.loss, each.time), default=best)
             if least.time >= best.time:
-                return best
+                break
             best = least
+        return best
 
     def _cuts(self, best, budget):
         return self._ladder(best, candidates.cut_at_exits(best.candidate, self.subject), budget)

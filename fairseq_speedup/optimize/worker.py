@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import sys
 import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -410,6 +411,7 @@ def serve(connection, setup: Setup, user_dir: str | None) -> None:
         connection: gives ``(method, arguments)``, is given ``(True, result)`` or ``(False, words)``
         user_dir: package with the user's own reductions
     """
+    sys.stdout = sys.stderr  # what is printed here is no result
     import argparse
 
     from fairseq.utils import import_user_module
