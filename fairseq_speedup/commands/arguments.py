@@ -83,6 +83,23 @@ def add_inference(group) -> None:
     )
 
 
+def add_wer_budget(group) -> None:
+    group.add_argument(
+        "--wer-budget",
+        type=float,
+        default=0.5,
+        metavar="POINTS",
+        help="points of WER that may be lost",
+    )
+
+
+def check_wer_budget(args) -> None:
+    """Raises ValueError for one that is no number of points."""
+    check_least(args, wer_budget=0)
+    if args.wer_budget == float("inf"):
+        raise ValueError("--wer-budget inf is out of range; it must be a number of points")
+
+
 def add_overwrite(group, help="replace files that exist") -> None:
     group.add_argument("--overwrite", action="store_true", help=help)
 

@@ -29,19 +29,12 @@ def add_arguments(parser) -> None:
         help="what is compared with them",
     )
     search.add_argument("--thresholds", type=int, default=12, metavar="N", help="how many to try")
-    search.add_argument(
-        "--wer-budget",
-        type=float,
-        default=0.5,
-        metavar="POINTS",
-        help="points of WER that may be lost",
-    )
+    arguments.add_wer_budget(search)
 
 
 def check(args) -> None:
-    arguments.check_least(args, thresholds=1, batch_size=1, wer_budget=0)
-    if args.wer_budget == float("inf"):
-        raise ValueError("--wer-budget inf is out of range; it must be a number of points")
+    arguments.check_least(args, thresholds=1, batch_size=1)
+    arguments.check_wer_budget(args)
     arguments.check_name(args, "exit_criterion", CRITERIA)
     arguments.check_model(args)
 

@@ -48,13 +48,7 @@ def add_arguments(parser) -> None:
         "--max-utterances", type=int, metavar="N", help="so many, evenly over their lengths"
     )
     search = parser.add_argument_group("search")
-    search.add_argument(
-        "--wer-budget",
-        type=float,
-        default=0.5,
-        metavar="POINTS",
-        help="points of WER that may be lost",
-    )
+    arguments.add_wer_budget(search)
     search.add_argument(
         "--time-limit",
         type=seconds,
@@ -79,9 +73,8 @@ def seconds(text: str) -> float:
 
 def check(args) -> None:
     arguments.check_checkpoint(args.path)
-    arguments.check_least(args, wer_budget=0, max_utterances=1)
-    if args.wer_budget == float("inf"):
-        raise ValueError("--wer-budget inf is out of range; it must be a number of points")
+    arguments.check_least(args, max_utterances=1)
+    arguments.check_wer_budget(args)
     if (args.data is None) == (args.audio is None):
         raise ValueError("give either --data, a folder with labels, or --audio, files without")
     if args.data is not None and not os.path.isdir(args.data):

@@ -17,6 +17,7 @@ from fairseq_speedup.optimize.bench import Bench, Measured
 from fairseq_speedup.optimize.candidates import Candidate
 from fairseq_speedup.optimize.search import front
 from fairseq_speedup.optimize.worker import Setup, export, onnx_path
+from fairseq_speedup.pretrained.write import state_without_training
 from fairseq_speedup.report.significance import Difference, difference_of
 
 MODEL, ONNX = "model.pt", "model.onnx"
@@ -47,23 +48,11 @@ def write_model(setup: Setup, candidate: Candidate, folder: Path) -> None:
         options["inference_form"] = candidate.form
     data = {} if setup.data is None else {"data": setup.data}
     model, cfg, task = load_finetuned(setup.path, "", {**data, **options})
-    cfg = OmegaConf.to_container(cfg, enum_to_str=True)
-    state = {
-        "args": None,
-        "cfg": cfg,
-        "model": model.state_dict(),
-        "optimizer_history": [
-            {
-                "criterion_name": "optimize",
-                "optimizer_name": "optimize",
-                "lr_scheduler_state": {"best": None},
-                "num_updates": 0,
-            }
-        ],
-        "extra_state": {"train_iterator": {"epoch": 1}},
-        "last_optimizer_state": None,
-        "task_state": {"target_dictionary": task.target_dictionary},
-    }
+    state = state_without_training(
+        model.state_dict(),
+        cfg=OmegaConf.to_container(cfg, enum_to_str=True),
+        task_state={"target_dictionary": task.target_dictionary},
+    )
     write_checkpoint(state, str(folder / MODEL))
 
 

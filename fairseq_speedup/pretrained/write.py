@@ -36,7 +36,8 @@ def checkpoint_of(pretrained: Pretrained) -> dict:
     return PRETRAINED_FORMS.get(pretrained.family, _fairseq)(pretrained)
 
 
-def _state(weights: dict, **others) -> dict:
+def state_without_training(weights: dict, **others) -> dict:
+    """What ``torch.save`` is given for weights that no training goes on from."""
     return copy.deepcopy(NO_TRAINING) | {"model": weights} | others
 
 
@@ -49,7 +50,7 @@ def _fairseq(pretrained: Pretrained) -> dict:
     cfg = OmegaConf.to_container(pretrained.cfg)
     del cfg["encoder_variant"]
     cfg["model"]["_name"] = pretrained.family
-    return _state(pretrained.weights, cfg=cfg)
+    return state_without_training(pretrained.weights, cfg=cfg)
 
 
 def _hubert(pretrained: Pretrained) -> dict:
@@ -115,4 +116,4 @@ def _finetuned(pretrained: Pretrained) -> dict:
     weights = {ENCODER + name: weight for name, weight in pretrained.weights.items()}
     weights |= {HEAD + name: weight for name, weight in pretrained.head.items()}
     task_state = {"target_dictionary": dictionary_of(pretrained.labels)}
-    return _state(weights, cfg=cfg, task_state=task_state)
+    return state_without_training(weights, cfg=cfg, task_state=task_state)
