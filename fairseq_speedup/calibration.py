@@ -12,7 +12,11 @@ from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.offline import Offline
 from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.lengths import lengths_of
-from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA, measuring_criteria
+from fairseq_speedup.transformer.early_exit import (
+    EXIT_CRITERIA,
+    ExitOptionError,
+    measuring_criteria,
+)
 
 DIGITS = 6  # of a threshold
 
@@ -99,7 +103,15 @@ def observe(args) -> Observed:
         ValueError: the checkpoint has no exits
     """
     overrides = {"exit_criterion": args.exit_criterion}
-    offline = Offline(args.path, args.data, args.gen_subset, overrides, args.batch_size, args.cpu)
+    try:
+        offline = Offline(
+            args.path, args.data, args.gen_subset, overrides, args.batch_size, args.cpu
+        )
+    except ExitOptionError:
+        raise ValueError(
+            f"--path {args.path}: the model was fine-tuned without exits, for which a threshold is: "
+            "fine-tune with model.exit_layers=upper criterion._name=ctc_exits"
+        ) from None
     exits = getattr(getattr(offline.model, "w2v_encoder", None), "exit", None)
     if exits is None:
         raise ValueError(f"--path {args.path}: the model has no exits (model.exit_layers)")

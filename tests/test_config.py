@@ -66,7 +66,8 @@ def test_configs_differ_only_in_what_the_setting_decides(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_reduction_is_off_by_default_and_named(name):
     given = reduction_options(load(name).model)
-    assert given == reduction_options(OmegaConf.structured(SpeedupCtcConfig))
+    ours = reduction_options(OmegaConf.structured(SpeedupCtcConfig))
+    assert given == {k: v for k, v in ours.items() if k != "inference_form"}  # no use in training
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -17,9 +17,11 @@ from fairseq_speedup.__main__ import main
 from fairseq_speedup.models.config import SpeedupCtcConfig, reduction_options, switched_on
 
 STOCK = ["model._name=wav2vec_ctc", "task._name=audio_finetuning"]
-# stock dataclasses do not know our options
+# stock dataclasses do not know our options, of which the configs have all but this one
 WITHOUT_OURS = [
-    f"~model.{name}" for name in reduction_options(OmegaConf.structured(SpeedupCtcConfig))
+    f"~model.{name}"
+    for name in reduction_options(OmegaConf.structured(SpeedupCtcConfig))
+    if name != "inference_form"
 ] + ["~task.allow_infeasible_ctc"]
 CONV2 = ["model.downsample=conv", "model.downsample_factor=2", "model.logit_upsample=2"]
 

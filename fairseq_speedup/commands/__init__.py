@@ -25,18 +25,18 @@ from fairseq_speedup.commands.arguments import HelpFormatter
 TASKS = {
     "Make my model faster": {
         "optimize": None,
-        "fairseq-generate": "The same weights, faster: --inference fp32, int8 (README).",
+        "fairseq-generate": "(fairseq's) The same weights, faster: --inference fp32, int8.",
         "profile": None,
         "calibrate": None,
         "export": None,
     },
     "Fine-tune a faster one": {
-        "fairseq-hydra-train": "Any reduction in one line of config (README).",
+        "fairseq-hydra-train": "(fairseq's) Any reduction in one line of config.",
         "spm": None,
         "convert": None,
     },
     "Decode": {
-        "fairseq-generate": "Decode a data set: transcripts, WER, and what it cost (README).",
+        "fairseq-generate": "(fairseq's) Decode a data set: transcripts, WER, and what it cost.",
         "transcribe": None,
         "lexicon": None,
         "tune-lm": None,
@@ -72,6 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
         if args.user_dir or getattr(command, "NEEDS_FAIRSEQ", True):
             _register(args)
         command.run(args)
+    except BrokenPipeError:  # who reads has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, nor does the end of the process write
+        return 0
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
@@ -118,7 +121,8 @@ def _overview(modules: dict, prog: str) -> str:
         for name, said in lines.items():
             text.append(f"  {name:<{width}}  {said or modules[name].__doc__.splitlines()[0]}")
         text.append("")
-    return "\n".join([*text, f"{prog} COMMAND --help says more."])
+    text.append(f"{prog} COMMAND --help says more; those of fairseq's are commands of their own.")
+    return "\n".join(text)
 
 
 def _check(args, command) -> None:

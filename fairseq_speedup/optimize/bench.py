@@ -261,8 +261,8 @@ class Bench:
     # -- the log ---------------------------------------------------------------------------------
 
     def _read_log(self, origin: dict) -> None:
+        self.origin = origin
         if not os.path.exists(self.log):
-            self._append({"origin": origin})
             return
         lines = []
         with open(self.log, encoding="utf-8") as file:
@@ -296,8 +296,10 @@ class Bench:
         self._append(asdict(measured))
 
     def _append(self, line: dict) -> None:
+        """The file begins when there is something to keep."""
+        first = [] if os.path.exists(self.log) else [{"origin": self.origin}]
         with open(self.log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.writelines(json.dumps(each) + "\n" for each in [*first, line])
 
 
 def spread(num_samples: list[int], count: int, among: list[int] | None = None) -> list[int]:

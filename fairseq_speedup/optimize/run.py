@@ -41,11 +41,13 @@ class OptimizeError(ValueError):
 
 def run(args) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # what else is printed is no result
+        setup = setup_of(args)
         folder = prepared(args)
-        setup = setup_of(args, folder)
         try:
             page, found = _run(args, folder, setup)
         except KeyboardInterrupt:
+            if not (folder / LOG).exists():
+                raise OptimizeError("stopped before anything was measured") from None
             raise OptimizeError(
                 f"stopped; {folder / LOG} has what was measured: the same command goes on from it"
             ) from None
@@ -71,9 +73,10 @@ def _run(args, folder: Path, setup: Setup) -> tuple[str, dict]:
         progress.close()
         bench.close()
     if search.out_of_time:
+        tried = len(bench.measured) - 1  # the first is the model as it is
         print(
-            f"the time limit was reached after {len(bench.measured)} candidates; the same command "
-            "with a longer one goes on"
+            f"the time limit was reached, candidates tried: {tried}; the same command with a "
+            "longer one goes on"
         )
     return finish(args, folder, setup, bench, budget)
 
@@ -102,7 +105,7 @@ def prepared(args) -> Path:
     folder = Path(args.output)
     if folder.exists() and not folder.is_dir():
         raise OptimizeError(f"--output {folder} is a file; give a folder that is new or of a run")
-    ours = (folder / LOG).exists()
+    ours = any((folder / name).exists() for name in (LOG, RESULT, SCRATCH))
     if folder.is_dir() and any(folder.iterdir()) and not ours:
         raise OptimizeError(
             f"--output {folder} is not empty and no run of optimize has made it: name another"
@@ -111,11 +114,14 @@ def prepared(args) -> Path:
         for name in (LOG, MODEL, ONNX, TABLE, PICTURE, RESULT):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
-    (folder / SCRATCH).mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / SCRATCH).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptimizeError(f"--output {folder} cannot be made: {error.strerror}") from None
     return folder
 
 
-def setup_of(args, folder: Path) -> Setup:
+def setup_of(args) -> Setup:
     post_process = args.post_process or "letter"
     if args.data is not None:
         labels = args.labels or infer_labels(args.data)
@@ -131,7 +137,7 @@ def setup_of(args, folder: Path) -> Setup:
         overrides=read_overrides(args.model_overrides),
         decoding=args.decoding,
         post_process=post_process,
-        folder=str(folder / SCRATCH),
+        folder=os.path.join(args.output, SCRATCH),
         cpu=args.cpu,
     )
 
@@ -190,7 +196,7 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
         outcome.keep_onnx(setup, best.candidate, folder)
         written.append(ONNX)
     commands = commands_of(args, folder, setup, best, in_torch)
-    confirmed = [confirm(command, folder, setup) for command in commands]
+    confirmed = [confirm(command, folder, setup, bench) for command in commands]
     model, cfg, _ = load_finetuned(
         setup.path, "", {"data": setup.data, **setup.overrides} if setup.data else setup.overrides
     )
@@ -279,8 +285,13 @@ def _a_file(setup: Setup) -> str:
     return os.path.join(manifest.root, manifest.files[0])
 
 
-def confirm(command: list[str], folder: Path, setup: Setup) -> str:
+def confirm(command: list[str], folder: Path, setup: Setup, bench: Bench) -> str:
     """Runs a command before it is printed; what it said last."""
+    if "fairseq-generate" in command and len(bench.indices) < len(bench.num_samples):
+        return (
+            f"not tried: it decodes all {len(bench.num_samples)} utterances of {setup.subset}, of "
+            f"which {len(bench.indices)} were measured"
+        )
     found = subprocess.run(_runnable(command), capture_output=True, text=True)
     if found.returncode != 0:
         reason = (found.stderr.strip() or "nothing said").splitlines()[-1]
@@ -327,6 +338,8 @@ def page_of(bench, lines, best, budget, commands, confirmed, training) -> str:
         f"fraction of that of the model as it is, in turns with it, on {len(bench.timed)} "
         "utterances; median and range."
     )
+    if len(bench.measured) == 1:
+        text.append("Nothing but the model as it is was measured: give a longer --time-limit.")
     needed = outcome.words_needed(bench, best, budget)
     if needed is not None:
         text.append(

@@ -15,7 +15,7 @@ import torch
 from fairseq.dataclass.configs import GenerationConfig
 
 from fairseq_speedup.commands import library_warnings
-from fairseq_speedup.data.recording import read_recording
+from fairseq_speedup.data.recording import RecordingError, read_recording
 from fairseq_speedup.decoding.generator import Encoded, batch_of, encode
 from fairseq_speedup.decoding.run import padding_gets_in
 from fairseq_speedup.inference.form import check_device
@@ -343,15 +343,27 @@ class Recordings:
 
     def __init__(self, task, paths: list[str], needed_samples: int):
         self.task = task
-        self.paths = paths
         self.needed_samples = needed_samples
-        self.num_samples = [len(self.waveform(index)) for index in range(len(paths))]
+        self.paths, self.num_samples = [], []
+        for path in paths:
+            try:
+                num_samples = len(self._read(path))
+            except RecordingError as error:
+                print(f"{error}; left out", file=sys.stderr)
+                continue
+            self.paths.append(path)
+            self.num_samples.append(num_samples)
+        if not self.paths:
+            raise ValueError(f"--audio: none of {len(paths)} files can be read")
 
     def waveform(self, index: int) -> torch.Tensor:
         """(S,)"""
+        return self._read(self.paths[index])
+
+    def _read(self, path: str) -> torch.Tensor:
         cfg = self.task.cfg
         return read_recording(
-            self.paths[index], cfg.sample_rate, bool(cfg.normalize), self.needed_samples
+            path, cfg.sample_rate, bool(cfg.normalize), self.needed_samples
         ).waveform
 
     def references(self) -> None:

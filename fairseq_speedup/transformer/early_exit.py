@@ -20,6 +20,10 @@ from fairseq_speedup.transformer.loop import Passage
 EXIT_CRITERIA = Registry("exit_criterion")
 
 
+class ExitOptionError(ValueError):
+    """An option of exits for a model that has none."""
+
+
 @dataclass
 class EarlyExitConfig(FairseqDataclass):
     exit_layers: str = field(
@@ -93,7 +97,7 @@ def check_exit(cfg: EarlyExitConfig) -> None:
         option = (
             "exit_heads_only" if cfg.exit_heads_only else f"exit_criterion={cfg.exit_criterion}"
         )
-        raise ValueError(f"{option} needs exits: set exit_layers, for example to 'upper'")
+        raise ExitOptionError(f"{option} needs exits: set exit_layers, for example to 'upper'")
 
 
 def _over_valid_frames(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
