@@ -109,7 +109,7 @@ def observe(args) -> Observed:
         )
     except ExitOptionError:
         raise ValueError(
-            f"--path {args.path}: the model was fine-tuned without exits, for which a threshold is: "
+            f"--path {args.path}: it was fine-tuned without exits, which have the threshold: "
             "fine-tune with model.exit_layers=upper criterion._name=ctc_exits"
         ) from None
     exits = getattr(getattr(offline.model, "w2v_encoder", None), "exit", None)

@@ -113,7 +113,7 @@ def test_help_names_choices_and_defaults():
     text = " ".join(imports("transcribe", "--help")[0].stdout.split())
     assert "--inference {auto,none,fp32,bf16,int8,fp16}" in text
     assert "--ctc-decoder {greedy,beam}" in text
-    for said in ("(default: none)", "(default: 30)", "(default: 0)", "(default: greedy)"):
+    for said in ("(default: auto)", "(default: 30)", "(default: 0)", "(default: greedy)"):
         assert said in text
     for group in ("model:", "speed and memory:", "decoding:"):
         assert group in text
