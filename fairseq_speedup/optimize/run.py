@@ -29,10 +29,10 @@ from fairseq_speedup.optimize.search import Search, fastest
 from fairseq_speedup.optimize.training import Recipe, suggestions
 from fairseq_speedup.optimize.worker import Setup
 from fairseq_speedup.report.pictures import MissingExtraError, check_installed
+from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 LOG, SCRATCH, RESULTS = "tried.jsonl", "work", "results"
 HOPELESS = 90.0  # % of errors: a budget of points means nothing
-SAMPLE_RATE = 16000
 
 
 class OptimizeError(ValueError):
@@ -161,7 +161,7 @@ def _check_baseline(bench: Bench) -> None:
 
 
 def _say_what_is_there(bench: Bench, budget: float) -> None:
-    seconds = sum(bench.num_samples[index] for index in bench.indices) / SAMPLE_RATE
+    seconds = sum(bench.num_samples[index] for index in bench.indices) / SAMPLE_RATE_HZ
     base = bench.measured[bench.base.key]
     rate = (
         f"{bench.scoring.measure} {bench.error_rate(base):.2f} %"

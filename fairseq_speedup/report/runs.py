@@ -17,6 +17,7 @@ from yaml import YAMLError
 from fairseq_speedup.data.manifest import ManifestError, read_manifest
 from fairseq_speedup.decoding.generated import generate_path, read_generated
 from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 SEED = re.compile(r"seed[=_-]?(\d+)")
 REPEAT = re.compile(r"run[=_-]?\d+")  # the same decoding again, for its time
@@ -321,7 +322,7 @@ def _training_in(folder: Path) -> Training:
         cfg = OmegaConf.load(path)
         data = OmegaConf.select(cfg, "task.data")
         split = OmegaConf.select(cfg, "dataset.train_subset", default="train")
-        rate = OmegaConf.select(cfg, "task.sample_rate", default=16000)
+        rate = OmegaConf.select(cfg, "task.sample_rate", default=SAMPLE_RATE_HZ)
         seed = OmegaConf.select(cfg, "common.seed")
         labels = OmegaConf.select(cfg, "task.labels")
     except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
