@@ -11,13 +11,7 @@ import numpy as np
 
 from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.optimize.candidates import Candidate
-from fairseq_speedup.optimize.worker import (
-    Loaded,
-    Setup,
-    Transcribed,
-    batches_of,
-    serve,
-)
+from fairseq_speedup.optimize.worker import Setup, Transcribed, batches_of, serve
 
 ROUNDS = 5
 SECONDS_OF_ROUND = 2.0  # that the model as it is takes
@@ -95,16 +89,15 @@ class Process:
             raise ValueError(found)
         return found
 
-    def load(self, candidate: Candidate) -> Loaded | None:
+    def load(self, candidate: Candidate) -> None:
         """Makes a candidate ready, if it is not."""
         if self.candidate == candidate:
-            return None
+            return
         if self.candidate is not None and self.candidate.engine != candidate.engine:
             self.close()  # what an engine has allocated is not given back
         self.candidate = None
-        loaded = self.call("load", candidate)
+        self.call("load", candidate)
         self.candidate = candidate
-        return loaded
 
     def close(self) -> None:
         if self.process is not None:

@@ -43,11 +43,10 @@ def write_model(setup: Setup, candidate: Candidate, folder: Path) -> None:
     Args:
         candidate: in torch
     """
-    options = {**setup.overrides, **candidate.overrides}
+    options = setup.options(candidate.overrides)
     if candidate.form != "none":
         options["inference_form"] = candidate.form
-    data = {} if setup.data is None else {"data": setup.data}
-    model, cfg, task = load_finetuned(setup.path, "", {**data, **options})
+    model, cfg, task = load_finetuned(setup.path, "", options)
     state = state_without_training(
         model.state_dict(),
         cfg=OmegaConf.to_container(cfg, enum_to_str=True),

@@ -197,11 +197,9 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
         written.append(ONNX)
     commands = commands_of(args, folder, setup, best, in_torch)
     confirmed = [confirm(command, folder, setup, bench) for command in commands]
-    model, cfg, _ = load_finetuned(
-        setup.path, "", {"data": setup.data, **setup.overrides} if setup.data else setup.overrides
-    )
     training = []
     if setup.data is not None:
+        model, cfg, _ = load_finetuned(setup.path, "", setup.options())
         recipe = recipe_of(args, setup, cfg)
         training = [
             (recipe.command(each), each)

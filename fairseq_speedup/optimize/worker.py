@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,11 @@ class Setup:
     folder: str
     cpu: bool = False
 
+    def options(self, overrides: dict | None = None) -> dict:
+        """What the checkpoint is loaded with: the user's options, and then ``overrides``."""
+        data = {} if self.data is None else {"data": self.data}
+        return {**data, **self.overrides, **(overrides or {})}
+
 
 @dataclass
 class Transcribed:
@@ -71,18 +76,6 @@ class Transcribed:
     texts: list[str]
     macs_per_second: float | None
     layers: float | None
-
-
-@dataclass
-class Loaded:
-    """A candidate, ready to run.
-
-    parameters: how many it has
-    notes: what its form switched on, and why something was not
-    """
-
-    parameters: int
-    notes: dict = field(default_factory=dict)
 
 
 class Worker:
@@ -112,13 +105,10 @@ class Worker:
             needed = self.task.lengths.needed_samples()
             self.utterances = Recordings(self.task, self.setup.audio, needed)
         self.dictionary = self.task.target_dictionary
-        self.blank = self.dictionary.index(self.task.blank_symbol)
 
     def _load_checkpoint(self, overrides: dict):
         """Model, its config, and a task of ours, which decodes stock models too."""
-        data = {} if self.setup.data is None else {"data": self.setup.data}
-        overrides = {**data, **self.setup.overrides, **overrides}
-        model, cfg, task = load_finetuned(self.setup.path, "", overrides)
+        model, cfg, task = load_finetuned(self.setup.path, "", self.setup.options(overrides))
         ours = SpeedupFinetuningTask.with_dictionary(completed(cfg.task), task.target_dictionary)
         ours.lengths = model_lengths(model)
         return model, cfg, ours
@@ -169,7 +159,7 @@ class Worker:
             model(**batch_of([self.utterances.waveform(index)]))
         return {index: float(np.mean(values)) for index, values in changed.items() if values}
 
-    def load(self, candidate: Candidate) -> Loaded:
+    def load(self, candidate: Candidate) -> None:
         """Makes a candidate ready; peak memory is counted from here on."""
         self.model = self.generator = None
         torch.set_num_threads(candidate.threads)
@@ -203,8 +193,6 @@ class Worker:
         model = (candidate.macs_key, candidate.form, candidate.engine)
         if self.kept_of != model:
             self.kept, self.kept_of = {}, model
-        meter = self.generator.meter
-        return Loaded(meter.num_parameters, meter.inference[0] if meter.inference else {})
 
     # -- runs ------------------------------------------------------------------------------------
 
