@@ -84,6 +84,16 @@ class Training:
     labels: str | None = None
 
 
+def rates_of(errors: np.ndarray, words: np.ndarray) -> list[float]:
+    """Error rates of each seed, in percent.
+
+    Args:
+        errors: (seeds, U), of each utterance
+        words: (U,), of its reference
+    """
+    return (100 * errors.sum(axis=1) / max(1, words.sum())).tolist()
+
+
 @dataclass
 class Row:
     """The decodings of one model's seeds on one test set.
@@ -107,7 +117,7 @@ class Row:
     @property
     def wers(self) -> list[float]:
         """Of each seed, in percent."""
-        return (100 * self.errors.sum(axis=1) / max(1, self.words.sum())).tolist()
+        return rates_of(self.errors, self.words)
 
     @property
     def wer(self) -> float:

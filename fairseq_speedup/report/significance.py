@@ -1,10 +1,11 @@
 """Whether a difference in WER is more than chance: a paired bootstrap (Bisani and Ney, 2004)."""
 
 from dataclasses import dataclass
+from statistics import mean
 
 import numpy as np
 
-from fairseq_speedup.report.runs import Row
+from fairseq_speedup.report.runs import Row, rates_of
 
 RESAMPLES = 10_000
 CHUNK = 500  # resamples at once
@@ -42,22 +43,21 @@ def difference_of(errors, baseline_errors, words, seed: int = 0) -> Difference:
         errors, baseline_errors: (seeds, U), of each utterance
         words: (U,), of its reference
     """
+    both = (errors, baseline_errors)
     rng = np.random.default_rng(seed)
     num_utterances = len(words)
     found = []
     for _ in range(RESAMPLES // CHUNK):
         drawn = rng.multinomial(num_utterances, np.full(num_utterances, 1 / num_utterances), CHUNK)
         num_words = np.maximum(1, drawn @ words)
-        both = (errors, baseline_errors)
         points = [100 * _resampled(each, drawn, rng) / num_words for each in both]
         found.append(points[0] - points[1])
     found = np.concatenate(found)
     tail = 100 * (1 - CONFIDENCE) / 2
     least, most = np.percentile(found, [tail, 100 - tail])
     p = 2 * min((found <= 0).mean(), (found >= 0).mean())
-    totals = [each.sum(axis=1).mean() for each in (errors, baseline_errors)]
-    points = 100 * (totals[0] - totals[1]) / max(1, words.sum())
-    return Difference(float(points), float(least), float(most), min(1.0, float(p)))
+    rate, baseline_rate = (mean(rates_of(each, words)) for each in both)
+    return Difference(rate - baseline_rate, float(least), float(most), min(1.0, float(p)))
 
 
 def _resampled(errors: np.ndarray, drawn: np.ndarray, rng) -> np.ndarray:
