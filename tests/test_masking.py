@@ -59,6 +59,14 @@ def test_no_length_and_no_setting_ends_the_training(sizes, prob, length, least, 
     assert (mask.sum(axis=1) < sizes).all()
 
 
+def test_spans_of_random_length_may_all_be_empty():
+    """As one draw in eight of two spans with a mean of one frame: fairseq then looks for the length
+    of the second, and ends the training."""
+    for _ in range(200):
+        (row,) = masked([200], mask_prob=0.01, mask_length=1, mask_type="poisson")
+        assert row.sum() < 20
+
+
 def test_long_utterances_are_masked_by_fairseq_alone(monkeypatch):
     """Its arguments and its answer, unchanged."""
     padding_mask = padding_mask_of(torch.tensor([13, 90]), 90)

@@ -13,6 +13,8 @@ from fairseq.models.wav2vec import wav2vec2
 from fairseq_speedup.lengths import lengths_of
 
 fairseq_mask_indices = wav2vec2.compute_mask_indices
+# how it ends: the whole is masked, or nothing; or several spans of random length are all empty
+FAILURES = (ValueError, IndexError)
 
 
 def mask_short_utterances(w2v_model: wav2vec2.Wav2Vec2Model) -> None:
@@ -53,7 +55,7 @@ def compute_mask_indices(
             mask[safe] = draw(
                 (int(safe.sum()), shape[1]), padding, mask_prob, mask_length, min_masks
             )
-        except ValueError:  # spans of random length happened to cover one
+        except FAILURES:  # spans of random length happened to cover one, or all to be empty
             safe[:] = False
     for row in np.flatnonzero(~safe):
         size = int(sizes[row])
@@ -86,7 +88,7 @@ def _mask_one(draw, size: int, mask_prob: float, mask_length: int, min_masks: in
     while num_spans > 0 and mask_length > 0:
         try:
             return draw((1, size), None, 0.0, mask_length, num_spans)[0]
-        except ValueError:  # they cover it
+        except FAILURES:  # they cover it, or are empty
             mask_length //= 2
     return np.full(size, False)
 
