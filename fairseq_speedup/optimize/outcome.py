@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import OmegaConf
 
 from fairseq_speedup.checkpoints import write_checkpoint
@@ -171,9 +170,3 @@ def as_json(bench: Bench, lines: list[Line], **more) -> dict:
 
 def write_json(found: dict, path: Path) -> None:
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-
-
-def hardware_of(use_cuda: bool) -> str:
-    from fairseq_speedup.profiling.environment import hardware
-
-    return json.dumps(hardware(torch.device("cuda" if use_cuda else "cpu")), sort_keys=True)

@@ -28,6 +28,7 @@ from fairseq_speedup.optimize.progress import Progress
 from fairseq_speedup.optimize.search import Search, fastest
 from fairseq_speedup.optimize.training import Recipe, suggestions
 from fairseq_speedup.optimize.worker import Setup
+from fairseq_speedup.profiling.environment import hardware
 from fairseq_speedup.report.pictures import MissingExtraError, check_installed
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
@@ -92,7 +93,7 @@ def _origin(args, setup: Setup, base: Candidate) -> dict:
         "decoding": setup.decoding,
         "post_process": setup.post_process,
         "max_utterances": args.max_utterances,
-        "machine": outcome.hardware_of(torch.cuda.is_available() and not args.cpu),
+        "machine": hardware(setup.device),
         "threads": base.threads,
     }
 
@@ -215,7 +216,7 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
             {"command": command, "share_of_macs": each.share, "expectation": each.expectation}
             for command, each in training
         ],
-        hardware=json.loads(outcome.hardware_of(torch.cuda.is_available() and not args.cpu)),
+        hardware=hardware(setup.device),
     )
     page = page_of(bench, lines, best, budget, commands, confirmed, training)
     (folder / TABLE).write_text(page, encoding="utf-8")

@@ -58,6 +58,11 @@ class Setup:
     folder: str
     cpu: bool = False
 
+    @property
+    def device(self) -> torch.device:
+        """That candidates run on."""
+        return torch.device("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
+
     def options(self, overrides: dict | None = None) -> dict:
         """What the checkpoint is loaded with: the user's options, and then ``overrides``."""
         data = {} if self.data is None else {"data": self.data}
@@ -87,7 +92,7 @@ class Worker:
     def __init__(self, setup: Setup):
         self.setup = setup
         self.model = self.task = self.generator = None
-        self.use_cuda = torch.cuda.is_available() and not setup.cpu
+        self.use_cuda = setup.device.type == "cuda"
         self.batch_size = 1
         self.kept: dict[tuple, Encoded] = {}  # of the model that is loaded, by batch
         self.kept_of = None  # what model that is
@@ -130,7 +135,7 @@ class Worker:
             can_merge=encoder.merging is None and len(encoder.kept_layers) > 1,
             many=_many(encoder),
             padding_gets_in=gets_in,
-            forms=_forms("cuda" if self.use_cuda else "cpu"),
+            forms=_forms(self.setup.device),
             engines=[] if self.use_cuda else _engines(),
             decoder=self.setup.decoding.get("ctc_decoder", "greedy"),
             beam=self.setup.decoding.get("beam", 1),
@@ -229,7 +234,7 @@ class Worker:
         num_samples = self.utterances.num_samples
         batches = batches_of(indices, num_samples, self.batch_size)
         samples = [self._sample(batch) for batch in batches]  # reading is not timed
-        device = torch.device("cuda" if self.use_cuda else "cpu")
+        device = self.setup.device
         start = now(device)
         for sample in samples:
             self.generator.generate([self.model], sample)
@@ -371,13 +376,13 @@ def _many(encoder: SpeedupEncoder) -> dict:
     return found
 
 
-def _forms(device: str) -> list[str]:
+def _forms(device: torch.device) -> list[str]:
     """Forms that this machine runs, and not slower than fp32."""
     found = []
     for form in LINEARS:
         with contextlib.suppress(ValueError):
-            check_device(form, torch.device(device))
-            if form != "bf16" or device != "cpu" or multiplies_bf16():
+            check_device(form, device)
+            if form != "bf16" or device.type != "cpu" or multiplies_bf16():
                 found.append(form)
     return found
 
