@@ -131,13 +131,16 @@ def test_a_model_of_too_high_an_order_is_refused_with_both_orders(tmp_path, make
     assert load_kenlm(str(path), ["a"])
 
 
-def test_all_of_kenlms_reason_is_told(monkeypatch):
+def test_all_of_kenlms_reason_is_told(monkeypatch, tmp_path):
+    lm = tmp_path / "lm"
+    lm.write_bytes(b"\n")
+
     def refuse(path, dictionary):
         raise RuntimeError("model.cc:1 in void f() threw X because `y'.\nNo room for it.\n Byte: 9")
 
     monkeypatch.setattr("fairseq_speedup.decoding.language_model.KenLM", refuse)
     with pytest.raises(LanguageModelError, match=r"lm cannot be read: No room for it. Byte: 9$"):
-        load_kenlm("lm", ["a"])
+        load_kenlm(str(lm), ["a"])
 
 
 def test_the_vocabulary_is_read_from_plain_and_gzipped_files(arpa, tmp_path):

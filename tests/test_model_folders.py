@@ -162,7 +162,7 @@ def test_it_teaches(folder):
 
 def test_what_needs_exits_says_so(folder, data, capsys):
     assert main(["calibrate", str(data), "--gen-subset", "test", "--path", str(folder)]) == 1
-    assert "exit_criterion=entropy needs exits" in capsys.readouterr().err
+    assert "it was fine-tuned without exits" in capsys.readouterr().err
 
 
 def test_inspect_tells_what_of_a_folder_is_left_out(tmp_path, capsys):
