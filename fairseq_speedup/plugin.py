@@ -14,6 +14,7 @@ from fairseq_speedup import (  # noqa: F401
     checkpoints,
     criterions,
     hugging_face,
+    inference,
     models,
     pretrained,
     tasks,

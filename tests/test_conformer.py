@@ -71,8 +71,7 @@ def test_padding_reaches_an_utterance_with_stock_padding_alone(conformer):
 def test_batch_norm_learns_from_valid_frames_alone():
     lengths, frames = torch.tensor([7, 3]), torch.randn(2, 5, 7)
     norm, plain = ValidBatchNorm(5), nn.BatchNorm1d(5)
-    norm.padding_mask = padding_mask_of(lengths, 7)
-    found = norm(frames)
+    found = norm(frames, padding_mask_of(lengths, 7))
     valid = torch.cat([frames[0], frames[1, :, :3]], dim=1)  # (C, frames)
     expected = plain(valid.T).T
     torch.testing.assert_close(found[0], expected[:, :7])

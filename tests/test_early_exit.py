@@ -14,7 +14,7 @@ from fairseq_speedup.transformer.early_exit import (
     mean_similarity,
     parse_exit_layers,
 )
-from fairseq_speedup.transformer.loop import TransformerLoop
+from fairseq_speedup.transformer.layers import check_layers
 
 COUNTS = [9000, 4000, 7000, 5500, 8000]
 
@@ -139,7 +139,7 @@ def test_when_everyone_leaves_the_rest_is_not_run(six_layers):
     for net_input in (batch_of(COUNTS), batch_of([6000])):
         called.clear()
         logits, output = run(model, net_input)
-        assert called == [0]  # layer 1's hook does not come to its end: everyone leaves in it
+        assert called == [0, 1]  # the first exit is after layer 1
         assert set(layers_run_of(output).tolist()) == {2}
         assert logits.size(0) == model.w2v_encoder.output_lengths(net_input["source"].size(1))
 
@@ -241,7 +241,7 @@ def test_layers_of_another_kind_are_refused(pretrained):
     encoder = build_model(pretrained).w2v_encoder.w2v_model.encoder
     encoder.layers[1] = torch.nn.Identity()
     with pytest.raises(ValueError, match="this model has Identity: set exit_layers=none"):
-        TransformerLoop(encoder, [0, 1], [])
+        check_layers(encoder.layers, "exit_layers=none")
 
 
 @pytest.mark.parametrize(

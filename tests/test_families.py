@@ -31,10 +31,10 @@ def family(request, tmp_path_factory):
 
 def hidden_states(model, source):
     """Ours, layer by layer, each (B, T, C)."""
-    w2v = model.w2v_encoder.w2v_model
-    result = w2v.extract_features(source, None)
-    layers = [x.transpose(0, 1) for x, _, _ in result["layer_results"]]  # T x B x C -> B x T x C
-    return layers, result["x"]
+    frames = model.w2v_encoder.frames(source, torch.tensor([source.size(1)] * len(source)))
+    last, _, results = model.w2v_encoder.transformer(*frames)
+    layers = [x.transpose(0, 1) for x, _, _ in results]  # T x B x C -> B x T x C
+    return layers, last
 
 
 @torch.no_grad()
@@ -55,10 +55,9 @@ def test_hidden_states_agree_layer_by_layer(family, parity):
 def test_an_utterance_in_a_padded_batch_agrees_with_hugging_face_alone(family, parity):
     path, theirs, normalize = family
     ours = build_model(path, normalize=normalize)
-    w2v, net_input = ours.w2v_encoder.w2v_model, batch_of(COUNTS)
-    for norm in ours.w2v_encoder.masked_norms:
-        norm.num_samples = torch.tensor(COUNTS)
-    found = w2v.extract_features(**net_input)["x"]
+    net_input = batch_of(COUNTS)
+    frames = ours.w2v_encoder.frames(net_input["source"], torch.tensor(COUNTS))
+    found, _, _ = ours.w2v_encoder.transformer(*frames)
     for i, count in enumerate(COUNTS):
         expected = theirs(net_input["source"][i : i + 1, :count]).last_hidden_state[0]
         parity(found[i, : len(expected)], expected)

@@ -13,6 +13,7 @@ from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.cnn import PIECE_FRAMES
 from fairseq_speedup.inference.linear import LINEARS, Fp32Linear, Int8Linear, multiplies_int8
 from fairseq_speedup.inference.positions import FourierConv1d
+from fairseq_speedup.inference.transformer import CapturedLayers
 from fairseq_speedup.profiling.macs import MacCounter
 
 needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this CPU cannot multiply int8")
@@ -164,6 +165,14 @@ class Captures:
         return function
 
 
+def captured_layers(form, capture) -> CapturedLayers:
+    """Those that a GPU would get, in the place of those that a CPU has."""
+    path = form.w2v_encoder.transformer
+    path.layers = CapturedLayers(path.encoder)
+    path.layers.bucketed.capture = capture
+    return path.layers
+
+
 @pytest.mark.parametrize("family", ["four_layers", "wavlm"])
 def test_lengths_are_rounded_up_for_graphs(four_layers, tmp_path, family):
     path, normalize = four_layers, True
@@ -172,8 +181,7 @@ def test_lengths_are_rounded_up_for_graphs(four_layers, tmp_path, family):
         write_form(tmp_path / "public.pt", form, reference(form))
         path, normalize = tmp_path / "public.pt", FORMS[form][2]
     model, form = pair(path, "fp32", normalize=normalize)
-    loop = form.w2v_encoder.w2v_model.encoder.extract_features
-    loop.captures, loop.bucketed.capture = True, Captures()
+    loop = captured_layers(form, Captures())
     for counts in ([7777], COUNTS, [30000], [8000, 9000, 9000]):
         net_input = batch_of(counts)
         found, expected = (valid(*run(each, net_input)) for each in (form, model))
@@ -185,8 +193,7 @@ def test_lengths_are_rounded_up_for_graphs(four_layers, tmp_path, family):
 
 def test_what_cannot_be_captured_runs_as_it_is(four_layers):
     model, form = pair(four_layers, "fp32")
-    loop = form.w2v_encoder.w2v_model.encoder.extract_features
-    loop.captures, loop.bucketed.capture = True, Captures("no capture here\nmore")
+    loop = captured_layers(form, Captures("no capture here\nmore"))
     for _ in range(2):
         found, expected = (valid(*run(each, batch_of(COUNTS))) for each in (form, model))
         for ours, theirs in zip(found, expected, strict=True):
@@ -200,7 +207,7 @@ def test_what_cannot_be_captured_runs_as_it_is(four_layers):
 def test_on_a_gpu(four_layers, name):
     model, form = (build_model(four_layers).eval().cuda() for _ in range(2))
     report = to_inference_form(form, name)
-    loop = form.w2v_encoder.w2v_model.encoder.extract_features
+    loop = form.w2v_encoder.transformer.layers
     for counts in ([7777], COUNTS, [30000]):
         net_input = {key: value.cuda() for key, value in batch_of(counts).items()}
         found, expected = (valid(*run(each, net_input)) for each in (form, model))

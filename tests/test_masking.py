@@ -110,11 +110,14 @@ def test_a_clip_trains_whatever_makes_its_frames_fewer(pretrained, options):
     w2v_model, masks = model.w2v_encoder.w2v_model, []
     w2v_model.mask_emb.data.fill_(100.0)
 
-    def watched(transformer, args, kwargs):
-        valid = ~kwargs["padding_mask"]
-        masks.append(((args[0] == 100).any(dim=2) & valid).sum(dim=1) / valid.sum(dim=1))
+    transformer = model.w2v_encoder.transformer
 
-    w2v_model.encoder.register_forward_pre_hook(watched, with_kwargs=True, prepend=True)
+    def watched(frames, lengths, padding_mask, **options):
+        valid = ~padding_mask
+        masks.append(((frames == 100).any(dim=2) & valid).sum(dim=1) / valid.sum(dim=1))
+        return transformer(frames, lengths, padding_mask, **options)
+
+    model.w2v_encoder.transformer = watched
     for update in range(5):
         model.set_num_updates(update)
         model(**batch_of([SHORT, LONG]))["encoder_out"].sum().backward()

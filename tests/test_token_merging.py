@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairseq_speedup.lengths import merged_length
-from fairseq_speedup.transformer.loop import Passage
+from fairseq_speedup.transformer.frame_batch import FrameBatch, merge_frames
 from fairseq_speedup.transformer.token_merging import (
     TokenMerging,
     TokenMergingConfig,
-    merge_frames,
     parse_merge_layers,
 )
 
@@ -51,30 +50,38 @@ def test_the_most_similar_pairs_merge_and_are_restored_as_copies():
     angle = torch.tensor([0.0, 90, 100, 130, 131, 200, 290, 10]).deg2rad()
     hidden = torch.stack([angle.cos(), angle.sin()], dim=1)[:, None, :]  # (T, 1, C)
     merging = TokenMerging([0, 1], TokenMergingConfig(merge_ratio=0.25))
-    passage = Passage(torch.tensor([8]), 8, 3, last=2, stay=False)
+    batch = begins(hidden)
     # pairs from frame 0: (0, 1) 90 degrees, (2, 3) 30, (4, 5) 69, (6, 7) 80: the best two merge
-    once = merging.after(0, hidden, passage)
-    assert passage.lengths.tolist() == [6]
-    assert passage.positions.tolist() == [[0, 1, 2, 2, 3, 3, 4, 5]]
+    merging.after(0, batch)
+    once = batch.hidden
+    assert batch.lengths.tolist() == [6]
+    assert batch.index_now.tolist() == [[0, 1, 2, 2, 3, 3, 4, 5]]
     torch.testing.assert_close(once[2], (hidden[2] + hidden[3]) / 2)
     # pairs from frame 1, of now 0, 90, 115, 165, 290, 10 degrees: (90, 115) and (165, 290)
-    twice = merging.after(1, once, passage)
-    assert passage.lengths.tolist() == [5]
-    assert passage.positions.tolist() == [[0, 1, 1, 1, 2, 2, 3, 4]]
+    merging.after(1, batch)
+    twice = batch.hidden
+    assert batch.lengths.tolist() == [5]
+    assert batch.index_now.tolist() == [[0, 1, 1, 1, 2, 2, 3, 4]]
     torch.testing.assert_close(twice[1], (hidden[1] + hidden[2] + hidden[3]) / 3)
-    restored = passage.restore(twice)
+    restored = batch.restored()
     assert restored.shape == hidden.shape
-    for frame, position in enumerate(passage.positions[0]):
-        assert torch.equal(restored[frame], twice[position])
+    for frame, index in enumerate(batch.index_now[0]):
+        assert torch.equal(restored[frame], twice[index])
+
+
+def begins(hidden):
+    """A batch of one utterance (T, 1, C)."""
+    lengths = torch.tensor([len(hidden)])
+    return FrameBatch(hidden, lengths, num_layers=3, frame_lengths=lengths, num_frames=len(hidden))
 
 
 def test_a_threshold_keeps_frames_that_differ():
     angle = torch.tensor([0.0, 10, 40, 80]).deg2rad()
     hidden = torch.stack([angle.cos(), angle.sin()], dim=1)[:, None, :]
     cfg = TokenMergingConfig(merge_ratio=0.5, merge_threshold=math.cos(math.radians(20)))
-    passage = Passage(torch.tensor([4]), 4, 2, last=1, stay=False)
-    TokenMerging([0], cfg).after(0, hidden, passage)
-    assert passage.positions.tolist() == [[0, 0, 1, 2]]
+    batch = begins(hidden)
+    TokenMerging([0], cfg).after(0, batch)
+    assert batch.index_now.tolist() == [[0, 0, 1, 2]]
 
 
 def test_ratio_0_is_exact(six_layers):

@@ -41,9 +41,9 @@ class CtcExitsCriterion(CtcCriterion):
     def losses(self, model, output: dict, sample):
         """As fairseq's forward, of what the model already gave."""
         loss, sample_size, logging_output = super().forward(_Computed(model, output), sample)
-        if model.training and getattr(unwrapped(model).w2v_encoder, "exit", None) is not None:
+        if model.training:
             # every exit on every worker, also one whose layer was dropped: logs are summed
-            for layer in unwrapped(model).w2v_encoder.exit.exits:
+            for layer in getattr(unwrapped(model).w2v_encoder, "exit_layers", []):
                 logging_output[f"{PREFIX}{layer}"] = 0.0
                 logging_output[f"{SIZE_PREFIX}{layer}"] = 0
         for layer, logits in output.get("exit_logits", {}).items():

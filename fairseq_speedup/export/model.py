@@ -6,9 +6,9 @@ from torch import nn
 
 from fairseq_speedup.export.front_end import ExportableCnn, ExportableFbank
 from fairseq_speedup.export.transformer import ExportableTransformer
+from fairseq_speedup.frontend import MaskedCnn
 from fairseq_speedup.heads import upsample_logits
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
-from fairseq_speedup.transformer.early_exit import measuring_criteria
 
 
 class ExportableModel(nn.Module):
@@ -32,14 +32,12 @@ class ExportableModel(nn.Module):
         if encoder.fbank is not None:
             self.front_end = ExportableFbank(encoder.fbank)
         else:
-            masked = bool(encoder.masked_norms)
+            masked = isinstance(w2v_model.feature_extractor, MaskedCnn)
             self.front_end = ExportableCnn(w2v_model.feature_extractor, masked)
         self.layer_norm = w2v_model.layer_norm
         self.post_extract_proj = w2v_model.post_extract_proj or nn.Identity()
         indices, head = layers_and_head(encoder)
-        self.transformer = ExportableTransformer(
-            encoder, indices, masked=model.cfg.padding == "masked"
-        )
+        self.transformer = ExportableTransformer(encoder, indices)
         self.head = ExportableBiLstm(head) if getattr(head, "needs_lengths", False) else head
         self.logit_upsample = encoder.logit_upsample
 
@@ -66,13 +64,8 @@ class ExportableModel(nn.Module):
 
 def check_exportable(model) -> None:
     """Raises ValueError for a model whose utterances take different ways through it."""
-    criterion = model.cfg.exit_criterion
-    if criterion in measuring_criteria():
-        raise ValueError(
-            f"exit_criterion={criterion} cannot be exported: each utterance of a batch would leave "
-            "after another layer, and a graph has one way through it. Set exit_criterion to layer "
-            "(with exit_threshold, the exit that every utterance takes) or to none"
-        )
+    for stage in model.w2v_encoder.stages:
+        stage.exportable()
     if model.cfg.blank_weight != 0:
         raise ValueError(
             f"blank_weight={model.cfg.blank_weight} belongs to decoding and cannot be exported: "
@@ -85,11 +78,9 @@ def layers_and_head(encoder: SpeedupEncoder) -> tuple[list[int], nn.Module]:
     head after them."""
     num_layers = sum(1 for _ in encoder.w2v_model.encoder.layers)  # at the depth that is chosen
     indices = encoder.kept_layers[:num_layers]
-    early = encoder.exit
-    if early is not None and early.criterion is not None:
-        for position, index in enumerate(indices):
-            if index in early.exits and early.criterion.leave(index, early.threshold):
-                return indices[: position + 1], encoder.exit_heads[str(index)]
+    last = None if encoder.exit is None else encoder.exit.last_layer()
+    if last in indices:
+        return indices[: indices.index(last) + 1], encoder.exit_heads[str(last)]
     return indices, encoder.proj
 
 

@@ -1,5 +1,5 @@
-"""The transformer in a form that can be exported: frames (B, T, C) throughout, the padding mask
-always applied, and no branch that depends on what a tensor holds."""
+"""The transformer's layers in a form that can be exported: the padding mask always applied, and no
+branch that depends on what a tensor holds."""
 
 import torch
 import torch.nn.functional as F
@@ -7,12 +7,14 @@ from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from torch import nn
 from torch.nn.utils import remove_weight_norm
 
-from fairseq_speedup.export.front_end import resized
 from fairseq_speedup.inference.layer import FusedLayer
 from fairseq_speedup.inference.linear import stacked
-from fairseq_speedup.lengths import multiple_length, padding_mask_of
+from fairseq_speedup.lengths import padding_mask_of
+from fairseq_speedup.transformer.frame_batch import FrameBatch
+from fairseq_speedup.transformer.layers import run_layers
+from fairseq_speedup.transformer.path import TransformerPath
 from fairseq_speedup.transformer.relative_attention import RelativeAttention, bucket_of
-from fairseq_speedup.transformer.token_merging import merge_frames
+from fairseq_speedup.transformer.stage import LayerStage
 
 
 class ExportableLinear(nn.Linear):
@@ -49,19 +51,20 @@ class ExportableAttention(nn.Module):
             self.relative = attention
             attention.positions = DistanceBias.of(attention.positions)
 
-    def forward(self, frames, mask):
+    def forward(self, frames, mask, packed_lengths=None):
         """
         Args:
-            frames: (B, T, C)
+            frames: (T, B, C)
             mask: (B, 1, 1, T), added to the products: 0, or -inf at padding
+            packed_lengths: None; a graph packs nothing
         """
         projected = self.in_proj(frames).unflatten(2, (3, self.num_heads, self.head_dim))
-        query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)  # B x H x T x D each
+        query, key, value = projected.permute(2, 1, 3, 0, 4).unbind(0)  # B x H x T x D each
         scores = query @ key.transpose(2, 3)
         if self.relative is not None:
-            scores = scores + self.relative.bias_of(frames)
+            scores = scores + self.relative.bias_of(frames.transpose(0, 1))
         attended = torch.softmax(scores + mask, dim=-1) @ value
-        return self.out_proj(attended.transpose(1, 2).flatten(2))  # B x T x H x D -> B x T x C
+        return self.out_proj(attended.permute(2, 0, 1, 3).flatten(2))  # T x B x H x D -> T x B x C
 
 
 class DistanceBias:
@@ -86,127 +89,61 @@ class DistanceBias:
         return self.by_distance[:, distance.clamp(-self.farthest, self.farthest) + self.farthest]
 
 
-class ExportablePositions(nn.Module):
-    """The positional convolutions, with weight norm folded.
+class ExportableLayers(nn.Module):
+    """Runs the layers up to the last that a graph has, and what stages do between them.
 
     Args:
-        pos_conv: fairseq's
-        masked: padding is zero between several of them, see mask_between_positions
-        stride: frames that were pooled into one
+        layers: fairseq's, whose weights it takes
+        indices: theirs, in the model before layers were removed
+        stages: in the form that can be traced
     """
 
-    def __init__(self, pos_conv, masked: bool, stride: int):
+    def __init__(self, layers: list[nn.Module], indices: list[int], stages: list[LayerStage]):
         super().__init__()
-        for module in pos_conv.modules():
-            if hasattr(module, "weight_g"):
-                remove_weight_norm(module)
-        blocks = list(pos_conv) if isinstance(pos_conv[0], nn.Sequential) else [pos_conv]
-        self.blocks = nn.ModuleList([nn.ModuleList(block) for block in blocks])
-        self.masked = masked
-        self.stride = stride
+        self.layers = nn.ModuleList([exportable_layer(layer) for layer in layers])
+        self.indices = indices
+        self.stages = stages
 
-    def forward(self, frames, padding):
-        """
-        Args:
-            frames: (B, T, C), zero at padding
-            padding: (B, T)
-        Returns:
-            (B, T / stride, C)
-        """
-        frames = frames.transpose(1, 2)  # B x T x C -> B x C x T
-        for position, block in enumerate(self.blocks):
-            if position > 0 and self.masked:
-                frames = frames.masked_fill(padding[:, None], 0)
-            for module in block:
-                frames = module(frames)
-        return frames.transpose(1, 2)
+    def forward(self, batch: FrameBatch) -> list:
+        """See PaddedLayers."""
+        masks = {}  # of the one padding mask that the batch has now
 
+        def call(layer, batch):
+            key = id(batch.padding_mask)
+            if key not in masks:
+                masks[key] = batch.padding_mask, attention_mask(batch.padding_mask, batch.hidden)
+            return layer(batch.hidden, masks[key][1])[0]
 
-class ExportableMerging:
-    """What TokenMerging does after a layer.
-
-    Args:
-        merging: a TokenMerging
-    """
-
-    def __init__(self, merging):
-        self.merging = merging
-        self.layers = merging.layers
-
-    def start(self, frames) -> None:
-        """Call before the layers run, with what the first is given, (B, T, C)."""
-        self.positions = torch.arange(frames.size(1)).expand(frames.size(0), -1)  # (B, T)
-        self.sizes = torch.ones_like(frames[:, :, 0])  # (B, T')
-
-    def after(self, index: int, hidden, lengths):
-        """(B, T', C) and valid frames (B,) -> fewer of both"""
-        merging = self.merging
-        num_frames = hidden.size(1)
-        num_merges = lengths - merging.lengths_after(index, lengths)
-        merges = self._second_of_pairs(hidden, lengths, num_merges, merging.start_of(index))
-        lengths = lengths - merges.long().sum(dim=1)
-        longest = merging.lengths_after(index, num_frames)
-        if not merging.known_lengths:
-            longest = lengths.max()
-        index_after = (~merges).long().cumsum(dim=1) - 1  # (B, T'): where each frame goes
-        # merge_frames is time first: B x T x C -> T x B x C and back
-        merged, sizes = merge_frames(hidden.transpose(0, 1), self.sizes.T, index_after.T)
-        self.sizes = sizes.T[:, :longest]
-        positions = index_after.gather(1, self.positions.clamp(max=num_frames - 1))
-        self.positions = positions.clamp(max=longest - 1)
-        return merged.transpose(0, 1)[:, :longest], lengths
-
-    def _second_of_pairs(self, hidden, lengths, num_merges, start: int):
-        """Mask (B, T') of frames that merge into the one before."""
-        first, second = hidden[:, start:-1:2], hidden[:, start + 1 :: 2]
-        similarity = F.cosine_similarity(first, second, dim=-1)
-        pair = torch.arange(first.size(1))
-        similarity = similarity.masked_fill(
-            padding_mask_of((lengths - start) // 2, first.size(1)), -torch.inf
-        )
-        # the pairs before this one in falling order, the first of those that are equal
-        ours, theirs = similarity[:, :, None], similarity[:, None, :]
-        before = (theirs > ours) | ((theirs == ours) & (pair[None, :] < pair[:, None]))
-        chosen = before.long().sum(dim=2) < num_merges[:, None]
-        if not self.merging.known_lengths:
-            chosen = chosen & (similarity > self.merging.threshold)
-        pairs = torch.stack([torch.zeros_like(chosen), chosen], dim=2).flatten(1).long()
-        missing = hidden.size(1) - pairs.size(1) - start
-        return F.pad(pairs, (start, missing)).bool()
-
-    def restore(self, hidden):
-        """(B, T', C) -> (B, T, C): every frame of the beginning"""
-        return hidden.gather(1, self.positions[:, :, None].expand(-1, -1, hidden.size(2)))
+        num_run = len(self.indices)
+        run_layers(enumerate(self.layers), self.indices, num_run, batch, self.stages, call)
+        return []
 
 
 class ExportableTransformer(nn.Module):
-    """Frames pooled -> positions -> layers, up to an exit -> frames restored.
+    """The path of the frames through the transformer, with layers that can be exported.
 
     Args:
         encoder: a SpeedupEncoder, whose weights it takes
         indices: of the layers that are run
-        masked: no padding between positional convolutions
     """
 
-    def __init__(self, encoder, indices: list[int], masked: bool):
+    def __init__(self, encoder, indices: list[int]):
         super().__init__()
-        transformer = encoder.w2v_model.encoder
-        self.indices = indices
-        layers = list(transformer.layers)[: len(indices)]
-        self.layers = nn.ModuleList([exportable_layer(layer) for layer in layers])
+        path = encoder.transformer
+        transformer = path.encoder
+        self.pos_conv = transformer.pos_conv
+        if self.pos_conv is not None:
+            remove_weight_norms(self.pos_conv)
         self.layer_norm = transformer.layer_norm
         self.layer_norm_first = transformer.layer_norm_first
-        reduction = encoder.frame_reduction
-        self.factor = reduction.factor
-        self.pool = self.upsampling = None
-        if self.factor > 1:
-            self.pool = reduction.pools[str(self.factor)]
-            self.upsampling = reduction.upsamplings[str(self.factor)]
-        self.output_lengths = reduction.output_lengths
-        self.pos_conv = None
-        if transformer.pos_conv is not None:
-            self.pos_conv = ExportablePositions(transformer.pos_conv, masked, self.factor)
-        self.merging = None if encoder.merging is None else ExportableMerging(encoder.merging)
+        self.frame_reduction = encoder.frame_reduction
+        exported = [stage.exportable() for stage in encoder.stages]
+        stages = [stage for stage in exported if stage is not None]
+        layers = list(transformer.layers)[: len(indices)]
+        self.layers = ExportableLayers(layers, indices, stages)
+        self.path = TransformerPath(
+            self, self.frame_reduction, self.layers, len(indices), path.masked
+        )
 
     def forward(self, frames, lengths):
         """
@@ -216,46 +153,22 @@ class ExportableTransformer(nn.Module):
         Returns:
             (B, T, C)
         """
-        num_frames = frames.size(1)
-        padding = padding_mask_of(lengths, num_frames)
-        frames = frames.masked_fill(padding[:, :, None], 0)
-        hidden = frames
-        if self.pool is not None:
-            frames = resized(frames, multiple_length(num_frames, self.factor))
-            padding = padding_mask_of(lengths, frames.size(1))
-            hidden = self.pool(frames, lengths)
-            lengths = self.output_lengths(lengths)
-            pooled_padding = padding_mask_of(lengths, hidden.size(1))
-            hidden = hidden.masked_fill(pooled_padding[:, :, None], 0)
-        if self.pos_conv is not None:
-            hidden = hidden + self.pos_conv(frames, padding)
-        if not self.layer_norm_first:
-            hidden = self.layer_norm(hidden)
-        hidden = self._run(hidden, lengths)
-        if self.layer_norm_first:
-            hidden = self.layer_norm(hidden)
-        if self.upsampling is not None:
-            hidden = self.upsampling(hidden)[:, :num_frames]
+        padding_mask = padding_mask_of(lengths, frames.size(1))
+        hidden, _, _ = self.path(frames, lengths, padding_mask)
         return hidden
 
-    def _run(self, hidden, lengths):
-        mask = attention_mask(lengths, hidden)
-        if self.merging is not None:
-            self.merging.start(hidden)
-        for position, layer in enumerate(self.layers):
-            hidden, _ = layer(hidden, mask)
-            index = self.indices[position]
-            last = position + 1 == len(self.layers)
-            if self.merging is not None and index in self.merging.layers and not last:
-                hidden, lengths = self.merging.after(index, hidden, lengths)
-                mask = attention_mask(lengths, hidden)
-        return hidden if self.merging is None else self.merging.restore(hidden)
+
+def remove_weight_norms(module: nn.Module) -> None:
+    """Folds weight norm into the weights, in place."""
+    for each in module.modules():
+        if hasattr(each, "weight_g"):
+            remove_weight_norm(each)
 
 
-def attention_mask(lengths, frames):
-    """(B, 1, 1, T) for frames (B, T, C): 0, or -inf at padding"""
-    padding = padding_mask_of(lengths, frames.size(1))[:, None, None]
-    return torch.zeros_like(padding, dtype=frames.dtype).masked_fill(padding, -torch.inf)
+def attention_mask(padding_mask, hidden):
+    """(B, 1, 1, T) of a mask (B, T), True at padding: 0, or -inf there"""
+    padding = padding_mask[:, None, None]
+    return torch.zeros_like(padding, dtype=hidden.dtype).masked_fill(padding, -torch.inf)
 
 
 def exportable_layer(layer) -> nn.Module:

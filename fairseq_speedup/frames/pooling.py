@@ -116,13 +116,31 @@ class Upsampling(nn.Module):
         return (frames[:, :, None] + learned).reshape(frames.size(0), -1, frames.size(2))
 
 
+@dataclass
+class Pooled:
+    """What :meth:`FrameReduction.pool` gives.
+
+    frames: (B, T', C), for the transformer
+    lengths: (B,), valid ones
+    padding_mask: (B, T'), True at padding, or None where nothing is padded
+    windowed: (B, T'', C), the unpooled frames, filled up to whole windows, for the positions
+    windowed_mask: (B, T''), or None where nothing is padded
+    """
+
+    frames: torch.Tensor
+    lengths: torch.Tensor
+    padding_mask: torch.Tensor | None
+    windowed: torch.Tensor
+    windowed_mask: torch.Tensor | None
+
+
 class FrameReduction(nn.Module):
-    """Pools what the transformer is given and upsamples what it returns, through hooks on it.
+    """Pools what the transformer is given and upsamples what it returns.
 
     Args:
         method: a name in FRAME_POOLS
         factors: those that the model can pool by; 1 leaves the frames alone
-        encoder: fairseq's transformer
+        encoder: fairseq's transformer, whose positional convolution gets the factor as its stride
     """
 
     def __init__(self, method: str, factors: list[int], encoder):
@@ -132,25 +150,17 @@ class FrameReduction(nn.Module):
         pooled_by = [factor for factor in factors if factor > 1]
         self.pools = nn.ModuleDict({str(k): pool(dim, k) for k in pooled_by})
         self.upsamplings = nn.ModuleDict({str(k): Upsampling(dim, k) for k in pooled_by})
-        self._unpooled = None
-        self._pos_conv = None
-        if pooled_by:
-            self._hook(encoder)
+        self._last_pos_conv = ()
+        if pooled_by and encoder.pos_conv is not None:
+            convolutions = [m for m in encoder.pos_conv.modules() if isinstance(m, nn.Conv1d)]
+            self._last_pos_conv = (convolutions[-1],)  # in a tuple: it is the encoder's, not ours
         self.switch(factors[0])
-
-    def _hook(self, encoder) -> None:
-        encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True)
-        if encoder.pos_conv is None:
-            return
-        convolutions = [m for m in encoder.pos_conv.modules() if isinstance(m, nn.Conv1d)]
-        self._pos_conv = (convolutions[-1],)  # in a tuple: it is the encoder's, not ours
-        encoder.pos_conv.register_forward_pre_hook(self._before_pos_conv)
 
     def switch(self, factor: int) -> None:
         """Chooses one of the factors."""
         self.factor = factor
-        if self._pos_conv is not None:
-            self._pos_conv[0].stride = (factor,)
+        for conv in self._last_pos_conv:
+            conv.stride = (factor,)
 
     def output_lengths(self, lengths):
         """Frames of the transformer for ``lengths`` frames (int, numpy array or tensor)."""
@@ -168,32 +178,25 @@ class FrameReduction(nn.Module):
         upsampling = self.upsamplings[str(self.factor)].linear.weight.numel()
         return windows * self.pools[str(self.factor)].macs_per_window(), windows * upsampling
 
-    def _before_encoder(self, encoder, args, kwargs):
+    def pool(self, frames, lengths, padding_mask) -> Pooled:
+        """
+        Args:
+            frames: (B, T, C), zero at padding
+            lengths: (B,), valid frames
+            padding_mask: (B, T), True at padding, or None where nothing is padded
+        """
         if self.factor == 1:
-            return None
-        (frames,) = args  # (B, T, C)
-        padding_mask = kwargs["padding_mask"]
+            return Pooled(frames, lengths, padding_mask, frames, padding_mask)
         num_frames = frames.size(1)
-        if padding_mask is None:
-            lengths = torch.full((frames.size(0),), num_frames, device=frames.device)
-        else:
-            frames = frames.masked_fill(padding_mask[:, :, None], 0)
-            lengths = (~padding_mask).sum(dim=1)
-        missing = multiple_length(num_frames, self.factor) - num_frames
-        frames = F.pad(frames, (0, 0, 0, missing))
-        if self._pos_conv is not None:
-            self._unpooled = frames
-        pooled = self.pools[str(self.factor)](frames, lengths)
+        num_windowed = multiple_length(num_frames, self.factor)
+        windowed = F.pad(frames, (0, 0, 0, num_windowed - num_frames))
+        pooled = self.pools[str(self.factor)](windowed, lengths)
+        pooled_lengths, pooled_mask = self.output_lengths(lengths), None
         if padding_mask is not None:
-            padding_mask = padding_mask_of(self.output_lengths(lengths), pooled.size(1))
-        return (pooled,), {**kwargs, "padding_mask": padding_mask}
-
-    def _before_pos_conv(self, pos_conv, args):
-        """The positional convolution has stride k and is given the unpooled frames (B, C, T)."""
-        if self.factor == 1:
-            return None
-        unpooled, self._unpooled = self._unpooled, None
-        return (unpooled.transpose(1, 2),)
+            pooled_mask = padding_mask_of(pooled_lengths, pooled.size(1))
+            pooled = pooled.masked_fill(pooled_mask[:, :, None], 0)
+        windowed_mask = padding_mask_of(lengths, num_windowed)
+        return Pooled(pooled, pooled_lengths, pooled_mask, windowed, windowed_mask)
 
     def upsample(self, hidden, num_frames: int):
         """What the transformer returned (B, T', C) -> (B, num_frames, C)"""

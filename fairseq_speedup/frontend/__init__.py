@@ -1,6 +1,6 @@
 """The front-end: waveform in, frames for the transformer out."""
 
-from fairseq_speedup.frontend.cnn import CnnFrontEnd, MaskedGroupNorm
+from fairseq_speedup.frontend.cnn import CnnFrontEnd, MaskedCnn, MaskedGroupNorm, run_cnn
 from fairseq_speedup.frontend.config import FrontEndConfig, check_front_end
 from fairseq_speedup.frontend.fbank import FbankFrontEnd
 from fairseq_speedup.frontend.matching import CnnTeacher
@@ -10,6 +10,8 @@ __all__ = [
     "CnnTeacher",
     "FbankFrontEnd",
     "FrontEndConfig",
+    "MaskedCnn",
     "MaskedGroupNorm",
     "check_front_end",
+    "run_cnn",
 ]

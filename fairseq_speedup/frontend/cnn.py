@@ -2,7 +2,9 @@
 normalisation that leaves padding out."""
 
 import torch
+from fairseq.models.wav2vec.wav2vec2 import ConvFeatureExtractionModel
 from fairseq.modules.fp32_group_norm import Fp32GroupNorm
+from torch import nn
 
 from fairseq_speedup.lengths import (
     FrameGrid,
@@ -58,31 +60,20 @@ class MaskedGroupNorm(Fp32GroupNorm):
     batched with."""
 
     @classmethod
-    def into(cls, feature_extractor) -> "tuple[MaskedGroupNorm, ...]":
-        """Takes the place of a CNN's group norms, with their weights: of one or of none."""
-        placed = []
-        for block in feature_extractor.conv_layers:
-            for position, module in enumerate(block):
-                if isinstance(module, Fp32GroupNorm):
-                    masked = cls.__new__(cls)
-                    masked.__dict__.update(module.__dict__)
-                    masked.conv = (block[0],)  # in a tuple: it is the CNN's, not ours
-                    masked.num_samples = None
-                    block[position] = masked
-                    placed.append(masked)
-        return tuple(placed)
+    def of(cls, norm: Fp32GroupNorm) -> "MaskedGroupNorm":
+        """Takes the place of ``norm``, with its weights."""
+        masked = cls.__new__(cls)
+        masked.__dict__.update(norm.__dict__)
+        return masked
 
-    def forward(self, frames):
+    def forward(self, frames, lengths=None):
         """
         Args:
-            frames: (B, C, T), of utterances whose ``num_samples`` (B,) were set before
+            frames: (B, C, T)
+            lengths: (B,), valid ones; None where nothing is padded
         """
-        if self.num_samples is None:
-            return super().forward(frames)
-        (conv,) = self.conv
-        lengths = conv_length(self.num_samples, conv.kernel_size[0], conv.stride[0])
-        if int(lengths.min()) == frames.size(2):
-            return super().forward(frames)  # nothing is padded: fairseq's own numbers
+        if lengths is None or int(lengths.min()) == frames.size(2):
+            return super().forward(frames)  # fairseq's own numbers
         values = frames.float()
         padding = padding_mask_of(lengths, frames.size(2))[:, None, :]  # (B, 1, T)
         count = lengths[:, None, None]
@@ -92,3 +83,47 @@ class MaskedGroupNorm(Fp32GroupNorm):
         normalised = centred * torch.rsqrt(variance + self.eps)
         normalised = normalised * self.weight.float()[:, None] + self.bias.float()[:, None]
         return normalised.to(frames.dtype)
+
+
+class MaskedCnn(ConvFeatureExtractionModel):
+    """fairseq's CNN, whose group norm leaves padding out."""
+
+    needs_lengths = True
+
+    @classmethod
+    def of(cls, cnn: ConvFeatureExtractionModel) -> nn.Module:
+        """Takes the place of ``cnn``, with its weights; one without group norms stays."""
+        norms = [m for m in cnn.modules() if isinstance(m, Fp32GroupNorm)]
+        if not norms:
+            return cnn
+        masked = cls.__new__(cls)
+        masked.__dict__.update(cnn.__dict__)
+        for block in masked.conv_layers:
+            for position, module in enumerate(block):
+                if isinstance(module, Fp32GroupNorm):
+                    block[position] = MaskedGroupNorm.of(module)
+        return masked
+
+    def forward(self, waveform, lengths=None):
+        """
+        Args:
+            waveform: (B, S)
+            lengths: (B,), valid samples; None where nothing is padded
+        Returns:
+            frames (B, C, T)
+        """
+        frames = waveform[:, None]
+        for block in self.conv_layers:
+            for module in block:
+                if isinstance(module, MaskedGroupNorm):
+                    frames = module(frames, lengths)
+                else:
+                    frames = module(frames)
+                if isinstance(module, nn.Conv1d) and lengths is not None:
+                    lengths = conv_length(lengths, module.kernel_size[0], module.stride[0])
+        return frames
+
+
+def run_cnn(cnn: nn.Module, waveform: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Frames (B, C, T) of ``waveform`` (B, S), of which ``lengths`` (B,) samples are valid."""
+    return cnn(waveform, lengths) if getattr(cnn, "needs_lengths", False) else cnn(waveform)

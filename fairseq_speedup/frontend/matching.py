@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq_speedup.frames.pooling import MeanPool
-from fairseq_speedup.frontend.cnn import CnnFrontEnd, MaskedGroupNorm
+from fairseq_speedup.frontend.cnn import CnnFrontEnd, MaskedCnn, run_cnn
 from fairseq_speedup.lengths import multiple_length, padding_mask_of
 
 
@@ -20,8 +20,7 @@ class CnnTeacher:
     """
 
     def __init__(self, feature_extractor, stride: int):
-        self.feature_extractor = feature_extractor.eval().requires_grad_(False)
-        self.masked_norms = MaskedGroupNorm.into(feature_extractor)
+        self.feature_extractor = MaskedCnn.of(feature_extractor).eval().requires_grad_(False)
         self.pool = MeanPool(0, stride)
 
     def apply(self, function) -> None:
@@ -38,9 +37,7 @@ class CnnTeacher:
         Returns:
             frames (B, T, C), normalised, each the mean of ``stride`` frames of the CNN
         """
-        for norm in self.masked_norms:
-            norm.num_samples = num_samples
-        frames = normalised(self.feature_extractor(waveform), layer_norm)
+        frames = normalised(run_cnn(self.feature_extractor, waveform, num_samples), layer_norm)
         lengths = CnnFrontEnd(self.feature_extractor).output_lengths(num_samples)
         padding = padding_mask_of(lengths, frames.size(1))
         frames = frames.masked_fill(padding[:, :, None], 0)

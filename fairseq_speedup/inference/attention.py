@@ -8,30 +8,17 @@ from fairseq_speedup.transformer.attention import attend
 from fairseq_speedup.transformer.relative_attention import RelativeAttention
 
 
-class Packing:
-    """What the layers are given: utterances one behind another, or a padded batch.
-
-    Attributes:
-        lengths: frames of each utterance in ``(sum of lengths, 1, C)``; None for ``(T, B, C)``
-    """
-
-    def __init__(self):
-        self.lengths: list[int] | None = None
-
-
 class FusedAttention(nn.Module):
     """Takes the place of fairseq's MultiheadAttention, or of RelativeAttention.
 
     Args:
         attention: the one whose weights it takes
         linear: builds the linear layers of the inference form
-        packing: shared by the layers
     """
 
-    def __init__(self, attention, linear, packing: Packing):
+    def __init__(self, attention, linear):
         super().__init__()
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
-        self.packing = (packing,)
         self.in_proj = linear(stacked([attention.q_proj, attention.k_proj, attention.v_proj]))
         self.out_proj = linear(attention.out_proj)
         self.dtype = self.out_proj.dtype
@@ -41,22 +28,22 @@ class FusedAttention(nn.Module):
             for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
                 delattr(self.relative, name)
 
-    def forward(self, frames, padding_mask=None):
+    def forward(self, frames, padding_mask=None, packed_lengths=None):
         """
         Args:
-            frames: (T, B, C), padded or packed
+            frames: (T, B, C), padded; or packed, (sum of lengths, 1, C)
             padding_mask: (B, T), True at padding, or None
+            packed_lengths: frames of each utterance, of packed ones
         """
-        (packing,) = self.packing
         projected = self.in_proj(frames).to(self.dtype).unflatten(2, (3, self.num_heads, -1))
         # T x B x 3 x H x D -> 3 x B x H x T x D
         projected = projected.permute(2, 1, 3, 0, 4)
-        if packing.lengths is None:
+        if packed_lengths is None:
             attended = self._attend(projected, frames, padding_mask)
         else:
             parts = zip(
-                projected.split(packing.lengths, dim=3),
-                frames.split(packing.lengths),
+                projected.split(packed_lengths, dim=3),
+                frames.split(packed_lengths),
                 strict=True,
             )
             attended = torch.cat([self._attend(*part, None) for part in parts], dim=1)

@@ -53,7 +53,8 @@ def even_size(num_frames: int, about: int) -> int:
 
 
 class ChannelsLastCnn(nn.Module):
-    """(B, S) -> (B, C, T), what fairseq's ``ConvFeatureExtractionModel`` gives; zero at padding.
+    """(B, S) -> (B, C, T), what fairseq's ``ConvFeatureExtractionModel`` gives; zero at padding,
+    which is not computed.
 
     A group norm after the first convolution, one group a channel over time, is folded into that
     convolution's weights, for each utterance its own: mean and variance of ``w x`` over all windows
@@ -64,6 +65,8 @@ class ChannelsLastCnn(nn.Module):
         linear: builds the linear layers of the inference form
         masked: the group norm leaves padding out, see MaskedGroupNorm
     """
+
+    needs_lengths = True
 
     def __init__(self, cnn, linear, masked: bool):
         super().__init__()
@@ -77,21 +80,20 @@ class ChannelsLastCnn(nn.Module):
             block[2][1] if isinstance(block[2], nn.Sequential) else None
             for block in cnn.conv_layers
         ]
-        self.num_samples = None  # (B,), set before, of a padded batch
 
-    def forward(self, waveform):
-        num_samples = self.num_samples
-        if num_samples is None:
-            num_samples = [waveform.size(1)] * waveform.size(0)
-        else:
-            num_samples = num_samples.tolist()
+    def forward(self, waveform, lengths):
+        """
+        Args:
+            waveform: (B, S)
+            lengths: (B,), valid samples
+        """
         about = PIECE_FRAMES if waveform.device.type == "cpu" else GPU_PIECE_FRAMES
         num_frames = conv_stack_length(waveform.size(1), self.layers)
         dim, _, _ = self.layers[-1]
         frames = waveform.new_zeros(waveform.size(0), num_frames, dim)
-        for utterance, length, out in zip(waveform, num_samples, frames, strict=True):
-            heard = utterance[:length] if self.masked else utterance
-            weight, bias = self._first_weights(heard)
+        for utterance, length, out in zip(waveform, lengths.tolist(), frames, strict=True):
+            normalised_over = utterance[:length] if self.masked else utterance
+            weight, bias = self._first_weights(normalised_over)
             length_frames = conv_stack_length(length, self.layers)
             size = even_size(length_frames, about)
             for start in range(0, length_frames, size):

@@ -7,12 +7,14 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from torch import nn
 
-from fairseq_speedup.inference.attention import FusedAttention, Packing
+from fairseq_speedup.frontend import MaskedCnn
+from fairseq_speedup.inference.attention import FusedAttention
 from fairseq_speedup.inference.cnn import ChannelsLastCnn
 from fairseq_speedup.inference.layer import FusedLayer
 from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16, multiplies_int8
 from fairseq_speedup.inference.positions import FourierConv1d
-from fairseq_speedup.inference.transformer import PackedLoop
+from fairseq_speedup.inference.transformer import CapturedLayers, PackedLayers
+from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 
 AS_SAVED = "auto"
 
@@ -64,20 +66,21 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
         valid = ", ".join(["none", *LINEARS])
         raise ValueError(f"--inference {form} is unknown; valid values: {valid}")
     linear = LINEARS.lookup(form)
-    encoder = model.w2v_encoder
-    w2v_model = encoder.w2v_model
-    device = next(model.parameters()).device
-    check_device(form, device)
+    check_device(form, next(model.parameters()).device)
     model.eval()  # fairseq's may return None
     model.requires_grad_(False)
+    if not isinstance(model.w2v_encoder, SpeedupEncoder):
+        model.w2v_encoder = SpeedupEncoder.around(model.w2v_encoder)
+    encoder = model.w2v_encoder
+    transformer = encoder.w2v_model.encoder
+    on_cpu = next(model.parameters()).device.type == "cpu"
     report = {"form": form}
-    if form == "bf16" and device.type == "cpu" and not multiplies_bf16():
+    if form == "bf16" and on_cpu and not multiplies_bf16():
         report["note"] = "this CPU has no instructions for bf16: fp32 is faster"
     report["front_end"] = _front_end(encoder, linear)
-    report["positional_convolution"] = _positions(w2v_model.encoder, linear)
-    packing = Packing()
-    report["layers"] = _layers(w2v_model.encoder.layers, linear, packing)
-    report["padding"] = _packing(encoder, w2v_model.encoder, packing, report["layers"])
+    report["positional_convolution"] = _positions(transformer, linear, on_cpu)
+    report["layers"] = _layers(transformer.layers, linear)
+    report["padding"] = _padding(encoder, transformer, report["layers"], on_cpu)
     _other_linears(model, linear)
     return report
 
@@ -97,45 +100,43 @@ def check_device(form: str, device: torch.device) -> None:
 
 def _front_end(encoder, linear) -> str:
     w2v_model = encoder.w2v_model
-    if getattr(encoder, "fbank", None) is not None:
+    if encoder.fbank is not None:
         return "filterbanks, as they are"
-    masked_norms = getattr(encoder, "masked_norms", ())
-    cnn = ChannelsLastCnn(w2v_model.feature_extractor, linear, masked=bool(masked_norms))
+    masked = isinstance(w2v_model.feature_extractor, MaskedCnn)
+    cnn = ChannelsLastCnn(w2v_model.feature_extractor, linear, masked)
     w2v_model.feature_extractor = cnn
-    encoder.masked_norms = (cnn,)  # is told the lengths
     folded = cnn.group_norm is not None
     return "channels last" + (", group norm folded into the first convolution" if folded else "")
 
 
-def _positions(transformer, linear) -> str:
+def _positions(transformer, linear, on_cpu: bool) -> str:
     if transformer.pos_conv is None:
         return "none"
-    on_cpu = next(transformer.parameters()).device.type == "cpu"
     for module in list(transformer.pos_conv.modules()):
         if isinstance(module, nn.Conv1d):
             FourierConv1d.convert(module, linear.dtype)
     return "weight norm folded" + (", by Fourier transforms" if on_cpu else "")
 
 
-def _layers(layers, linear, packing: Packing) -> str:
+def _layers(layers, linear) -> str:
     for name, layer in layers.named_children():
         if type(layer) is not TransformerSentenceEncoderLayer:
             return f"as it is: {type(layer).__name__} has no fused form"
-        attention = FusedAttention(layer.self_attn, linear, packing)
+        attention = FusedAttention(layer.self_attn, linear)
         layers._modules[name] = FusedLayer.of(layer, linear, attention)
     return "fused"
 
 
-def _packing(encoder, transformer, packing: Packing, layers: str) -> str:
+def _padding(encoder, transformer, layers: str, on_cpu: bool) -> str:
     transformer.required_seq_len_multiple = 1
     if layers != "fused":
         return "computed: the layers are not fused"
-    if getattr(encoder, "loop", None) is not None:
+    if encoder.stages:
         return "computed: exits and merging follow the batch through the layers"
-    on_gpu = next(encoder.parameters()).device.type == "cuda"
-    transformer.extract_features = PackedLoop(transformer, packing, captures=on_gpu)
-    if on_gpu:
+    if not on_cpu:
+        encoder.transformer.layers = CapturedLayers(transformer)
         return "computed: the layers are captured as CUDA graphs, lengths rounded up"
+    encoder.transformer.layers = PackedLayers(transformer, encoder.kept_layers)
     return "left out of the layers"
 
 

@@ -22,19 +22,21 @@ class FusedLayer(TransformerSentenceEncoderLayer):
         fused.uses_gelu = layer.activation_fn is utils.get_activation_fn("gelu")
         return fused
 
-    def forward(self, x, self_attn_padding_mask=None, **unused):
+    def forward(self, x, self_attn_padding_mask=None, packed_lengths=None, **unused):
         """
         Args:
-            x: (T, B, C)
+            x: (T, B, C), padded; or packed, (sum of lengths, 1, C)
             self_attn_padding_mask: (B, T), True at padding, or None
+            packed_lengths: frames of each utterance, of packed ones
         Returns:
             (T, B, C), and Nones for what fairseq's layer also returns
         """
+        batch = self_attn_padding_mask, packed_lengths
         if self.layer_norm_first:
-            x = x + self.self_attn(self.self_attn_layer_norm(x), self_attn_padding_mask)
+            x = x + self.self_attn(self.self_attn_layer_norm(x), *batch)
             x = x + self._feed_forward(self.final_layer_norm(x))
         else:
-            x = self.self_attn_layer_norm(x + self.self_attn(x, self_attn_padding_mask))
+            x = self.self_attn_layer_norm(x + self.self_attn(x, *batch))
             x = self.final_layer_norm(x + self._feed_forward(x))
         return x, (None, None)
 

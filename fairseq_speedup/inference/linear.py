@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fairseq_speedup.registry import Registry
+from fairseq_speedup.inference_forms import LINEARS
 
-LINEARS = Registry("inference")
 LARGEST = 127  # of int8, symmetric
 ZERO_POINT = 128  # of uint8 activations
 

@@ -1,75 +1,75 @@
-"""fairseq's transformer in its inference form."""
+"""The transformer's layers in their inference form, over batches without padding."""
 
 import torch
+from torch import nn
 
-from fairseq_speedup.inference.attention import Packing
 from fairseq_speedup.inference.graphs import BucketedLayers
+from fairseq_speedup.transformer.frame_batch import FrameBatch
+from fairseq_speedup.transformer.layers import run_layers
 
 
-class PackedLoop:
-    """Runs the layers over a batch without its padding, utterances one behind another; or with it,
-    as CUDA graphs.
+class PackedLayers:
+    """Runs fused layers over a batch without its padding, utterances one behind another.
 
-    Takes the place of ``extract_features`` of fairseq's transformer.
+        padded   a0 a1 a2 a3        packed   a0 a1 a2 a3 b0 b1
+                 b0 b1  .  .
 
     Args:
-        packing: that the layers look at
-        captures: CUDA graphs, for a GPU
+        encoder: fairseq's transformer
+        indices: of its layers, in the model before layers were removed
     """
 
-    def __init__(self, encoder, packing: Packing, captures: bool = False):
+    def __init__(self, encoder: nn.Module, indices: list[int]):
         self.encoder = encoder
-        self.packing = packing
-        self.captures = captures
+        self.indices = indices
+
+    def __call__(self, batch: FrameBatch, **unused) -> list:
+        """Runs the layers over ``batch``, which is zero at padding after; no results of each."""
+        if batch.padding_mask is None and batch.hidden.size(1) == 1:
+            self._run(batch, None)
+            return []
+        padded = batch.hidden.transpose(0, 1)  # T x B x C -> B x T x C
+        if batch.padding_mask is None:
+            valid = padded.new_ones(padded.shape[:2], dtype=torch.bool)
+        else:
+            valid = ~batch.padding_mask
+        batch.hidden = padded[valid][:, None]
+        self._run(batch, batch.lengths.tolist())
+        unpacked = padded.new_zeros(padded.shape)
+        unpacked[valid] = batch.hidden[:, 0]
+        batch.hidden = unpacked.transpose(0, 1)
+        return []
+
+    def _run(self, batch: FrameBatch, lengths: list[int] | None) -> None:
+        def call(layer, batch):
+            return layer(batch.hidden, packed_lengths=lengths)[0]
+
+        layers = list(enumerate(self.encoder.layers))
+        run_layers(layers, self.indices, len(layers), batch, (), call)
+
+
+class CapturedLayers:
+    """Runs fused layers over a padded batch as CUDA graphs.
+
+    Args:
+        encoder: fairseq's transformer
+    """
+
+    def __init__(self, encoder: nn.Module):
+        self.encoder = encoder
         self.bucketed = BucketedLayers(self._run_padded)
 
-    def __call__(self, x, padding_mask=None, tgt_layer=None, min_layer=0, corpus_key=None):
-        """
-        Args:
-            x: (B, T, C)
-            padding_mask: (B, T), True at padding, or None
-            tgt_layer: None; other layers than the last are not to be had here
-            min_layer, corpus_key: not used
-        Returns:
-            (B, T, C), zero at padding, and no layer results
-        """
-        if tgt_layer is not None:
-            raise ValueError(f"tgt_layer={tgt_layer}: the inference form runs every layer")
-        encoder = self.encoder
-        if padding_mask is not None:
-            x = x.masked_fill(padding_mask[:, :, None], 0)
-        if encoder.pos_conv is not None:
-            x = x + encoder.pos_conv(x.transpose(1, 2)).transpose(1, 2)
-        if not encoder.layer_norm_first:
-            x = encoder.layer_norm(x)
-        if self.captures:
-            return self._captured(x, padding_mask), []
-        if padding_mask is None and x.size(0) > 1:
-            padding_mask = x.new_zeros(x.shape[:2], dtype=torch.bool)
+    def __call__(self, batch: FrameBatch, **unused) -> list:
+        """As PackedLayers."""
+        num_frames, batch_size, _ = batch.hidden.shape
+        padding_mask = batch.padding_mask
         if padding_mask is None:
-            return self._run(x.transpose(0, 1), None).transpose(0, 1), []
-        valid = ~padding_mask
-        packed = self._run(x[valid][:, None], valid.sum(dim=1).tolist())
-        out = x.new_zeros(x.shape)
-        out[valid] = packed[:, 0]
-        return out, []
+            padding_mask = batch.hidden.new_zeros(batch_size, num_frames, dtype=torch.bool)
+        hidden = self.bucketed(batch.hidden, padding_mask)
+        batch.hidden = hidden.masked_fill(padding_mask.T[:, :, None], 0)
+        return []
 
-    def _captured(self, x, padding_mask):
-        if padding_mask is None:
-            padding_mask = x.new_zeros(x.shape[:2], dtype=torch.bool)
-        x = self.bucketed(x.transpose(0, 1), padding_mask).transpose(0, 1)
-        return x.masked_fill(padding_mask[:, :, None], 0)
-
-    def _run_padded(self, x, padding_mask):
+    def _run_padded(self, hidden, padding_mask):
         for layer in self.encoder.layers:
-            x, _ = layer(x, self_attn_padding_mask=padding_mask)
-        return x
-
-    def _run(self, x, lengths: list[int] | None):
-        self.packing.lengths = lengths
-        try:
-            for layer in self.encoder.layers:
-                x, _ = layer(x)
-        finally:
-            self.packing.lengths = None
-        return x
+            hidden, _ = layer(hidden, self_attn_padding_mask=padding_mask)
+        return hidden

@@ -9,11 +9,10 @@ from omegaconf import ListConfig
 from fairseq_speedup.frames import FramePoolConfig, check_frame_pool
 from fairseq_speedup.frontend import FrontEndConfig, check_front_end
 from fairseq_speedup.heads import HeadConfig, check_head
-from fairseq_speedup.inference.linear import LINEARS
+from fairseq_speedup.inference_forms import LINEARS
 from fairseq_speedup.models.speeds import SpeedsConfig
-from fairseq_speedup.transformer.early_exit import EarlyExitConfig, check_exit
 from fairseq_speedup.transformer.layer_removal import LayerRemovalConfig
-from fairseq_speedup.transformer.token_merging import TokenMergingConfig, check_merging
+from fairseq_speedup.transformer.stages import STAGES
 from fairseq_speedup.waveform import WaveformReductionConfig
 
 PADDINGS = ("masked", "stock")
@@ -64,8 +63,7 @@ class SpeedupCtcConfig(
     SpeedsConfig,
     PaddingConfig,
     HeadConfig,
-    EarlyExitConfig,
-    TokenMergingConfig,
+    *(stage.options for stage in STAGES),
     LayerRemovalConfig,
     FramePoolConfig,
     FrontEndConfig,
@@ -82,9 +80,8 @@ def check_options(cfg: SpeedupCtcConfig) -> None:
         check_inference_form,
         check_front_end,
         check_frame_pool,
-        check_merging,
         check_head,
-        check_exit,
+        *(stage.check for stage in STAGES),
     ):
         check(cfg)
     pools = [cfg.frame_pool, *cfg.frame_pools]

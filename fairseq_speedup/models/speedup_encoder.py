@@ -2,16 +2,17 @@
 
 import logging
 import math
+from functools import partial
 
 import numpy as np
 import torch
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecEncoder
-from omegaconf import OmegaConf
+from fairseq.modules import GradMultiply
 from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.frames import FrameReduction, mask_short_utterances
-from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd, MaskedGroupNorm
+from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd, MaskedCnn, run_cnn
 from fairseq_speedup.frontend.config import CNN_FRAME_MS
 from fairseq_speedup.frontend.matching import normalised
 from fairseq_speedup.heads import build_head, run_head, upsample_logits
@@ -26,11 +27,13 @@ from fairseq_speedup.pretrained import (
     read_pretrained,
 )
 from fairseq_speedup.transformer.conformer import mask_convolutions
-from fairseq_speedup.transformer.early_exit import EarlyExit, parse_exit_layers
+from fairseq_speedup.transformer.early_exit import EarlyExit
+from fairseq_speedup.transformer.frame_batch import FrameBatch
 from fairseq_speedup.transformer.layer_removal import KeptLayers, parse_keep_layers
-from fairseq_speedup.transformer.loop import EveryoneLeft, TransformerLoop
-from fairseq_speedup.transformer.positions import mask_between_positions
-from fairseq_speedup.transformer.token_merging import TokenMerging, parse_merge_layers
+from fairseq_speedup.transformer.layers import PaddedLayers
+from fairseq_speedup.transformer.path import TransformerPath
+from fairseq_speedup.transformer.stage import LayerStage
+from fairseq_speedup.transformer.stages import STAGES
 from fairseq_speedup.waveform import build_waveform_reduction
 
 logger = logging.getLogger(__name__)
@@ -43,9 +46,10 @@ class SpeedupEncoder(Wav2VecEncoder):
     """waveform -> waveform reduction -> front-end -> frame reduction -> transformer -> frames
     restored -> CTC head -> logit upsampling
 
-    fairseq's encoder does the middle; what is between its parts is done through hooks. Lengths are
-    exact: what is padding at the input is padding, and nothing else is, to the transformer and to
-    CTC.
+    The path is written out here, in :meth:`forward`, and of the transformer in
+    :class:`TransformerPath`; the modules on it, and so the weights' names, are fairseq's. Lengths
+    are exact: what is padding at the input is padding, and nothing else is, to the transformer and
+    to CTC.
     """
 
     def __init__(self, cfg: SpeedupCtcConfig, labels: list[str]):
@@ -55,8 +59,7 @@ class SpeedupEncoder(Wav2VecEncoder):
         """
         num_labels = len(labels)
         check_options(cfg)
-        speeds = Speeds(cfg)
-        waveform_reduction = build_waveform_reduction(cfg.downsample, speeds.factors)
+        waveform_reduction = build_waveform_reduction(cfg.downsample, Speeds(cfg).factors)
         pretrained = None
         if cfg.w2v_args is None:
             pretrained = read_pretrained(cfg)
@@ -65,30 +68,50 @@ class SpeedupEncoder(Wav2VecEncoder):
         super().__init__(cfg, num_labels)
         adapt(self.w2v_model, cfg.w2v_args)
         mask_short_utterances(self.w2v_model)
-        if cfg.padding == "masked":
-            mask_between_positions(self.w2v_model.encoder)
-            mask_convolutions(self.w2v_model.encoder)
-        self.cnn_teacher = None
-        self.match_updates = cfg.frontend_match_updates
         if pretrained is not None and not cfg.no_pretrained_weights:
             self._load_pretrained(pretrained, cfg)
         # Cropping to a multiple serves pretraining on TPUs and would cut frames from utterances.
         self.w2v_model.crop_seq_to_multiple = 1
-        self.speeds = speeds
-        self.waveform_reduction = waveform_reduction
-        self._build_front_end(cfg, teach=pretrained is not None)
-        self._build_transformer(cfg)
-        if cfg.head != "linear" or cfg.logit_upsample > 1:
-            self.proj = build_head(cfg, self.proj.in_features, num_labels)
+        self._build_path(cfg, num_labels, waveform_reduction, teach=pretrained is not None)
         if cfg.head == "linear" and pretrained is not None and not cfg.no_pretrained_weights:
             self._keep_head(pretrained, labels, cfg)
-        if getattr(self.proj, "needs_lengths", False):
-            self.proj.register_forward_pre_hook(lambda _, args: (args[0], self._frame_lengths))
-        self.logit_upsample = cfg.logit_upsample
-        self._build_loop(cfg, num_labels)
-        self.switch(speeds.default)
+
+    @classmethod
+    def around(cls, stock: Wav2VecEncoder) -> "SpeedupEncoder":
+        """fairseq's encoder on this path, with every reduction off: the same numbers. It takes the
+        encoder's modules, as they are."""
+        encoder = cls.__new__(cls)
+        encoder.__dict__.update(stock.__dict__)
+        off = SpeedupCtcConfig(padding="stock")
+        encoder._build_path(off, 0, build_waveform_reduction("none", [1]), teach=False)
+        return encoder.train(stock.training)
 
     # -- building --------------------------------------------------------------------------------
+
+    def _build_path(self, cfg, num_labels: int, waveform_reduction, teach: bool) -> None:
+        """The stages, around what fairseq has built.
+
+        Args:
+            teach: a pretrained CNN is there, and can be a teacher
+        """
+        self.waveform_reduction = waveform_reduction
+        if cfg.padding == "masked":
+            mask_convolutions(self.w2v_model.encoder)
+        self.speeds = Speeds(cfg)
+        self._build_front_end(cfg, teach)
+        self._build_transformer(cfg)
+        self._build_heads(cfg, num_labels)
+        built = [stage.build(cfg, self) for stage in STAGES]
+        self.stages: list[LayerStage] = [stage for stage in built if stage is not None]
+        encoder = self.w2v_model.encoder
+        self.transformer = TransformerPath(
+            encoder,
+            self.frame_reduction,
+            PaddedLayers(encoder, self.kept_layers, self.stages),
+            num_layers=len(self.kept_layers),
+            masked=cfg.padding == "masked",
+        )
+        self.switch(self.speeds.default)
 
     def _load_pretrained(self, pretrained: Pretrained, cfg: SpeedupCtcConfig) -> None:
         """Copies the weights of a pretrained checkpoint into the encoder."""
@@ -132,14 +155,13 @@ class SpeedupEncoder(Wav2VecEncoder):
             logger.warning("the fine-tuned checkpoint has other labels: its head is not kept")
 
     def _build_front_end(self, cfg, teach: bool) -> None:
-        """fairseq runs its CNN; our front-end is run before, and fairseq is given its frames."""
         w2v_model = self.w2v_model
-        self.fbank = self.cnn = None
-        self.masked_norms: tuple[MaskedGroupNorm, ...] = ()
+        self.fbank = self.cnn = self.cnn_teacher = None
+        self.match_updates = cfg.frontend_match_updates
         if cfg.frontend == "cnn":
             self.cnn = CnnFrontEnd(w2v_model.feature_extractor)
             if cfg.padding == "masked":
-                self.masked_norms = MaskedGroupNorm.into(w2v_model.feature_extractor)
+                w2v_model.feature_extractor = MaskedCnn.of(w2v_model.feature_extractor)
             self._let_gradient_through_cnn()
             return
         cnn, output_dim = w2v_model.feature_extractor, w2v_model.embed
@@ -158,8 +180,6 @@ class SpeedupEncoder(Wav2VecEncoder):
         self.fbank = FbankFrontEnd(cfg, output_dim)
         w2v_model.feature_extractor = nn.Identity()
         w2v_model.feature_grad_mult = 1.0
-        # frames in, frames out: fairseq then keeps the lengths that it is given
-        w2v_model.cfg = OmegaConf.merge(w2v_model.cfg, {"conv_feature_layers": "[]"})
 
     def _let_gradient_through_cnn(self) -> None:
         """With feature_grad_mult 0, the default of fine-tuning, fairseq runs the CNN without
@@ -180,27 +200,16 @@ class SpeedupEncoder(Wav2VecEncoder):
             cfg.frame_pool_method, self.speeds.frame_pools, encoder
         )
 
-    def _build_loop(self, cfg, num_labels: int) -> None:
-        encoder = self.w2v_model.encoder
-        self.loop = self.exit = self.merging = None
-        exits = parse_exit_layers(cfg.exit_layers, self.kept_layers, cut=bool(cfg.depths))
+    def _build_heads(self, cfg, num_labels: int) -> None:
+        """The last head, and how those of exits are made."""
+        if cfg.head != "linear" or cfg.logit_upsample > 1:
+            self.proj = build_head(cfg, self.proj.in_features, num_labels)
+        self.logit_upsample = cfg.logit_upsample
+        self.new_head = partial(build_head, cfg, self.w2v_model.encoder.embedding_dim, num_labels)
         if cfg.exit_heads_only:
             self.requires_grad_(False)
             if self.fbank is not None:
                 self.fbank.statistics_updates = 0
-        if exits:
-            self.exit_heads = nn.ModuleDict(
-                {str(index): build_head(cfg, encoder.embedding_dim, num_labels) for index in exits}
-            )
-            self.exit = EarlyExit(self.kept_layers, exits, self._exit_logits, cfg)
-        if cfg.merge_ratio > 0:
-            layers = parse_merge_layers(cfg.merge_layers, self.kept_layers, bool(cfg.depths))
-            self.merging = TokenMerging(layers, cfg)
-        stages = [stage for stage in (self.exit, self.merging) if stage is not None]
-        if stages:
-            self.loop = TransformerLoop(encoder, self.kept_layers, stages)
-        if stages or max(self.speeds.frame_pools) > 1:
-            encoder.register_forward_hook(self._after_transformer)
 
     def set_num_updates(self, num_updates: int) -> None:
         """Called by fairseq's trainer."""
@@ -220,6 +229,20 @@ class SpeedupEncoder(Wav2VecEncoder):
     def front_end(self):
         """Knows lengths and MACs."""
         return self.cnn if self.fbank is None else self.fbank
+
+    @property
+    def exit(self) -> EarlyExit | None:
+        """The exits, of a model that has any."""
+        return next((stage for stage in self.stages if isinstance(stage, EarlyExit)), None)
+
+    @property
+    def exit_layers(self) -> list[int]:
+        """Indices of the layers with an exit, of the model before layers were removed."""
+        return [] if self.exit is None else list(self.exit.exits)
+
+    def logits_per_frame(self) -> int:
+        """Logit frames of one frame of the transformer, at the speed that is chosen."""
+        return self.frame_reduction.factor * self.logit_upsample
 
     def switch(self, speed: Speed) -> None:
         """Chooses one of ``speeds``."""
@@ -246,13 +269,15 @@ class SpeedupEncoder(Wav2VecEncoder):
 
     def ctc_lengths(self, num_samples):
         """Logit frames that CTC can give labels of their own, at the fastest speed that is trained:
-        frames that have merged are copies of each other. Merging by similarity depends on what the
-        frames hold, and is left out."""
+        frames that have merged are copies of each other. What depends on what the frames hold is
+        left out."""
         frames = self.front_end.output_lengths(self.waveform_reduction.fewest(num_samples))
-        if self.merging is not None and self.merging.known_lengths:
-            pooled = self.frame_reduction.fewest(frames)
-            for index in self.kept_layers:
-                pooled = self.merging.lengths_after(index, pooled)
+        pooled = self.frame_reduction.fewest(frames)
+        stages = [stage for stage in self.stages if stage.known_lengths]
+        for index in self.kept_layers:
+            for stage in stages:
+                pooled = stage.lengths_after(index, pooled)
+        if stages:
             frames = np.minimum(frames, pooled * max(self.speeds.frame_pools))
         return frames * self.logit_upsample
 
@@ -269,12 +294,15 @@ class SpeedupEncoder(Wav2VecEncoder):
 
     # -- forward ---------------------------------------------------------------------------------
 
-    def forward(self, source, padding_mask=None, match_frontend: bool = False, **kwargs):
+    def forward(
+        self, source, padding_mask=None, match_frontend: bool = False, corpus_key=None, **unused
+    ):
         """
         Args:
             source: waveform (B, S)
             padding_mask: (B, S), True at padding, or None where nothing is padded
             match_frontend: return what the front-end gives and what the CNN gave, nothing else
+            corpus_key: chooses an adapter, of layers that have adapters
         Returns:
             fairseq's dict: ``encoder_out`` logits (T, B, V), ``padding_mask`` (B, T) or None,
             ``layer_results``; with exits or merging also ``layer_frames`` (B, layers), the frames
@@ -291,79 +319,96 @@ class SpeedupEncoder(Wav2VecEncoder):
         waveform, lengths = self.waveform_reduction(source, num_samples)
         if match_frontend:
             return self._match_frontend(waveform.detach(), lengths)  # the front-end alone learns
-        if waveform is not source:
-            padding_mask = padding_mask_of(lengths, waveform.size(1))
-        self._frame_lengths = self.front_end.output_lengths(lengths)
-        self._num_frames = self.front_end.output_lengths(waveform.size(1))
-        if self.fbank is not None:
-            waveform, _ = self.fbank(waveform, lengths)  # its frames, to fairseq the source
-            padding_mask = padding_mask_of(self._frame_lengths, self._num_frames)
-        for norm in self.masked_norms:
-            norm.num_samples = lengths
-        if self.loop is None:
-            output = super().forward(source=waveform, padding_mask=padding_mask, **kwargs)
-            logits = upsample_logits(output["encoder_out"], self.logit_upsample)
-        else:
-            output, logits = self._forward_watched(waveform, padding_mask, kwargs)
-        if logits.size(0) != self._num_frames * self.logit_upsample:
-            raise AssertionError(
-                f"the model gave {logits.size(0)} logit frames of {source.size(1)} samples; "
-                f"the length formula says {self._num_frames * self.logit_upsample}"
+        exit_early = self.exit is not None and not self.exit.observed and not self.training
+        frozen = self.num_updates < self.freeze_finetune_updates
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            frames, lengths, padding_mask = self.frames(waveform, lengths)
+            hidden, batch, layer_results = self.transformer(
+                frames,
+                lengths,
+                padding_mask,
+                keep_everyone=not exit_early,
+                corpus_key=corpus_key,
             )
-        if output["padding_mask"] is not None and self.logit_upsample > 1:
-            output["padding_mask"] = output["padding_mask"].repeat_interleave(
-                self.logit_upsample, dim=1
-            )
-        return {**output, "encoder_out": logits}
-
-    def _forward_watched(self, waveform, padding_mask, kwargs):
-        """The encoder's output with ``layer_frames`` and, where nobody may leave, ``exit_logits``
-        and ``exit_measured`` by exit; and the logits (T', B, V)."""
-        stay = self.training or (self.exit is not None and self.exit.observed)
-        lengths = self.frame_reduction.output_lengths(self._frame_lengths)
-        num_frames = self.frame_reduction.output_lengths(self._num_frames)
-        self.loop.start(lengths, num_frames, stay)
-        try:
-            output = super().forward(source=waveform, padding_mask=padding_mask, **kwargs)
-            logits = upsample_logits(output["encoder_out"], self.logit_upsample)
-        except EveryoneLeft:
-            mask = padding_mask_of(self._frame_lengths, self._num_frames)
-            output, logits = {"padding_mask": mask if mask.any() else None}, None
-        finally:
-            passage = self.loop.finish()
-        if passage.left:
-            num_logits = self._num_frames * self.logit_upsample
-            logits = passage.put_exit_logits(logits, num_logits)
-        output["layer_frames"] = passage.layer_frames
+        logits = None if hidden is None else self._logits(hidden, lengths)
+        num_logits = frames.size(1) * self.logit_upsample
+        if batch.left:
+            logits = batch.with_exit_logits(logits, num_logits)
+        check_length(logits, num_logits, source.size(1))
+        if padding_mask is not None:
+            padding_mask = padding_mask.repeat_interleave(self.logit_upsample, dim=1)
+        output = {
+            "encoder_out": logits,
+            "padding_mask": padding_mask,
+            "layer_results": layer_results,
+        }
+        if self.stages:
+            output["layer_frames"] = batch.layer_frames
         if self.exit is not None:
-            # here, not in the layers' hooks: freeze_finetune_updates runs those without autograd
+            # outside of what freeze_finetune_updates runs without autograd
             output["exit_logits"] = {
-                layer: self._exit_logits(layer, hidden, passage.active)[0]
-                for layer, hidden in passage.exit_hidden.items()
+                index: self.exit_logits(index, hidden, batch)[0]
+                for index, hidden in batch.exit_hidden.items()
             }
-            output["exit_measured"] = passage.measured
-        return output, logits
+            output["exit_measured"] = batch.measured
+        return output
 
-    def _after_transformer(self, encoder, args, output):
-        """Gives back the frames that merged or were pooled, and the places of those that left."""
-        hidden, layer_results = output
-        if self.loop is not None:
-            # the loop is time first: B x T x C -> T x B x C and back
-            hidden = self.loop.passage.restore(hidden.transpose(0, 1)).transpose(0, 1)
-        return self.frame_reduction.upsample(hidden, self._num_frames), layer_results
+    def frames(self, waveform: torch.Tensor, lengths: torch.Tensor):
+        """The front-end, and what lies between it and the transformer: norm, projection, dropout
+        and, while training, masking.
 
-    def _exit_logits(self, layer: int, hidden: torch.Tensor, utterances: torch.Tensor):
-        """Logits (T', A, V) of the exit after ``layer``, from hidden states (T, A, C) of
-        ``utterances`` (A,), and their valid frames (A,)."""
+        Args:
+            waveform: (B, S), of the waveform reduction
+            lengths: (B,), valid samples
+        Returns:
+            frames (B, T, C), their valid counts (B,), and a mask (B, T), True at padding, or None
+            where the waveforms have none
+        """
+        w2v_model = self.w2v_model
+        is_padded = bool((lengths < waveform.size(1)).any())
+        trained = w2v_model.feature_grad_mult > 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            if self.fbank is not None:
+                frames, lengths = self.fbank(waveform, lengths)
+                is_padded = bool((lengths < frames.size(2)).any())
+            else:
+                frames = run_cnn(w2v_model.feature_extractor, waveform, lengths)
+                lengths = self.cnn.output_lengths(lengths)
+        if trained and w2v_model.feature_grad_mult != 1.0:
+            frames = GradMultiply.apply(frames, w2v_model.feature_grad_mult)
+        padding_mask = padding_mask_of(lengths, frames.size(2)) if is_padded else None
+        normed = w2v_model.layer_norm(frames.transpose(1, 2))  # B x C x T -> B x T x C
+        frames = normed
+        if w2v_model.post_extract_proj is not None:
+            frames = w2v_model.post_extract_proj(frames)
+        frames = w2v_model.dropout_input(frames)
+        if self.training:
+            w2v_model.dropout_features(normed)  # of no use here, but fairseq draws for it
+        if w2v_model.input_quantizer:
+            quantised = w2v_model.input_quantizer(frames, produce_targets=False)
+            frames = w2v_model.project_inp(quantised["x"])
+        if self.apply_mask and self.training:
+            frames, _ = w2v_model.apply_mask(frames, padding_mask)
+        return frames, lengths, padding_mask
+
+    def _logits(self, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(T', B, V) of hidden states (B, T, C) with valid frames (B,)."""
+        hidden = self.final_dropout(hidden.transpose(0, 1))  # B x T x C -> T x B x C
+        if self.proj:
+            hidden = run_head(self.proj, hidden, lengths)
+        return upsample_logits(hidden, self.logit_upsample)
+
+    def exit_logits(self, index: int, hidden: torch.Tensor, batch: FrameBatch):
+        """Logits (T', A, V) of the exit after layer ``index``, from hidden states (T, A, C) of the
+        utterances that are in the batch, and their valid frames (A,)."""
         if self.w2v_model.encoder.layer_norm_first:
             hidden = self.w2v_model.encoder.layer_norm(hidden)
-        lengths = self._frame_lengths[utterances]
-        num_frames = self._num_frames
-        if self.frame_reduction.output_lengths(num_frames) > hidden.size(0):
+        lengths, num_frames = batch.frame_lengths[batch.utterances], batch.num_frames
+        if batch.left:
             num_frames = int(lengths.max())
         # upsampling is batch first: T x A x C -> A x T x C and back
         hidden = self.frame_reduction.upsample(hidden.transpose(0, 1), num_frames).transpose(0, 1)
-        head = self.exit_heads[str(layer)]
+        head = self.exit_heads[str(index)]
         logits = run_head(head, self.final_dropout(hidden), lengths)
         return upsample_logits(logits, self.logit_upsample), lengths * self.logit_upsample
 
@@ -384,3 +429,12 @@ class SpeedupEncoder(Wav2VecEncoder):
                 f"an utterance of {shortest} samples is shorter than one output frame, which takes "
                 f"{needed} samples with this front-end and waveform reduction"
             )
+
+
+def check_length(logits: torch.Tensor, num_logits: int, num_samples: int) -> None:
+    """Raises AssertionError where the length formulas do not say what the model does."""
+    if logits.size(0) != num_logits:
+        raise AssertionError(
+            f"the model gave {logits.size(0)} logit frames of {num_samples} samples; the length "
+            f"formula says {num_logits}"
+        )

@@ -131,8 +131,8 @@ class Worker:
         encoder = model.w2v_encoder
         return Subject(
             kept_layers=list(encoder.kept_layers),
-            exits=[] if encoder.exit is None else list(encoder.exit.exits),
-            can_merge=encoder.merging is None and len(encoder.kept_layers) > 1,
+            exits=encoder.exit_layers,
+            can_merge=model.cfg.merge_ratio == 0 and len(encoder.kept_layers) > 1,
             many=_many(encoder),
             padding_gets_in=gets_in,
             forms=_forms(self.setup.device),

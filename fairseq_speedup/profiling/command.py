@@ -131,9 +131,7 @@ def profile(model, batches: list[np.ndarray], count: str) -> dict:
     audio_seconds = sum(int(batch.sum()) for batch in batches) / SAMPLE_RATE_HZ
     return {
         "count": count,
-        "merging_by_similarity": bool(
-            counter.merging is not None and not counter.merging.known_lengths
-        ),
+        "merging_by_similarity": not all(stage.known_lengths for stage in counter.stages),
         "num_utterances": len(padded),
         "num_batches": len(batches),
         "audio_seconds": audio_seconds,

@@ -1,13 +1,11 @@
 """What decoding a data set cost: what ``compute.json`` says, and a summary in one line."""
 
 import contextlib
-from collections import Counter
 
 import numpy as np
 import torch
 
 from fairseq_speedup.profiling.clock import now
-from fairseq_speedup.profiling.compute_file import frames_by_layer
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
 from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.profiling.macs import MacCounter, UncountableError
@@ -109,20 +107,14 @@ class ComputeMeter:
 
 
 def layer_report(models, layer_frames: list[list[int]]) -> dict:
-    """With exits, the mean and the histogram of the layers that utterances ran; with merging, the
-    share of the first layer's frames that each layer was given. Empty without."""
+    """What stages between layers say of the frames (pieces, layers) that layers were given; empty
+    without stages."""
     if not layer_frames:
         return {}
-    frames = np.array(layer_frames)
     (model,) = models
     report = {}
-    if model.w2v_encoder.exit is not None:
-        num_layers_run = (frames > 0).sum(axis=1)
-        histogram = Counter(num_layers_run.tolist())
-        report["mean_layers_run"] = float(num_layers_run.mean())
-        report["layers_run_histogram"] = {str(n): histogram[n] for n in sorted(histogram)}
-    if model.w2v_encoder.merging is not None:
-        report |= frames_by_layer(frames.sum(axis=0))
+    for stage in model.w2v_encoder.stages:
+        report |= stage.report(np.array(layer_frames))
     return report
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 
 from fairseq_speedup.files import written_whole
+from fairseq_speedup.transformer.stage import frames_by_layer
 
 FILE_NAME = "compute.json"
 # what shards spend and have, each its own
@@ -86,12 +87,6 @@ def _merged_layers(reports: list[dict]) -> dict:
     if by_layer:
         merged |= frames_by_layer(np.array(by_layer).sum(axis=0))
     return merged
-
-
-def frames_by_layer(frames: np.ndarray) -> dict:
-    """Of the frames (layers,) that each layer was given."""
-    shares = [round(float(share), 4) for share in frames / frames[0]]
-    return {"share_of_frames_by_layer": shares, "frames_by_layer": frames.tolist()}
 
 
 def searched_share(num_frames: int, num_searched_frames: int) -> dict:

@@ -70,12 +70,11 @@ def _pad_to_multiple(x, multiple, dim=-1, value=0):
 
 @contextlib.contextmanager
 def _traceable(encoder):
-    """Lets fairseq's encoder be traced, through all layers whatever exits it has, and fvcore list
-    no operators that it leaves out."""
-    exits, loop = getattr(encoder, "exit", None), getattr(encoder, "loop", None)
-    if exits is not None:
-        encoder.exit = None
-        stages, loop.stages = loop.stages, [stage for stage in loop.stages if stage is not exits]
+    """Lets an encoder be traced, through all layers whatever exits it has, and fvcore list no
+    operators that it leaves out."""
+    stages = getattr(encoder, "stages", [])
+    given = list(stages)
+    stages[:] = _whole_depth(given)
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level, pad_to_multiple = logger.level, wav2vec2.pad_to_multiple
     logger.setLevel(logging.ERROR)
@@ -85,8 +84,12 @@ def _traceable(encoder):
     finally:
         logger.setLevel(level)
         wav2vec2.pad_to_multiple = pad_to_multiple
-        if exits is not None:
-            encoder.exit, loop.stages = exits, stages
+        stages[:] = given
+
+
+def _whole_depth(stages: list) -> list:
+    """Those that end no utterance's way through the layers."""
+    return [stage for stage in stages if not stage.ends_early]
 
 
 def fvcore_macs(model, num_samples: int) -> Macs:
@@ -125,7 +128,7 @@ def _trace(model, num_samples: int):
         front_end=of("w2v_model.feature_extractor", "fbank", "w2v_model.post_extract_proj"),
         frame_reduction=of("frame_reduction"),
         transformer=of("w2v_model.encoder"),
-        head=of("proj"),
+        head=of("proj", "exit_heads"),
     )
     return macs, encoder.layer_frames
 
@@ -142,5 +145,5 @@ def check_macs(models, num_samples: int) -> dict:
 
 def _full_depth(model, num_samples: int, layer_frames) -> Macs:
     counter = MacCounter(model)
-    counter.exits = None  # the trace asked the last head alone
+    counter.stages = _whole_depth(counter.stages)
     return counter.count([num_samples], layer_frames).sum()

@@ -72,8 +72,7 @@ class MacCounter:
         front_end = getattr(encoder, "front_end", None)
         self.front_end = front_end or CnnFrontEnd(self.w2v.feature_extractor)
         self.frames = getattr(encoder, "frame_reduction", None)
-        self.exits = getattr(encoder, "exit", None)
-        self.merging = getattr(encoder, "merging", None)
+        self.stages = getattr(encoder, "stages", [])
         self.indices = getattr(encoder, "kept_layers", None)
         self.head_macs_per_frame = head_macs_per_frame(encoder.proj)
         self.with_attention = count == "full"
@@ -104,7 +103,7 @@ class MacCounter:
             pooled = self.frames.output_lengths(num_frames)
         if layer_frames is None:
             num_heads = 1
-            layer_frames = self._foretold(pooled)
+            layer_frames = self._expected(pooled)
         else:
             layer_frames = np.asarray(layer_frames)
             num_heads = self._num_heads_run(layer_frames)
@@ -116,22 +115,22 @@ class MacCounter:
             head=num_frames * self.head_macs_per_frame * num_heads,
         )
 
-    def _foretold(self, num_frames):
-        """Frames (utterances, layers) that the layers are given of ``num_frames``."""
+    def _expected(self, num_frames):
+        """Frames (utterances, layers) that the layers are given of ``num_frames``, as far as that
+        follows from their number."""
         given = []
         for position, _ in enumerate(self.w2v.encoder.layers):
             given.append(num_frames)
-            if self.merging is not None and self.merging.known_lengths:
-                num_frames = self.merging.lengths_after(self.indices[position], num_frames)
+            for stage in self.stages:
+                if stage.known_lengths:
+                    num_frames = stage.lengths_after(self.indices[position], num_frames)
         return np.stack(given, axis=-1)
 
     def _num_heads_run(self, layer_frames):
-        """Heads that each utterance asked: its exits and, had it stayed, the last."""
-        if self.exits is None or self.exits.criterion is None:
-            return 1
-        was_run = layer_frames > 0
-        positions = [self.exits.position(index) for index in self.exits.exits]
-        return was_run[:, positions].sum(axis=1) + was_run[:, -1]
+        """Heads that each utterance asked: its exits and, where it came so far, the last."""
+        num_run = sum(1 for _ in self.w2v.encoder.layers)
+        asked_last = (layer_frames[:, num_run - 1] > 0).astype(int)
+        return asked_last + sum(stage.num_heads_run(layer_frames) for stage in self.stages)
 
     def _positions(self, num_frames):
         """The positional convolutions; a Conformer may have none."""

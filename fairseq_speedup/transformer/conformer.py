@@ -18,7 +18,7 @@ from fairseq.modules import (
     RelPositionalEncoding,
     RelPositionMultiHeadedAttention,
 )
-from fairseq.modules.conformer_layer import ConformerWav2Vec2EncoderLayer
+from fairseq.modules.conformer_layer import ConformerWav2Vec2EncoderLayer, ConvolutionModule
 from fairseq.modules.rotary_positional_embedding import RotaryPositionalEmbedding, rotate_half
 from torch import nn
 
@@ -112,50 +112,54 @@ ATTENTIONS = {
 
 
 class Rotations(RotaryPositionalEmbedding):
-    """Cosine and sine of every position's angles, computed once for a batch, from the buffer
-    ``inv_freq`` (C / heads / 2,) that checkpoints hold: half precision may have rounded it."""
-
-    def __init__(self, head_dim: int):
-        super().__init__(head_dim)
-        self.forget()
-
-    def forget(self) -> None:
-        """Call before each batch: the weights may have changed."""
-        self.num_frames, self.computed = 0, None
+    """Cosine and sine of every position's angles, from the buffer ``inv_freq`` (C / heads / 2,)
+    that checkpoints hold: half precision may have rounded it."""
 
     def forward(self, frames):
         """(T, 1, C / heads) each, for frames (B, T, C)"""
-        num_frames = frames.size(1)
-        if self.computed is None or self.num_frames != num_frames:
-            position = torch.arange(num_frames, device=frames.device, dtype=torch.float)
-            angles = position[:, None] * self.inv_freq.float()
-            angles = torch.cat([angles, angles], dim=1)[:, None]
-            self.computed = angles.cos().to(frames), angles.sin().to(frames)
-            self.num_frames = num_frames
-        return self.computed
+        position = torch.arange(frames.size(1), device=frames.device, dtype=torch.float)
+        angles = position[:, None] * self.inv_freq.float()
+        angles = torch.cat([angles, angles], dim=1)[:, None]
+        return angles.cos().to(frames), angles.sin().to(frames)
 
 
 class ValidBatchNorm(nn.BatchNorm1d):
-    """Statistics of valid frames alone; those that were learned, once the weights are frozen.
+    """Statistics of valid frames alone; those that were learned, once the weights are frozen."""
 
-    Attributes:
-        padding_mask: (B, T) of the batch, True at padding, or None
-    """
-
-    padding_mask = None
-
-    def forward(self, frames):
-        """(B, C, T) -> (B, C, T)"""
+    def forward(self, frames, padding_mask=None):
+        """
+        Args:
+            frames: (B, C, T)
+            padding_mask: (B, T), True at padding, or None
+        """
         if not self.training or not self.weight.requires_grad:
             learned = self.running_mean, self.running_var, self.weight, self.bias
             return F.batch_norm(frames, *learned, training=False, eps=self.eps)
-        if self.padding_mask is None:
+        if padding_mask is None:
             return super().forward(frames)
-        valid = ~self.padding_mask
+        valid = ~padding_mask
         by_frame = frames.transpose(1, 2)
         normalised = torch.zeros_like(by_frame)
         normalised[valid] = super().forward(by_frame[valid]).to(normalised.dtype)
         return normalised.transpose(1, 2)
+
+
+class MaskedConvolution(ConvolutionModule):
+    """fairseq's convolution of a Conformer layer, which can leave padding out."""
+
+    def forward(self, frames, padding_mask=None):
+        """
+        Args:
+            frames: (B, T, C)
+            padding_mask: (B, T), True at padding, or None to let padding in as fairseq does
+        """
+        frames = self.layer_norm(frames).transpose(1, 2)  # B x T x C -> B x C x T
+        frames = self.glu(self.pointwise_conv1(frames))
+        if padding_mask is not None:
+            frames = frames.masked_fill(padding_mask[:, None], 0)
+        frames = self.batch_norm(self.depthwise_conv(frames), padding_mask)
+        frames = self.dropout(self.pointwise_conv2(self.activation(frames)))
+        return frames.transpose(1, 2)
 
 
 class ConformerLayer(ConformerWav2Vec2EncoderLayer):
@@ -176,8 +180,8 @@ class ConformerLayer(ConformerWav2Vec2EncoderLayer):
         if attn_type == "espnet":
             attention = ATTENTIONS[self.pos_enc_type]
             self.self_attn = attention(embed_dim, attention_heads, dropout)
+        self.conv_module.__class__ = MaskedConvolution
         self.conv_module.batch_norm = ValidBatchNorm(embed_dim)
-        self.conv_module.depthwise_conv.register_forward_pre_hook(self._before_convolution)
 
     def forward(self, x, self_attn_mask=None, self_attn_padding_mask=None, **unused):
         """
@@ -187,15 +191,21 @@ class ConformerLayer(ConformerWav2Vec2EncoderLayer):
         Returns:
             (T, B, C), and fairseq's (attention weights, result of the second feed-forward)
         """
-        self.conv_module.batch_norm.padding_mask = self_attn_padding_mask if self.masked else None
-        return super().forward(x, self_attn_padding_mask=self_attn_padding_mask)
-
-    def _before_convolution(self, convolution, args):
-        padding_mask = self.conv_module.batch_norm.padding_mask
-        if padding_mask is None:
-            return None
-        (frames,) = args  # (B, C, T)
-        return (frames.masked_fill(padding_mask[:, None], 0),)
+        x = x + 0.5 * self.ffn1(x)
+        normalised = self.self_attn_layer_norm(x)
+        attended, weights = self.self_attn(
+            query=normalised,
+            key=normalised,
+            value=normalised,
+            key_padding_mask=self_attn_padding_mask,
+            need_weights=False,
+        )
+        x = x + self.self_attn_dropout(attended)
+        # convolution is batch first: T x B x C -> B x T x C and back
+        mask = self_attn_padding_mask if self.masked else None
+        x = x + self.conv_module(x.transpose(0, 1), mask).transpose(0, 1)
+        result = self.ffn2(x)
+        return self.final_layer_norm(x + 0.5 * result), (weights, result)
 
     def macs(self, num_frames):
         """Multiply-accumulates for ``num_frames``, without attention."""
@@ -219,7 +229,6 @@ class ConformerEncoder(wav2vec2.ConformerEncoder):
         head_dim = args.encoder_embed_dim // args.encoder_attention_heads
         if args.pos_enc_type == "rope":
             self.embed_positions = Rotations(head_dim)
-            self.register_forward_pre_hook(lambda encoder, *_: encoder.embed_positions.forget())
         else:
             self.embed_positions = RelPositionalEncoding(1, args.encoder_embed_dim)  # grows
         for module in self.modules():

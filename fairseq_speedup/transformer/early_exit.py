@@ -5,17 +5,22 @@ the batch, and the rest go on, cut to the longest of them, so that the saved com
 """
 
 import operator
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fairseq.dataclass import FairseqDataclass
+from torch import nn
 
 from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.registry import Registry
+from fairseq_speedup.transformer.frame_batch import FrameBatch
 from fairseq_speedup.transformer.layer_removal import parse_indices
-from fairseq_speedup.transformer.loop import Passage
+from fairseq_speedup.transformer.layers import check_layers
+from fairseq_speedup.transformer.stage import LayerStage
 
 EXIT_CRITERIA = Registry("exit_criterion")
 
@@ -153,21 +158,35 @@ def measuring_criteria() -> list[str]:
     return [name for name, each in EXIT_CRITERIA.items() if each and not each.by_layer]
 
 
-class EarlyExit:
+class EarlyExit(LayerStage):
     """Lets utterances leave after the layers that have an exit.
 
     Args:
         indices: of the model's layers, in the model before layers were removed
         exits: indices of those with an exit
-        head: head(layer, hidden (T, A, C), utterances (A,)) -> logits (T', A, V) and their valid
-            frames (A,)
+        head: head(index, hidden (T, A, C), batch) -> logits (T', A, V) of the utterances that are
+            in the batch, and their valid frames (A,)
         cfg: criterion and threshold
     """
+
+    options = EarlyExitConfig
+    check = staticmethod(check_exit)
+    ends_early = True
+
+    @classmethod
+    def build(cls, cfg, encoder) -> "EarlyExit | None":
+        exits = parse_exit_layers(cfg.exit_layers, encoder.kept_layers, cut=bool(cfg.depths))
+        if not exits:
+            return None
+        check_layers(encoder.w2v_model.encoder.layers, "exit_layers=none")
+        encoder.exit_heads = nn.ModuleDict({str(index): encoder.new_head() for index in exits})
+        return cls(encoder.kept_layers, exits, encoder.exit_logits, cfg)
 
     def __init__(self, indices: list[int], exits: list[int], head, cfg: EarlyExitConfig):
         self.indices = indices
         self.exits = exits
         self.head = head
+        self.criterion_name = cfg.exit_criterion
         self.criterion = EXIT_CRITERIA.lookup(cfg.exit_criterion)
         self.threshold = cfg.exit_threshold
         self.observed = False  # in evaluation, keep everyone and what is measured: calibration
@@ -176,25 +195,63 @@ class EarlyExit:
         """Where the layer ``index`` of the unreduced model stands in this one, from 0."""
         return self.indices.index(index)
 
-    def after(self, index: int, hidden: torch.Tensor, passage: Passage) -> torch.Tensor:
-        """See TransformerLoop."""
-        if index not in self.exits or not (passage.stay or self.criterion):
-            return hidden
-        frames = passage.unmerge(hidden)
-        if passage.stay:
-            passage.exit_hidden[index] = frames
+    def after(self, index: int, batch: FrameBatch) -> None:
+        """See LayerStage."""
+        if index not in self.exits or not (batch.keep_everyone or self.criterion):
+            return
+        frames = batch.unmerged()
+        if batch.keep_everyone:
+            batch.exit_hidden[index] = frames
         if self.criterion is None:
-            return hidden
-        logits, logit_lengths = self.head(index, frames, passage.active)
+            return
+        logits, logit_lengths = self.head(index, frames, batch)
         measured = self.criterion.measure(
             layer=index,
-            hidden=hidden,
-            before=passage.before,
-            lengths=passage.lengths,
+            hidden=batch.hidden,
+            before=batch.given,
+            lengths=batch.lengths,
             logits=logits,
             logit_lengths=logit_lengths,
         )
-        if passage.stay:
-            passage.measured[index] = measured
-            return hidden
-        return passage.let_go(self.criterion.leave(measured, self.threshold), hidden, logits)
+        if batch.keep_everyone:
+            batch.measured[index] = measured
+        else:
+            batch.leave(self.criterion.leave(measured, self.threshold), logits)
+
+    def num_heads_run(self, layer_frames: np.ndarray):
+        """The exits that each utterance came to."""
+        if self.criterion is None:
+            return 0
+        positions = [self.position(index) for index in self.exits]
+        return (layer_frames > 0)[:, positions].sum(axis=1)
+
+    def report(self, layer_frames: np.ndarray) -> dict:
+        """The mean and the histogram of the layers that utterances ran."""
+        num_layers_run = (layer_frames > 0).sum(axis=1)
+        histogram = Counter(num_layers_run.tolist())
+        return {
+            "mean_layers_run": float(num_layers_run.mean()),
+            "layers_run_histogram": {str(n): histogram[n] for n in sorted(histogram)},
+        }
+
+    def last_layer(self) -> int | None:
+        """Index of the layer after which every utterance leaves; None where none has to.
+
+        Raises:
+            ValueError: each utterance decides for itself
+        """
+        if self.criterion is None:
+            return None
+        if not self.criterion.by_layer:
+            raise ValueError(
+                f"exit_criterion={self.criterion_name} cannot be exported: each utterance of a "
+                "batch would leave after another layer, and a graph has one way through it. Set "
+                "exit_criterion to layer (with exit_threshold, the exit that every utterance "
+                "takes) or to none"
+            )
+        leaving = (i for i in self.exits if self.criterion.leave(i, self.threshold))
+        return next(leaving, None)
+
+    def exportable(self) -> None:
+        """Nothing: a graph ends at :meth:`last_layer`, with that layer's head."""
+        self.last_layer()

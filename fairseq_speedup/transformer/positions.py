@@ -1,29 +1,29 @@
-"""Positional convolutions, several in a row, as data2vec has them."""
+"""Positional convolutions: one in wav2vec 2.0, HuBERT and WavLM, several in a row in data2vec."""
 
-import torch.nn.functional as F
+import torch
 from torch import nn
 
 
-def mask_between_positions(encoder) -> None:
-    """Keeps padding zero between the positional convolutions of fairseq's transformer, through
-    hooks. Each ends with a layer norm, so that in fairseq what lies past an utterance is no longer
-    zero for the next one, and reaches the utterance's last frames."""
-    blocks = [block for block in encoder.pos_conv or () if isinstance(block, nn.Sequential)]
-    if len(blocks) < 2:
-        return
-    state = {}
+def positions_of(
+    pos_conv: nn.Module, frames: torch.Tensor, padding_mask: torch.Tensor | None, masked: bool
+) -> torch.Tensor:
+    """What is added to the frames.
 
-    def before_encoder(encoder, args, kwargs):
-        mask = kwargs.get("padding_mask")
-        frames = args[0]  # (B, T, C)
-        state["mask"] = frames.new_zeros(frames.shape[:2]).bool() if mask is None else mask
-
-    def before_block(block, args):
-        (frames,) = args  # (B, C, T), longer where pooling has rounded up to whole windows
-        missing = frames.size(2) - state["mask"].size(1)
-        mask = F.pad(state["mask"], (0, missing), value=True)
-        return frames.masked_fill(mask[:, None, :], 0)
-
-    encoder.register_forward_pre_hook(before_encoder, with_kwargs=True)
-    for block in blocks[1:]:
-        block.register_forward_pre_hook(before_block)
+    Args:
+        pos_conv: fairseq's; its last convolution's stride is that of pooling
+        frames: (B, T, C), zero at padding
+        padding_mask: (B, T), True at padding, or None where there is none
+        masked: keep padding zero between convolutions in a row too. Each ends with a layer norm, so
+            that in fairseq what lies past an utterance is no longer zero for the next one, and
+            reaches the utterance's last frames
+    Returns:
+        (B, T / stride, C)
+    """
+    frames = frames.transpose(1, 2)  # B x T x C -> B x C x T
+    if not isinstance(pos_conv[0], nn.Sequential):
+        return pos_conv(frames).transpose(1, 2)
+    for position, block in enumerate(pos_conv):
+        if position > 0 and masked and padding_mask is not None:
+            frames = frames.masked_fill(padding_mask[:, None], 0)
+        frames = block(frames)
+    return frames.transpose(1, 2)

@@ -9,13 +9,16 @@ Positions that are attention's own, and convolutions in the layers, count the fr
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fairseq.dataclass import FairseqDataclass
 
 from fairseq_speedup.lengths import merged_length, padding_mask_of
+from fairseq_speedup.transformer.frame_batch import FrameBatch
 from fairseq_speedup.transformer.layer_removal import parse_indices
-from fairseq_speedup.transformer.loop import Passage
+from fairseq_speedup.transformer.layers import check_layers
+from fairseq_speedup.transformer.stage import LayerStage, frames_by_layer
 
 MOST = 0.5  # of the frames can merge at once: every pair
 
@@ -92,12 +95,23 @@ def parse_merge_layers(merge_layers: str, kept: list[int], cut: bool = False) ->
     return layers
 
 
-class TokenMerging:
+class TokenMerging(LayerStage):
     """
     Args:
         layers: indices of the layers after which frames merge
         cfg: ratio and threshold
     """
+
+    options = TokenMergingConfig
+    check = staticmethod(check_merging)
+
+    @classmethod
+    def build(cls, cfg, encoder) -> "TokenMerging | None":
+        if cfg.merge_ratio == 0:
+            return None
+        check_layers(encoder.w2v_model.encoder.layers, "merge_ratio=0")
+        layers = parse_merge_layers(cfg.merge_layers, encoder.kept_layers, bool(cfg.depths))
+        return cls(layers, cfg)
 
     def __init__(self, layers: list[int], cfg: TokenMergingConfig):
         self.layers = layers
@@ -120,28 +134,26 @@ class TokenMerging:
             return length
         return merged_length(length, self.ratio, self.start_of(index))
 
-    def after(self, index: int, hidden: torch.Tensor, passage: Passage) -> torch.Tensor:
-        """See TransformerLoop."""
-        if index not in self.layers or index == passage.last or hidden.size(0) < 2:
-            return hidden
-        num_merges = passage.lengths - self.lengths_after(index, passage.lengths)
-        merges = self._second_of_pairs(hidden, passage.lengths, num_merges, self.start_of(index))
-        if not merges.any():
-            return hidden
-        if passage.positions is None:
-            frames = torch.arange(passage.num_frames, device=hidden.device)
-            passage.positions = frames.expand(hidden.size(1), -1)
-            passage.sizes = torch.ones(hidden.shape[:2], device=hidden.device)
-        passage.lengths = passage.lengths - merges.sum(dim=0)
-        longest = int(passage.lengths.max())
-        index_after = (~merges).cumsum(dim=0) - 1  # (T', A): where each frame goes
-        hidden, sizes = merge_frames(hidden, passage.sizes, index_after)
-        positions = index_after.T.gather(1, passage.positions.clamp(max=index_after.size(0) - 1))
-        passage.positions = positions.clamp(max=longest - 1)
-        passage.sizes = sizes[:longest]
-        return hidden[:longest]
+    def after(self, index: int, batch: FrameBatch) -> None:
+        """See LayerStage."""
+        if index not in self.layers or batch.is_last:
+            return
+        num_merges = batch.lengths - self.lengths_after(index, batch.lengths)
+        start = self.start_of(index)
+        merges = self.second_of_pairs(batch.hidden, batch.lengths, num_merges, start)
+        if self._merges_any(merges):
+            batch.merge(merges)
 
-    def _second_of_pairs(self, hidden, lengths, num_merges, start: int):
+    def _merges_any(self, merges) -> bool:
+        return bool(merges.any())
+
+    def report(self, layer_frames: np.ndarray) -> dict:
+        return frames_by_layer(layer_frames.sum(axis=0))
+
+    def exportable(self) -> "ExportableMerging":
+        return ExportableMerging(self)
+
+    def second_of_pairs(self, hidden, lengths, num_merges, start: int):
         """Mask (T', A) of frames that merge into the one before, at most ``num_merges`` (A,)."""
         first, second = hidden[start:-1:2], hidden[start + 1 :: 2]
         similarity = F.cosine_similarity(first.float(), second.float(), dim=-1)
@@ -158,18 +170,28 @@ class TokenMerging:
         return merges
 
 
-def merge_frames(hidden, sizes, index_after):
-    """Means of the frames that go to the same index, weighted by their sizes.
+class ExportableMerging(TokenMerging):
+    """Without a sort, which ONNX has in no stable form, and without asking what a tensor holds."""
 
-    Args:
-        hidden: (T', A, C)
-        sizes: (T', A)
-        index_after: (T', A), where each goes
-    Returns:
-        hidden and sizes of the same shapes; zero where nothing went
-    """
-    new_sizes = torch.zeros_like(sizes).scatter_add(0, index_after, sizes)
-    index = index_after[:, :, None].expand_as(hidden)
-    weighted = hidden.float() * sizes[:, :, None]  # a sum of many frames overflows in half
-    total = torch.zeros_like(weighted).scatter_add(0, index, weighted)
-    return (total / new_sizes.clamp(min=1)[:, :, None]).to(hidden.dtype), new_sizes
+    def __init__(self, merging: TokenMerging):
+        self.__dict__.update(merging.__dict__)
+
+    def _merges_any(self, merges) -> bool:
+        return True
+
+    def second_of_pairs(self, hidden, lengths, num_merges, start: int):
+        first, second = hidden[start:-1:2], hidden[start + 1 :: 2]
+        similarity = F.cosine_similarity(first, second, dim=-1).T  # (A, pairs)
+        pair = torch.arange(first.size(0))
+        similarity = similarity.masked_fill(
+            padding_mask_of((lengths - start) // 2, first.size(0)), -torch.inf
+        )
+        # the pairs before this one in falling order, the first of those that are equal
+        ours, theirs = similarity[:, :, None], similarity[:, None, :]
+        before = (theirs > ours) | ((theirs == ours) & (pair[None, :] < pair[:, None]))
+        chosen = before.long().sum(dim=2) < num_merges[:, None]
+        if not self.known_lengths:
+            chosen = chosen & (similarity > self.threshold)
+        pairs = torch.stack([torch.zeros_like(chosen), chosen], dim=2).flatten(1).long()
+        missing = hidden.size(0) - pairs.size(1) - start
+        return F.pad(pairs, (start, missing)).bool().T

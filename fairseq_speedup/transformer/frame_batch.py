@@ -1,0 +1,210 @@
+"""Frames on their way through the transformer, with their lengths."""
+
+import torch
+
+from fairseq_speedup.lengths import padding_mask_of
+
+
+class FrameBatch:
+    """The hidden states of a batch between two layers, how many of them are valid, and where the
+    frames of the beginning are among them.
+
+    B utterances began with T frames each; A of them are still in the batch, with T' frames. Stages
+    between layers change it by :meth:`merge`, :meth:`drop` and :meth:`leave` alone::
+
+        begins    a0 a1 a2 a3    b0 b1 b2  .     lengths 4 3   utterances a b
+        merge     a0 a12 a3      b0 b12  .       lengths 3 2   index_now 0 1 1 2 | 0 1 1 1
+        drop a3   a0 a12         b0 b12          lengths 2 2   index_now 0 1 1 1 | 0 1 1 1
+        leave a                  b0 b12          lengths 2     utterances b
+        restored   0  0  0  0    b0 b12 b12 .    and a's logits are those of its exit
+
+    Args:
+        hidden: (T, B, C), what the first layer is given
+        lengths: (B,), valid frames
+        padding_mask: (B, T), True at padding, or None where layers need not be told of any
+        num_layers: of the model
+        frame_lengths: (B,), valid frames of the front-end, before they were pooled
+        num_frames: the front-end's, T before pooling
+        keep_everyone: no utterance leaves, and every exit's hidden states are kept: training and
+            calibration
+
+    Attributes:
+        utterances: (A,), which of the batch are still in it
+        index_now: (A, T), where each frame of the beginning is now; None before frames merged
+        sizes: (T', A), frames of the beginning that each stands for; None before frames merged
+        given: (T', A, C), what the layer that has run was given
+        is_last: whether that was the last that runs
+        left: utterances that left, and their logits (T', ., V)
+        exit_hidden: by the layer's index, where everyone is kept: (T', B, C)
+        measured: by the layer's index, by the exit criterion, where everyone is kept: (B,)
+    """
+
+    def __init__(
+        self,
+        hidden: torch.Tensor,
+        lengths: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        *,
+        num_layers: int,
+        frame_lengths: torch.Tensor,
+        num_frames: int,
+        keep_everyone: bool = False,
+    ):
+        self.hidden = self.given = hidden
+        self.lengths = self.begin_lengths = lengths
+        self.begin_frames = hidden.size(0)
+        self.padding_mask = padding_mask
+        self.num_layers = num_layers
+        self.frame_lengths = frame_lengths
+        self.num_frames = num_frames
+        self.keep_everyone = keep_everyone
+        self.is_last = False
+        self.utterances = torch.arange(len(lengths), device=lengths.device)
+        self.index_now = self.sizes = None
+        self.left: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.exit_hidden: dict[int, torch.Tensor] = {}
+        self.measured: dict[int, torch.Tensor] = {}
+        self._given: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+
+    # -- what layers are given --------------------------------------------------------------------
+
+    def enter(self, position: int) -> None:
+        """Call before the layer at ``position``, from 0, is run."""
+        self._given.append((position, self.utterances, self.lengths))
+        self.given = self.hidden
+
+    @property
+    def layer_frames(self) -> torch.Tensor:
+        """(B, layers), frames that each layer was given, 0 where it was not run."""
+        counts = self.begin_lengths.new_zeros(len(self.begin_lengths), self.num_layers)
+        for position, utterances, lengths in self._given:
+            counts[utterances, position] = lengths
+        return counts
+
+    # -- what stages do ---------------------------------------------------------------------------
+
+    def merge(self, merges: torch.Tensor) -> None:
+        """Frames become the mean of themselves and the one before, weighted by what each stands
+        for.
+
+        Args:
+            merges: (T', A), True for frames that merge into the one before
+        """
+        self._begin()
+        index_after = (~merges).long().cumsum(dim=0) - 1  # (T', A): where each frame goes
+        hidden, sizes = merge_frames(self.hidden, self.sizes, index_after)
+        self._go_to(index_after, merges, hidden, sizes)
+
+    def drop(self, drops: torch.Tensor) -> None:
+        """Frames go no further: they come back as copies of the frame before them that stayed.
+
+        Args:
+            drops: (T', A), True for frames that go; none at padding, and not the first
+        """
+        self._begin()
+        index_after = (~drops).long().cumsum(dim=0) - 1
+        index = index_after[:, :, None].expand_as(self.hidden)
+        staying = self.hidden.masked_fill(drops[:, :, None], 0)
+        hidden = torch.zeros_like(staying).scatter_add(0, index, staying)
+        sizes = torch.zeros_like(self.sizes).scatter_add(0, index_after, self.sizes)
+        self._go_to(index_after, drops, hidden, sizes)
+
+    def any_of(self, flags: torch.Tensor) -> torch.Tensor:
+        """Of flags (T, A) of the frames of the beginning, whether any that a frame stands for has
+        one (T', A)."""
+        if self.index_now is None:
+            return flags
+        index = self.index_now[:, : flags.size(0)].T
+        counts = torch.zeros_like(self.hidden[:, :, 0], dtype=torch.long)
+        return counts.scatter_add(0, index, flags.long()) > 0
+
+    def _begin(self) -> None:
+        if self.index_now is None:
+            frames = torch.arange(self.begin_frames, device=self.hidden.device)
+            self.index_now = frames.expand(self.hidden.size(1), -1)
+            self.sizes = torch.ones_like(self.hidden[:, :, 0], dtype=torch.float)
+
+    def _go_to(self, index_after, gone, hidden, sizes) -> None:
+        self.lengths = self.lengths - gone.long().sum(dim=0)
+        last = index_after.size(0) - 1  # padding may lie beyond
+        self.index_now = index_after.T.gather(1, self.index_now.clamp(max=last))
+        self._cut(hidden, sizes, self.lengths.max())
+
+    def leave(self, leaves: torch.Tensor, logits: torch.Tensor) -> None:
+        """Utterances go, and the others are cut to the longest of them.
+
+        Args:
+            leaves: (A,), True for those that go
+            logits: (T'', A, V), of which theirs are kept
+        """
+        if not leaves.any():
+            return
+        self.left.append((self.utterances[leaves], logits[:, leaves]))
+        stays = ~leaves
+        self.utterances, self.lengths = self.utterances[stays], self.lengths[stays]
+        if self.is_empty:
+            return
+        if self.index_now is not None:
+            self.index_now, self.sizes = self.index_now[stays], self.sizes[:, stays]
+        self._cut(self.hidden[:, stays], self.sizes, self.lengths.max())
+
+    def _cut(self, hidden, sizes, longest) -> None:
+        """``longest`` is a tensor, so that a graph that is traced keeps it open."""
+        self.hidden = hidden[:longest]
+        if sizes is not None:
+            self.sizes = sizes[:longest]
+            self.index_now = self.index_now.clamp(max=longest - 1)
+        self.padding_mask = padding_mask_of(self.lengths, self.hidden.size(0))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everyone has left."""
+        return len(self.utterances) == 0
+
+    # -- and back ---------------------------------------------------------------------------------
+
+    def unmerged(self) -> torch.Tensor:
+        """(T'', A, C): every frame of the beginning, up to the longest utterance's last where some
+        have left."""
+        hidden, index = self.hidden, self.index_now
+        longest = self.begin_lengths[self.utterances].max() if self.left else self.begin_frames
+        if index is None:
+            return hidden[:longest]
+        return hidden.gather(0, index[:, :longest].T[:, :, None].expand(-1, -1, hidden.size(2)))
+
+    def restored(self) -> torch.Tensor:
+        """(T, B, C): the batch as it began, zero for those that left."""
+        hidden = self.unmerged()
+        if not self.left:
+            return hidden
+        whole = hidden.new_zeros(self.begin_frames, len(self.begin_lengths), hidden.size(2))
+        whole[: hidden.size(0), self.utterances] = hidden
+        return whole
+
+    def with_exit_logits(self, logits: torch.Tensor | None, num_frames: int) -> torch.Tensor:
+        """Puts into ``logits`` (num_frames, B, V), in place, those of the utterances that left;
+        into new ones where everyone did and there are none."""
+        if logits is None:
+            _, like = self.left[0]
+            logits = like.new_zeros(num_frames, len(self.begin_lengths), like.size(-1))
+        for utterances, exit_logits in self.left:
+            logits[:, utterances] = 0
+            logits[: exit_logits.size(0), utterances] = exit_logits.to(logits.dtype)
+        return logits
+
+
+def merge_frames(hidden, sizes, index_after):
+    """Means of the frames that go to the same index, weighted by their sizes.
+
+    Args:
+        hidden: (T', A, C)
+        sizes: (T', A)
+        index_after: (T', A), where each goes
+    Returns:
+        hidden and sizes of the same shapes; zero where nothing went
+    """
+    new_sizes = torch.zeros_like(sizes).scatter_add(0, index_after, sizes)
+    index = index_after[:, :, None].expand_as(hidden)
+    weighted = hidden.float() * sizes[:, :, None]  # a sum of many frames overflows in half
+    total = torch.zeros_like(weighted).scatter_add(0, index, weighted)
+    return (total / new_sizes.clamp(min=1)[:, :, None]).to(hidden.dtype), new_sizes

@@ -1,0 +1,9 @@
+"""Every stage that may stand between the transformer's layers."""
+
+from fairseq_speedup.transformer.early_exit import EarlyExit
+from fairseq_speedup.transformer.frame_dropping import FrameDropping
+from fairseq_speedup.transformer.stage import LayerStage
+from fairseq_speedup.transformer.token_merging import TokenMerging
+
+# in the order in which they act after a layer: who leaves does so before frames become fewer
+STAGES: tuple[type[LayerStage], ...] = (EarlyExit, FrameDropping, TokenMerging)

@@ -1,0 +1,177 @@
+"""Frame dropping: which frames go, and that who is left decodes the same alone as in a batch."""
+
+import importlib.util
+
+import pytest
+import torch
+from conftest import REPO, batch_of, build_model, write_pretrained
+
+from fairseq_speedup.inference import to_inference_form
+from fairseq_speedup.profiling.fvcore_count import check_macs
+from fairseq_speedup.profiling.macs import MacCounter
+from fairseq_speedup.transformer.frame_batch import FrameBatch
+from fairseq_speedup.transformer.frame_dropping import FRAME_DROPS, blank_frames
+
+COUNTS = [9000, 4000, 7000, 5500, 8000]
+BLANK = {"drop_frames": "blank", "exit_layers": "1,3", "drop_threshold": 0.05}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["post_norm", "pre_norm"])
+def six_layers(tmp_path_factory, request):
+    path = tmp_path_factory.mktemp("six") / "six.pt"
+    return write_pretrained(path, encoder_layers=6, layer_norm_first=request.param)
+
+
+@pytest.fixture
+def steady():
+    path = REPO / "examples/extending/steady_frames/__init__.py"
+    spec = importlib.util.spec_from_file_location("steady_frames", path)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    yield {"drop_frames": "steady", "drop_layers": "0,2", "drop_threshold": 0.2}
+    del FRAME_DROPS["steady"]
+
+
+def build(path, **options):
+    """Exits that call about half of the frames blank."""
+    model = build_model(path, **options)
+    for head in getattr(model.w2v_encoder, "exit_heads", {}).values():
+        if hasattr(head, "bias"):
+            head.weight.data.normal_(0, 0.3)
+            head.bias.data[0] = 2.0
+    return model
+
+
+@torch.no_grad()
+def run(model, net_input):
+    output = model(**net_input)
+    return model.get_logits(output), output
+
+
+def leave_apart(model, net_input) -> None:
+    """Chooses a threshold at which some utterances leave at the first exit."""
+    exits = model.w2v_encoder.exit
+    exits.observed = True
+    measured = sorted(run(model, net_input)[1]["exit_measured"][1].tolist())
+    exits.observed, exits.threshold = False, sum(measured[1:3]) / 2
+
+
+def begins(hidden, lengths):
+    lengths = torch.tensor(lengths)
+    return FrameBatch(hidden, lengths, num_layers=3, frame_lengths=lengths, num_frames=len(hidden))
+
+
+def test_a_run_of_blanks_keeps_its_ends():
+    likely = torch.tensor([0.9, 0.9, 0.1, 0.9, 0.9, 0.9, 0.2, 0.9, 0.1, 0.9, 0.9])
+    log_probs = torch.stack([likely, 1 - likely], dim=1).log()[:, None]
+    found = blank_frames(log_probs=log_probs, blank=0, threshold=0.5)[:, 0]
+    assert found.tolist() == [i in (0, 4, 10) for i in range(11)]
+
+
+def test_what_is_dropped_comes_back_as_a_copy_of_what_stayed():
+    hidden = torch.arange(10.0).reshape(5, 2, 1)  # (T, 2, 1): 0 2 4 6 8 and 1 3 5 7 9
+    batch = begins(hidden, [5, 3])
+    drops = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 1, 0, 0]]).bool().T
+    batch.drop(drops)
+    assert batch.lengths.tolist() == [2, 2]
+    assert batch.hidden[:, :, 0].T.tolist() == [[0, 6], [1, 3]]
+    assert batch.restored()[:3, :, 0].T.tolist() == [[0, 0, 0], [1, 3, 3]]
+    assert batch.restored()[3:, 0, 0].tolist() == [6, 6]
+    flags = torch.tensor([[0, 0, 1, 0, 0], [0, 0, 1, 0, 0]]).bool().T
+    assert batch.any_of(flags).T.tolist() == [[True, False], [False, True]]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"frame_pool": 2},
+        {"logit_upsample": 2, "frame_pool": 3},
+        {"merge_ratio": 0.2},
+        {"exit_criterion": "layer", "exit_threshold": 3},
+        {"exit_criterion": "entropy"},
+    ],
+    ids=str,
+)
+def test_an_utterance_gives_the_same_alone_as_in_a_batch(six_layers, more):
+    model = build(six_layers, **(BLANK | more))
+    net_input = batch_of(COUNTS)
+    if "exit_criterion" in more and "exit_threshold" not in more:
+        leave_apart(model, net_input)
+    logits, output = run(model, net_input)
+    layer_frames = output["layer_frames"]
+    given = layer_frames[layer_frames[:, 2] > 0]
+    assert (given[:, 2] < given[:, 0]).any()  # else the test shows nothing
+    for i, count in enumerate(COUNTS):
+        alone = {"source": net_input["source"][i : i + 1, :count], "padding_mask": None}
+        expected, alone_output = run(model, alone)
+        assert alone_output["layer_frames"].tolist() == [layer_frames[i].tolist()]
+        frames = expected.size(0)
+        torch.testing.assert_close(logits[:frames, i], expected[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_threshold_that_no_frame_is_above_changes_nothing(six_layers):
+    plain = build(six_layers, exit_layers="1,3")
+    model = build(six_layers, **(BLANK | {"drop_threshold": 0.999}))
+    net_input = batch_of(COUNTS)
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(run(model, net_input)[0], run(plain, net_input)[0])
+
+
+def test_it_is_trained_through(six_layers):
+    model = build(six_layers, **BLANK).train()
+    output = model(**batch_of([9000, 7000]))
+    assert output["layer_frames"][:, 5].max() < output["layer_frames"][:, 0].min()
+    output["encoder_out"].square().sum().backward()
+    weight = model.w2v_encoder.w2v_model.post_extract_proj.weight
+    assert weight.grad.abs().sum() > 0
+
+
+def test_macs_are_those_of_the_frames_that_were_left_and_of_the_heads_that_were_asked(six_layers):
+    model = build(six_layers, **BLANK)
+    check = check_macs([model], 9000)
+    assert check["closed_form"] == check["fvcore"]
+    _, output = run(model, batch_of([9000]))
+    counter = MacCounter(model)
+    dropped = counter.count([9000], output["layer_frames"].numpy()).sum()
+    whole = counter.count([9000]).sum()
+    assert dropped.transformer < whole.transformer
+    assert dropped.head == 3 * whole.head  # two exits and the last
+
+
+def test_a_part_of_ones_own_goes_all_the_way(steady, six_layers, tmp_path):
+    model = build(six_layers, **steady)
+    net_input = batch_of(COUNTS)
+    logits, output = run(model, net_input)
+    assert (output["layer_frames"][:, 3] < output["layer_frames"][:, 0]).all()
+    for i, count in enumerate(COUNTS):
+        alone = {"source": net_input["source"][i : i + 1, :count], "padding_mask": None}
+        expected, _ = run(model, alone)
+        torch.testing.assert_close(logits[: len(expected), i], expected[:, 0], atol=1e-5, rtol=1e-4)
+    check = check_macs([model], 9000)
+    assert check["closed_form"] == check["fvcore"]
+    form = build(six_layers, **steady)
+    to_inference_form(form, "fp32")
+    found, form_output = run(form, net_input)
+    assert form_output["layer_frames"].tolist() == output["layer_frames"].tolist()
+    for i, frames in enumerate(model.w2v_encoder.frame_lengths(torch.tensor(COUNTS))):
+        torch.testing.assert_close(found[:frames, i], logits[:frames, i], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"drop_frames": "blank"}, "drops nothing: the model has no exits. Set exit_layers"),
+        ({"drop_frames": "dull"}, "unknown drop_frames='dull'; valid values: blank, none"),
+        ({"drop_threshold": 0.5}, "drop_threshold=0.5 needs drop_frames"),
+        ({"drop_layers": "1"}, "drop_layers=1 needs drop_frames"),
+        (BLANK | {"drop_threshold": 1.0}, "drop_threshold=1.0 is out of range.*a probability"),
+        (BLANK | {"drop_threshold": float("nan")}, "drop_threshold is NaN"),
+        (BLANK | {"drop_layers": "2"}, "after layer 2 needs an exit there: add it to exit_layers"),
+        (BLANK | {"drop_layers": "5"}, "frames cannot be dropped after layer 5"),
+        (BLANK | {"drop_layers": "1,1"}, "repeats a layer"),
+    ],
+    ids=str,
+)
+def test_dropping_that_means_nothing_is_refused_in_words(six_layers, options, words):
+    with pytest.raises(ValueError, match=words):
+        build_model(six_layers, **options)
