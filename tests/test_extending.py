@@ -1,4 +1,4 @@
-"""The README's reduction of one's own: a user directory, through every command."""
+"""The manual's reduction of one's own (docs/extend.md): a user directory, through every command."""
 
 import importlib.util
 import json

@@ -1,8 +1,5 @@
 """The committed table of families has what it must, and its command tells the truth."""
 
-import re
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("transformers")
@@ -42,8 +39,3 @@ def test_what_fails_is_told():
     assert cells_of(rows(collected, forms)) == [
         ["unknown", form, "unknown", "no", "5e-01, fails", "no"]
     ]
-
-
-def test_the_readme_leads_to_it():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert re.search(r"\]\(tests/FAMILIES.md\)", readme)
