@@ -394,7 +394,7 @@ def test_every_command_there_is_is_printed():
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_is_of_a_language_that_is_read_here(page):
     opened = re.findall(r"^ *(?:```|~~~)(.*)$", text_of(page), re.M)[::2]
-    assert set(opened) <= {"bash", "python", "bibtex"}
+    assert set(opened) <= {"bash", "python", "bibtex", "text"}
 
 
 # -- options ---------------------------------------------------------------------------------------
