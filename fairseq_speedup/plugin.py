@@ -16,6 +16,7 @@ from fairseq_speedup import (  # noqa: F401
     hugging_face,
     models,
     pretrained,
+    refusals,
     tasks,
 )
 from fairseq_speedup.transformer import conformer
@@ -26,3 +27,4 @@ checkpoints.install(
     read_folder=hugging_face.read_as_checkpoint,
 )
 conformer.install()
+refusals.shorten()
