@@ -7,8 +7,6 @@ import pytest
 from conftest import USER_DIR, fairseq_command, generate, run_command, train
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.commands.optimize import seconds
-from fairseq_speedup.lengths import conv_length
 from fairseq_speedup.refusals import is_refusal
 from fairseq_speedup.registry import Registry
 
@@ -65,14 +63,22 @@ def _raise(error):
     raise error
 
 
+def defined_here(code: str):
+    """A function of a module of this package."""
+    namespace = {"__name__": "fairseq_speedup.somewhere"}
+    exec(f"def function():\n    {code}", namespace)
+    return namespace["function"]
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "refused"),
     [
         (_raise, [CheckpointError("of our kind, in a package of the user's")], True),
         (Registry("shape").lookup, ["round"], True),
-        (seconds, ["0s"], True),
-        (seconds, ["soon"], False),  # out of float()
-        (conv_length, ["9", 3, 2], False),
+        (defined_here("raise ValueError('in words')"), [], True),
+        (defined_here("raise FileNotFoundError('in words')"), [], True),
+        (defined_here("float('x')"), [], False),  # a mistake in this package
+        (defined_here("raise KeyError('x')"), [], False),
         (_raise, [ValueError("from elsewhere")], False),
     ],
 )

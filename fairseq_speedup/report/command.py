@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from fairseq_speedup import progress
 from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.report import pictures
 from fairseq_speedup.report.pareto import COSTS, front
@@ -21,7 +22,8 @@ def run(args) -> None:
     if not args.no_pictures:
         pictures.check_installed()
     names = read_names(args.rows) if args.rows else {}
-    all_rows = read_all(args.runs)
+    with progress.step("reading results"):
+        all_rows = read_all(args.runs)
     _check_places(output, args.save)
     if args.times:
         all_rows = timed(all_rows, args.times)
@@ -41,7 +43,8 @@ def run(args) -> None:
         table = markdown(lines, scoring.measure)
         text.append(f"## {group[0].test_set}\n\n{table}\n\n{_explained(lines, scoring)}")
         if not args.no_pictures:
-            of_group = _draw(group, output, scoring.measure)
+            with progress.step("drawing"):
+                of_group = _draw(group, output, scoring.measure)
             text += [f"![]({name})" for name in of_group]
             drawn += of_group
     all_lines = [line for lines in compared_groups for line in lines]
@@ -147,7 +150,7 @@ def compared(rows: list[Row], baseline: str | None) -> list[Line]:
     base = found[0] if found else max(rows, key=lambda row: row.gmacs_per_second or 0)
     fronts = {cost: front(rows, cost) for cost in COSTS}
     lines = []
-    for row in rows:
+    for row in progress.bar(rows, f"comparing, {rows[0].test_set}", unit=" rows"):
         try:
             apart = None if row is base else difference(row, base)
         except ValueError as error:
