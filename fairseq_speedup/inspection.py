@@ -10,6 +10,7 @@ from fairseq.data import Dictionary
 from omegaconf import DictConfig, OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import (
     SAFETENSORS,
     CheckpointError,
@@ -54,7 +55,8 @@ CNN_NORMS = {
 
 
 def run(args) -> None:
-    reports = [inspect_file(path, args.seconds) for path in args.checkpoints]
+    files = progress.bar(args.checkpoints, "inspecting", unit=" files", delay=0)
+    reports = [inspect_file(path, args.seconds) for path in files]
     print(json.dumps(reports, indent=2) if args.json else "\n\n".join(map(text, reports)))
     errors = [report["error"] for report in reports if report["error"]]
     if errors:
@@ -242,7 +244,9 @@ def _counted(weights: dict, prefixes: tuple[str, ...]) -> list[dict]:
 
 def text(report: dict) -> str:
     """A report for a person."""
-    rows = [("size", f"{report.get('bytes', 0):,} bytes, {report.get('format', 'no file')}")]
+    rows = []
+    if "bytes" in report:
+        rows.append(("size", f"{report['bytes']:,} bytes, {report['format']}"))
     if "family" in report:
         rows += _model_rows(report)
     elif "era" in report:
@@ -251,7 +255,8 @@ def text(report: dict) -> str:
         rows.append(("its pickle has", ", ".join(report["types"]) or "no types"))
     if report.get("refused_types"):
         rows.append(("refused", ", ".join(report["refused_types"])))
-    rows.append(("safe to load", "yes" if report["safe"] else "no"))
+    if "bytes" in report:
+        rows.append(("safe to load", "yes" if report["safe"] else "no"))
     if report["error"]:
         rows.append(("cannot be used", report["error"]))
     head = f", {report['stage']} {report['family']}" if "family" in report else ""

@@ -17,6 +17,7 @@ from fairseq_speedup import (  # noqa: F401
     inference,
     models,
     pretrained,
+    refusals,
     tasks,
 )
 from fairseq_speedup.transformer import conformer
@@ -27,3 +28,4 @@ checkpoints.install(
     read_folder=hugging_face.read_as_checkpoint,
 )
 conformer.install()
+refusals.shorten()

@@ -128,6 +128,8 @@ def test_help_names_choices_and_defaults():
     [
         (["trancribe"], 2, "invalid choice: 'trancribe'"),
         (["inspect", "x.pt", "--secnds", "3"], 2, "unrecognized arguments: --secnds 3"),
+        (["optimize", "x.pt", "--output", "y", "--time-limit", "20x"], 2, "'20x' is no time;"),
+        (["optimize", "x.pt", "--output", "y", "--time-limit", "0"], 2, "2h, 90s or a number of"),
         (["--user-dir", "lost", "inspect", "x.pt"], 1, "--user-dir lost is not a folder"),
         (["inspect", "x.pt", "--seconds", "0"], 1, "--seconds 0.0 is out of range"),
         (["profile", "--arch", "huge"], 1, "--arch huge is unknown; valid values: base, large"),
@@ -154,6 +156,18 @@ def test_wrong_arguments_are_named_before_torch_and_fairseq_are_imported(words, 
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not names & {"torch", "fairseq", "sklearn", "scipy", "transformers"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_wrong_usage_is_a_line(command, capsys):
+    prog = commands.build_parser().prog
+    for words in (["--no-such-option"], ["--user-dir"]):  # that is of no command
+        with pytest.raises(SystemExit) as end:
+            commands.main([command, *words])
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{prog} {command}: error: ")
+        assert line.endswith("; see --help")
 
 
 def test_lengths_out_of_a_pipe_are_left_to_the_command():

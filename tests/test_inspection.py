@@ -13,6 +13,7 @@ from test_bad_checkpoints import write_finetuned
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.inspection import inspect_file
+from fairseq_speedup.inspection import text as as_text
 from fairseq_speedup.profiling.macs import MacCounter
 
 REDUCTIONS = {
@@ -117,6 +118,9 @@ def test_what_is_a_part_of_a_folder_is_told_and_the_whole_asked_for(tmp_path, ca
         assert re.search(f"{path} {words}", capsys.readouterr().err)
         with pytest.raises(CheckpointError, match=f"model.w2v_path: {path} {words}"):
             build_model(path)
+    text = as_text(inspect_file(str(tmp_path)))
+    assert text.startswith(f"{tmp_path}\n  cannot be used    {tmp_path} is a folder without config")
+    assert "size" not in text and "safe" not in text  # nothing was there to look at
     saved = tmp_path / "checkpoints"
     saved.mkdir()
     (saved / "checkpoint_best.pt").write_bytes(b"")

@@ -391,6 +391,44 @@ def test_bad_arguments(runs, tmp_path, capsys):
     assert "is no folder of results" in capsys.readouterr().err
 
 
+def test_a_row_without_seeds_goes_by_the_name_of_its_folder(tmp_path, capsys):
+    runs, names = tmp_path / "runs", tmp_path / "rows.tsv"
+    for name, macs in [("full/test", 1e9), ("half/test", 2e9), ("full/other", 1e9)]:
+        write_results(runs / name, 0.1, macs=macs, subset=name.split("/")[1])
+    names.write_text("half\nfull\tFull\n")
+    words = ["report", str(runs), "--no-pictures"]
+    for given, base in [(["--baseline", "full"], "full/test"), (["--rows", str(names)], "half")]:
+        assert main([*words, *given]) == 0
+        assert f"Difference: from {base}" in capsys.readouterr().out
+    table = (runs / "report/report.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")] == [
+        *("| model", "| ---", "| Full"),
+        *("| model", "| ---", "| half", "| Full"),
+    ]
+
+    write_results(runs / "full/again", 0.1)
+    for given, said in [
+        (["--baseline", "full"], "--baseline full may be any of full/again, full/test: give one"),
+        (["--rows", str(names)], f"--rows {names}: full may be any of full/again, full/test"),
+    ]:
+        assert main([*words, *given]) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_it_says_which_pictures_there_are(tmp_path, capsys):
+    write_results(tmp_path / "runs/full", 0.1)
+    folder = tmp_path / "runs/report"
+    assert main(["report", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"wrote {folder}/report.md, ")
+    assert set(said.removeprefix("wrote ").split(", ")) == set(map(str, folder.iterdir()))
+    without(tmp_path / "runs/full", "macs_per_second")
+    without(tmp_path / "runs/full", "real_time_factor")
+    for more, last in [([], "no picture: no row has MACs or a time"), (["--no-pictures"], "wrote")]:
+        assert main(["report", str(tmp_path / "runs"), *more]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].startswith(last)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from conftest import (
     LETTERS,
     generate_here,
@@ -138,3 +139,30 @@ def test_a_mixture_of_measures_is_refused(data, model, tmp_path, capsys):
 )
 def test_what_is_counted(scoring, errors, units):
     assert scoring.counts([("AB , CDEF", "ab , CDEG")]) == ([errors], [units])
+
+
+@pytest.mark.parametrize("boundary", ["|", "▁"])
+def test_boundaries_in_a_row_leave_one_blank(pretrained, tmp_path, monkeypatch, boundary):
+    write_split(tmp_path, "test", 1)
+    dictionary = write_dictionary(tmp_path, [boundary, "A", "B"])
+    (tmp_path / "test.ltr").write_text(f"{boundary} A {boundary} B\n")
+    model = write_finetuned(tmp_path / "model.pt", pretrained, dictionary)
+    path = [dictionary.index(each) for each in (boundary, "A", boundary, "<s>", boundary, "B")]
+    log_probs = torch.eye(len(dictionary))[path][:, None].log()
+    monkeypatch.setattr(
+        "fairseq_speedup.decoding.generator.log_posteriors",
+        lambda *unused: (log_probs, torch.tensor([len(path)]), None),
+    )
+    name = {"|": "letter", "▁": "sentencepiece"}[boundary]
+    options = ["--post-process", name, "--wer-char-level", "--print-alignment", "hard"]
+    generate_here(tmp_path, model, tmp_path / "joined", *options)
+    assert printed(tmp_path / "joined") == "0.00"
+    lines = (tmp_path / "joined/generate-test.txt").read_text().splitlines()
+    found = {line.split("\t")[0]: line.split("\t")[-1] for line in lines}
+    assert found["H-0"] == "A B"
+    assert found["A-0"] == "0-0 1-1 4-2 5-3"
+    assert len(found["P-0"].split()) == 4
+
+    # where labels stay as they are, each is one
+    generate_here(tmp_path, model, tmp_path / "apart", "--post-process", "none")
+    assert printed(tmp_path / "apart") == "25.00"

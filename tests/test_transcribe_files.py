@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.data.find_recordings import Found, find_recordings
+from fairseq_speedup.data.recording import RecordingError, read_recording
 from fairseq_speedup.decoding.subtitles import (
     LINE_CHARACTERS,
     LONGEST,
@@ -91,6 +92,38 @@ def test_what_finds_nothing_is_refused(tmp_path, monkeypatch, given, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=words):
         find_recordings(given)
+
+
+def test_what_is_given_twice_is_taken_once_and_said(tmp_path, monkeypatch, capsys):
+    touch(tmp_path, "x/1.wav", "x/2.wav", "y/1.wav")
+    monkeypatch.chdir(tmp_path)
+    assert found("x/2.wav", "./x/2.wav") == [("x/2.wav", "2")]
+    assert capsys.readouterr().err == (
+        "note: given more than once, taken once: x/2.wav (1 in all)\n"
+    )
+    names = ["x/1", "x/2", "y/1"]
+    assert found("x", "y/1.wav", "*/*.wav") == [(f"{name}.wav", name) for name in names]
+    assert "x/1.wav, x/2.wav, y/1.wav (3 in all)" in capsys.readouterr().err
+    found("x", "y", "-")
+    assert capsys.readouterr().err == ""
+
+
+def test_audio_that_cannot_be_read_is_counted(tmp_path, monkeypatch, capsys):
+    touch(tmp_path, "x/1.wav", "x/my talk.m4a", "x/z/3.WMA", "x/read.me", "y/4.mp4")
+    monkeypatch.chdir(tmp_path)
+    for where in ("x", "x/**"):
+        assert [path for path, _ in found(where)] == ["x/1.wav"]
+        assert capsys.readouterr().err == (
+            "note: passed over, as libsndfile cannot read it: x/my talk.m4a, x/z/3.WMA (2 in all); "
+            "ffmpeg -i 'x/my talk.m4a' 'my talk.flac' makes one that can be read\n"
+        )
+    for where in ("y", "y/*"):
+        words = "no audio file that libsndfile reads, but others, such as y/4.mp4; ffmpeg -i y/4"
+        with pytest.raises(ValueError, match=words):
+            find_recordings([where])
+    (tmp_path / "y/4.mp4").write_bytes(b"\0" * 100)
+    with pytest.raises(RecordingError, match=r"y/4.mp4 cannot .*; ffmpeg -i y/4.mp4 4.flac makes"):
+        read_recording("y/4.mp4", SAMPLE_RATE, normalize=True)
 
 
 # -- subtitles -------------------------------------------------------------------------------------

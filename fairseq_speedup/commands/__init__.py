@@ -18,6 +18,7 @@ import importlib
 import os
 import sys
 
+from fairseq_speedup import progress
 from fairseq_speedup.commands import library_warnings
 from fairseq_speedup.commands.arguments import HelpFormatter
 
@@ -70,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _check(args, command)
         if args.user_dir or getattr(command, "NEEDS_FAIRSEQ", True):
-            _register(args)
+            with progress.step("starting PyTorch and fairseq"):
+                _register(args)
         command.run(args)
     except BrokenPipeError:  # who reads has read enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, nor does the end of the process write
@@ -86,11 +88,28 @@ def load(name: str):
     return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with arguments in a line, without all that there are."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+
+
+class CommandParser(Parser):
+    """Of one command, which names itself where it does not know an argument."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+
 def build_parser() -> argparse.ArgumentParser:
     name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
     prog = name if name == "fairseq-speedup" else "python -m fairseq_speedup"
     modules = {each: load(each) for each in COMMANDS}
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Fine-tuned speech SSL models, faster.",
         epilog=_overview(modules, prog),
@@ -102,7 +121,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="package with reductions of your own, as fairseq's commands take it",
     )
     subparsers = parser.add_subparsers(
-        metavar="COMMAND", dest="command", help="one of the commands below"
+        metavar="COMMAND",
+        dest="command",
+        help="one of the commands below",
+        parser_class=CommandParser,
     )
     for each, module in modules.items():
         subparser = subparsers.add_parser(

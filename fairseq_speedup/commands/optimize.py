@@ -12,6 +12,8 @@ Without labels give --audio: then the measure is the distance from the model's o
 Broken off, the same command goes on from what it had measured.
 """
 
+import argparse
+import contextlib
 import os
 
 from fairseq_speedup.commands import arguments
@@ -53,7 +55,7 @@ def add_arguments(parser) -> None:
         "--time-limit",
         type=seconds,
         metavar="TIME",
-        help="20m, 90s, 2h: nothing new is tried after it; default: none",
+        help="20m, 2h, 90s or 90: nothing new is tried after it; default: none",
     )
     arguments.add_overrides(search)
     arguments.add_cpu(search)
@@ -63,12 +65,18 @@ def add_arguments(parser) -> None:
 
 
 def seconds(text: str) -> float:
-    """20m, 90s, 2h or a number of seconds."""
+    """20m, 2h, 90s or, without a unit, a number of seconds.
+
+    Raises:
+        argparse.ArgumentTypeError: another text
+    """
     number, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1)
-    found = float(number) * unit
-    if not 0 < found < float("inf"):
-        raise ValueError
-    return found
+    with contextlib.suppress(ValueError):
+        if 0 < (found := float(number) * unit) < float("inf"):
+            return found
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no time; valid are 20m, 2h, 90s or a number of seconds"
+    )
 
 
 def check(args) -> None:

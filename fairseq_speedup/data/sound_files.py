@@ -9,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import soundfile
 
+from fairseq_speedup.data.find_recordings import UNREAD, how_to_read
+
 ZIP_ROW = re.compile(r"(.+):(\d+):(\d+)")  # of fairseq's manifests: zip, first byte, bytes
 PAUSES_SECONDS = (1, 2)  # before reading is tried again, as a network's file system may need
 SYSTEM_ERROR = 2  # libsndfile's code where the operating system failed
@@ -80,4 +82,6 @@ def why_unreadable(path: str, error: Exception) -> str:
             "it has no header to tell its sample rate and encoding; write it as WAV, such as by "
             "sox -t raw -r 16000 -e signed -b 16 -c 1 in.raw out.wav"
         )
+    if path.lower().endswith(UNREAD):
+        return f"{reason(error)}; {how_to_read(path)}"
     return reason(error)

@@ -7,6 +7,7 @@ from collections import Counter
 
 import sentencepiece
 
+from fairseq_speedup import progress
 from fairseq_speedup.data.manifest import ManifestError, read_lines
 
 logger = logging.getLogger(__name__)
@@ -24,12 +25,13 @@ def run(args) -> None:
         raise ManifestError(f"{existing[0]} exists; give --overwrite to replace it")
 
     with tempfile.TemporaryDirectory(dir=args.data, prefix=".spm-") as part:
-        processor = train(
-            transcripts[args.train_split],
-            os.path.join(part, "spm"),
-            args.vocab_size,
-            args.model_type,
-        )
+        with progress.step("finding pieces of words"):
+            processor = train(
+                transcripts[args.train_split],
+                os.path.join(part, "spm"),
+                args.vocab_size,
+                args.model_type,
+            )
         encoded = {
             split: [processor.encode(line, out_type=str) for line in lines]
             for split, lines in transcripts.items()

@@ -6,7 +6,9 @@ import torch
 from fairseq import utils
 from torch import nn
 
+from fairseq_speedup.decoding.hypothesis import without_empty_words
 from fairseq_speedup.decoding.windows import Windows
+from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.profiling.compute import ComputeMeter
 
@@ -27,6 +29,7 @@ class CtcGenerator:
         files: written beside fairseq's results (see
             :func:`~fairseq_speedup.decoding.results.result_files`)
         windows: that long recordings are cut into; None for whole ones
+        words: which fairseq makes of the labels; None where it prints them as they are
 
     Attributes:
         progress: called with the samples of audio that each forward pass went on by
@@ -40,8 +43,10 @@ class CtcGenerator:
         meter: ComputeMeter,
         files=(),
         windows: Windows | None = None,
+        words: Words | None = None,
     ):
         self.files = files
+        self.words = words
         self.windows = windows
         self.progress = _unseen
         self.upcoming = None  # the next batch, where it is known
@@ -73,7 +78,9 @@ class CtcGenerator:
         self.meter.count(encoded.num_samples, encoded.layer_frames, encoded.pieces)
         for file in self.files:
             file.add(sample["id"].tolist(), hypotheses)
-        return hypotheses
+        if self.words is None:
+            return hypotheses
+        return [[without_empty_words(each, self.words) for each in nbest] for nbest in hypotheses]
 
     def _encoded(self, models, sample) -> "Encoded":
         if self._ahead is not None:

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from fairseq_speedup.decoding.words import Words
+
 
 def from_path(labels: torch.Tensor, scores: torch.Tensor, blank: int) -> dict:
     """Merges a path, a label for each frame, into a hypothesis.
@@ -57,6 +59,17 @@ class Decoded:
 def alignment(frames: torch.Tensor) -> list[tuple[int, int]]:
     """(first frame, token) pairs of token spans ``frames`` (N, 2), for --print-alignment hard."""
     return [(frame, token) for token, frame in enumerate(frames[:, 0].tolist())]
+
+
+def without_empty_words(hypothesis: dict, words: Words) -> dict:
+    """A hypothesis with one boundary between words where it has several in a row, which fairseq
+    would print as as many blanks."""
+    symbols = [words.symbols[token] for token in hypothesis["tokens"].tolist()]
+    kept = torch.tensor(words.says_something(symbols), dtype=torch.bool)
+    if kept.all():
+        return hypothesis
+    fewer = {name: hypothesis[name][kept] for name in ("tokens", "positional_scores", "frames")}
+    return hypothesis | fewer | {"alignment": alignment(fewer["frames"])}
 
 
 def moved(hypothesis: dict, frames: np.ndarray) -> dict:

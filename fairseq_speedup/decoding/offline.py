@@ -3,6 +3,7 @@
 import torch
 from fairseq import utils
 
+from fairseq_speedup import progress
 from fairseq_speedup.decoding.boundaries import LabelWords
 from fairseq_speedup.models.loading import load_finetuned
 
@@ -22,7 +23,8 @@ class Offline:
         self, path: str, data: str, subset: str, overrides: dict, batch_size: int, cpu: bool
     ):
         overrides = {"data": data, **overrides}
-        model, cfg, self.task = load_finetuned(path, "--path ", overrides)
+        with progress.step(f"reading {path}"):
+            model, cfg, self.task = load_finetuned(path, "--path ", overrides)
         self.use_cuda = torch.cuda.is_available() and not cpu
         self.model = (model.cuda() if self.use_cuda else model).eval()
         self.task.load_dataset(subset, task_cfg=cfg.task)
@@ -33,9 +35,10 @@ class Offline:
         self.blank = self.dictionary.index(self.task.blank_symbol)
 
     def batches(self):
-        """Batches of the split, on the model's device."""
+        """Batches of the split, on the model's device, with their progress."""
         batches = self.task.get_batch_iterator(self.dataset, max_sentences=self.batch_size)
-        for sample in batches.next_epoch_itr(shuffle=False):
+        batches = batches.next_epoch_itr(shuffle=False)
+        for sample in progress.bar(batches, f"running the model on {self.subset}", unit=" batches"):
             yield utils.move_to_cuda(sample) if self.use_cuda else sample
 
     def label_words(self) -> LabelWords:

@@ -10,8 +10,8 @@ import torch
 from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import GenerationConfig
-from tqdm import tqdm
 
+from fairseq_speedup import progress
 from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.data.find_recordings import Found
 from fairseq_speedup.data.recording import Recording, RecordingError, duration, read_recording
@@ -94,8 +94,7 @@ def _transcribe_all(
     names = {each.path: each.name for each in found}
     paths = [each.path for each in found]
     total = sum(map(duration, paths))
-    # shown on a terminal alone
-    with tqdm(total=round(total, 1), unit="s", unit_scale=True, disable=None) as bar:
+    with progress.bar(total=round(total, 1), unit="s", unit_scale=True, delay=0) as bar:
         rate = transcriber.task.sample_rate
         transcriber.generator.progress = lambda num_samples: bar.update(num_samples / rate)
 
@@ -208,7 +207,8 @@ def _of_checkpoint(args):
     overrides = read_overrides(args.model_overrides)
     if args.data is not None:
         overrides = {"data": args.data, **overrides}
-    model, cfg, loaded = load_finetuned(args.path, "--path ", overrides)
+    with progress.step(f"reading {args.path}"):
+        model, cfg, loaded = load_finetuned(args.path, "--path ", overrides)
     task_cfg = completed(cfg.task)
     for name, value in _options(args).items():
         task_cfg[name] = value
@@ -223,7 +223,8 @@ def _of_onnx(args):
             f"--model-overrides and --inference do not change {args.path}, which is as it was "
             "exported: leave them out"
         )
-    session = OnnxModel(args.path)
+    with progress.step(f"reading {args.path}"):
+        session = OnnxModel(args.path)
     metadata = session.metadata
     task_cfg = SpeedupFinetuningConfig(
         data=os.path.dirname(os.path.abspath(args.path)),

@@ -57,6 +57,15 @@ class Words:
             return symbols
         return "".join(symbols).replace(self.boundary, " ").split()
 
+    def says_something(self, symbols: list[str]) -> list[bool]:
+        """Of each label of a line, whether its words are others without it as they are joined: a
+        boundary that another one follows ends or begins no word."""
+        following = [*symbols[1:], ""]
+        return [
+            self.boundary is None or symbol != self.boundary or not after.startswith(symbol)
+            for symbol, after in zip(symbols, following, strict=True)
+        ]
+
     def of_path(self, path: np.ndarray, blank: int) -> tuple[str, ...]:
         """The words of a label for each frame (T,), repeats merged and blanks dropped."""
         first = np.ones(len(path), dtype=bool)

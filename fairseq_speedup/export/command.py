@@ -2,6 +2,7 @@
 
 import os
 
+from fairseq_speedup import progress
 from fairseq_speedup.decoding.options import read_overrides
 from fairseq_speedup.export.metadata import Metadata
 from fairseq_speedup.export.onnx_file import export_onnx
@@ -16,8 +17,10 @@ EXPORT_PACKAGES = ["onnx", "onnxruntime"]
 
 def run(args) -> None:
     check_installed()
-    model, task = load(args.path, args.data, read_overrides(args.model_overrides))
-    found = export_onnx(model, args.output, metadata_of(model, task, args.path), args.int8)
+    with progress.step(f"reading {args.path}"):
+        model, task = load(args.path, args.data, read_overrides(args.model_overrides))
+    with progress.step("recording the graph and comparing it with the model"):
+        found = export_onnx(model, args.output, metadata_of(model, task, args.path), args.int8)
     for precision, difference in found.items():
         print(
             f"{precision}: log-probabilities differ from the model's by at most "

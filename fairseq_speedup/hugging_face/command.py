@@ -5,6 +5,7 @@ import tempfile
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import (
     CheckpointError,
     clear_layout_errors,
@@ -34,6 +35,7 @@ from fairseq_speedup.pretrained import build_encoder, check_weights, read_state
 from fairseq_speedup.pretrained.write import checkpoint_of
 
 DICTIONARY = "dict.ltr.txt"
+COMPARING = "comparing what was written with the source, in float64"
 
 
 def run(args) -> None:
@@ -52,7 +54,9 @@ def _to_fairseq(args, parent: str) -> None:
         os.path.exists(args.target) and not args.overwrite,
         f"{args.target} exists; give --overwrite to replace it",
     )
-    found = read_folder(args.source, None if args.normalize is None else args.normalize == "true")
+    normalize = None if args.normalize is None else args.normalize == "true"
+    with progress.step(f"reading {args.source}"):
+        found = read_folder(args.source, normalize)
     symbols, beside = found.pretrained.labels, os.path.join(parent, DICTIONARY)
     writes_dictionary = symbols and not _is_there(beside, symbols, args.overwrite)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as part:
@@ -61,13 +65,14 @@ def _to_fairseq(args, parent: str) -> None:
         write_checkpoint(checkpoint_of(found.pretrained), path)
         if symbols:
             dictionary_of(symbols).save(dictionary)
-        differences = _compare(args.source, *_outputs_of_both(found, path, dictionary))
+        with progress.step(COMPARING):
+            differences = _compare(args.source, *_outputs_of_both(found, path, dictionary))
         os.replace(path, args.target)
         if writes_dictionary:
             os.replace(dictionary, beside)
     _report(args.source, found.pretrained, found.notes, differences)
-    normalize = str(bool(found.pretrained.cfg.task.normalize)).lower()
-    use = f": model.w2v_path of fine-tuning, with task.normalize={normalize}"
+    normalized = str(bool(found.pretrained.cfg.task.normalize)).lower()
+    use = f": model.w2v_path of fine-tuning, with task.normalize={normalized}"
     if symbols:
         use = f" and {beside}: --path of fairseq-generate, whose data have that dictionary"
     print(f"wrote {args.target}{use}")
@@ -98,14 +103,16 @@ def _to_hugging_face(args, parent: str) -> None:
         bool(existing) and not args.overwrite,
         f"{args.target} has {', '.join(existing)}; give --overwrite to replace what is there",
     )
-    pretrained = _read_checkpoint(args.source, args.dictionary)
-    conv_layers, expected = _outputs_of_checkpoint(args.source, pretrained)
+    with progress.step(f"reading {args.source}"):
+        pretrained = _read_checkpoint(args.source, args.dictionary)
+        conv_layers, expected = _outputs_of_checkpoint(args.source, pretrained)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".convert-") as part:
         folder = os.path.join(part, "folder")
         os.mkdir(folder)
         write_folder(folder, args.source, pretrained, conv_layers)
-        found = outputs_of(load_folder(folder), conv_layers)
-        differences = _compare(args.source, found, expected)
+        with progress.step(COMPARING):
+            found = outputs_of(load_folder(folder), conv_layers)
+            differences = _compare(args.source, found, expected)
         _put(folder, args.target, existing)
     notes = []
     if any("\u2581" in symbol for symbol in pretrained.labels or []):

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from tqdm import tqdm
+from fairseq_speedup import progress
 
 FORMAT = "{desc}: {n_fmt} tried, {elapsed} {postfix}"
 
@@ -21,9 +21,7 @@ class Progress:
         self.base, self.budget, self.deadline = base, budget, deadline
         self.best = self.fastest = None
         self.seen: set[str] = set()
-        self.bar = tqdm(
-            file=sys.stderr, bar_format=FORMAT, disable=not sys.stderr.isatty(), leave=False
-        )
+        self.bar = progress.bar(bar_format=FORMAT, delay=0)
 
     def begin(self, candidate) -> None:
         if candidate.key in self.seen:
@@ -42,7 +40,10 @@ class Progress:
         if self.bar.disable:
             print(self._line(measured), file=sys.stderr, flush=True)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *unused) -> None:
         self.bar.close()
 
     def _say_best(self) -> None:

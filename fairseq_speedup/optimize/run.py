@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from fairseq_speedup import progress
 from fairseq_speedup.data.manifest import infer_labels, read_labels, read_manifest
 from fairseq_speedup.decoding.boundaries import LabelWords
 from fairseq_speedup.decoding.generated import generate_path
@@ -63,15 +64,15 @@ def _run(args, folder: Path, setup: Setup) -> tuple[str, dict]:
     scoring = Scoring(post_process=setup.post_process)
     origin = _origin(args, setup, base)
     log = str(folder / LOG)
-    bench = Bench(setup, base, log, origin, budget, scoring, args.user_dir, args.max_utterances)
-    progress = Progress(base, budget, deadline)
+    with progress.step("measuring the model as it is"):
+        bench = Bench(setup, base, log, origin, budget, scoring, args.user_dir, args.max_utterances)
     try:
         _check_baseline(bench)
         _say_what_is_there(bench, budget)
-        search = Search(bench, os.cpu_count() or 1, deadline, progress)
-        search.run(sorted({budget, budget / 2, 2 * budget}))
+        with Progress(base, budget, deadline) as shown:
+            search = Search(bench, os.cpu_count() or 1, deadline, shown)
+            search.run(sorted({budget, budget / 2, 2 * budget}))
     finally:
-        progress.close()
         bench.close()
     if search.out_of_time:
         tried = len(bench.measured) - 1  # the first is the model as it is
@@ -189,7 +190,8 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
         Line(f"within {budget / 2:g}", fastest(bench, budget / 2)),
         Line(f"within {2 * budget:g}", fastest(bench, 2 * budget)),
     ]
-    outcome.write_model(setup, in_torch.candidate, folder)
+    with progress.step(f"writing {folder / MODEL}"):
+        outcome.write_model(setup, in_torch.candidate, folder)
     written = [MODEL]
     (folder / ONNX).unlink(missing_ok=True)
     if best is not in_torch:
@@ -197,7 +199,8 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
         outcome.keep_onnx(setup, best.candidate, folder)
         written.append(ONNX)
     commands = commands_of(args, folder, setup, best, in_torch)
-    confirmed = [confirm(command, folder, setup, bench) for command in commands]
+    tried = progress.bar(commands, "trying the commands", unit=" commands", delay=0)
+    confirmed = [confirm(command, folder, setup, bench) for command in tried]
     training = []
     if setup.data is not None:
         model, cfg, _ = load_finetuned(setup.path, "", setup.options())

@@ -10,6 +10,7 @@ from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fairseq_speedup import progress
 from fairseq_speedup.architectures import architecture_config
 from fairseq_speedup.data.manifest import ManifestError
 from fairseq_speedup.lengths import padding_mask_of
@@ -28,10 +29,12 @@ def run(args) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     batches = batch_lengths(read_lengths(args), args.batch_size, args.sort)
-    model, name = load_model(args)
+    with progress.step("making the model"):
+        model, name = load_model(args)
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     model.to(device).eval()
-    figures = {"model": name, **profile(model, batches, args.count)}
+    with progress.step("counting multiply-accumulates"):
+        figures = {"model": name, **profile(model, batches, args.count)}
     figures |= measure_time(model, batches, args.time, device)
     figures |= {"hardware": hardware(device), "versions": versions()}
     print(table(figures))
@@ -181,7 +184,8 @@ def measure_time(model, batches: list[np.ndarray], num_timed: int, device) -> di
     picked = [order[int(i)] for i in np.linspace(0, len(order) - 1, min(num_timed, len(order)))]
     generator = torch.Generator().manual_seed(0)
     seconds = []
-    for index, lengths in enumerate([picked[0], *picked]):  # the first runs twice, once to warm up
+    runs = [picked[0], *picked]  # the first runs twice, once to warm up
+    for index, lengths in enumerate(progress.bar(runs, "timing", unit=" batches")):
         size = int(lengths.max())
         source = torch.randn(len(lengths), size, generator=generator).to(device)
         padding_mask = padding_mask_of(torch.tensor(lengths.tolist(), device=device), size)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from fairseq_speedup import progress
 from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.report import pictures
 from fairseq_speedup.report.pareto import COSTS, front
@@ -21,12 +22,13 @@ def run(args) -> None:
     if not args.no_pictures:
         pictures.check_installed()
     names = read_names(args.rows) if args.rows else {}
-    all_rows = read_all(args.runs)
+    with progress.step("reading results"):
+        all_rows = read_all(args.runs)
     _check_places(output, args.save)
     if args.times:
         all_rows = timed(all_rows, args.times)
     rows = chosen(all_rows, names, args.rows) if args.rows else all_rows
-    if args.baseline and args.baseline not in {row.name for row in rows}:
+    if args.baseline and not named(args.baseline, rows, "--baseline"):
         found = ", ".join(dict.fromkeys(row.name for row in rows))
         raise RunsError(f"--baseline {args.baseline} is no row; rows: {found}")
     scoring = check_measures((row.name, row.scoring) for row in all_rows)
@@ -36,17 +38,23 @@ def run(args) -> None:
     output.mkdir(parents=True, exist_ok=True)
     if args.save:
         save(all_rows, args.save)
-    text = []
+    text, drawn = [], []
     for group, lines in zip(groups, compared_groups, strict=True):
         table = markdown(lines, scoring.measure)
         text.append(f"## {group[0].test_set}\n\n{table}\n\n{_explained(lines, scoring)}")
         if not args.no_pictures:
-            text += [f"![]({name})" for name in _draw(group, output, scoring.measure)]
+            with progress.step("drawing"):
+                of_group = _draw(group, output, scoring.measure)
+            text += [f"![]({name})" for name in of_group]
+            drawn += of_group
     all_lines = [line for lines in compared_groups for line in lines]
     (output / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     write_csv(all_lines, output / "report.csv", scoring.measure)
     print("\n\n".join(part for part in text if not part.startswith("![]")))
-    print(f"wrote {output / 'report.md'}, {output / 'report.csv'}")
+    written = [output / name for name in ("report.md", "report.csv", *drawn)]
+    print(f"wrote {', '.join(map(str, written))}")
+    if not drawn and not args.no_pictures:
+        print("no picture: no row has MACs or a time")
 
 
 def _check_places(output: Path, saved: str | None) -> None:
@@ -93,23 +101,42 @@ def read_names(path: str) -> dict[str, str]:
     return names
 
 
+def named(name: str, rows: list[Row], option: str) -> list[Row]:
+    """Rows of a name, one of each test set: of the whole name or, where a test set has no such row,
+    of the one row below a folder of that name, as results without a seed are named ``full/test``.
+
+    Raises:
+        RunsError: there are several below it
+    """
+    found = []
+    for test_set in dict.fromkeys(row.test_set for row in rows):
+        of_set = [row for row in rows if row.test_set == test_set]
+        here = [row for row in of_set if row.name == name]
+        here = here or [row for row in of_set if row.name.startswith(f"{name}/")]
+        if len(here) > 1:
+            several = ", ".join(row.name for row in here)
+            raise RunsError(f"{option} {name} may be any of {several}: give one of them")
+        found += here
+    return found
+
+
 def chosen(rows: list[Row], names: dict[str, str], path: str) -> list[Row]:
     """Rows that the file ``path`` names, in its order, under the titles that it gives them.
 
     Raises:
         RunsError: a name that no row has
     """
-    found = {row.name for row in rows}
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise RunsError(
-            f"--rows {path}: there is no row {missing[0]}; rows: {', '.join(sorted(found))}. A tab "
-            "parts a name from what to call it"
-        )
-    order = list(names)
-    rows = [row for row in rows if row.name in names]
-    rows.sort(key=lambda row: (str(row.test_set), order.index(row.name)))
-    return [replace(row, name=names[row.name]) for row in rows]
+    kept = []
+    for name, title in names.items():
+        found = named(name, rows, f"--rows {path}:")
+        if not found:
+            there = ", ".join(sorted({row.name for row in rows}))
+            raise RunsError(
+                f"--rows {path}: there is no row {name}; rows: {there}. A tab parts a name from "
+                "what to call it"
+            )
+        kept += [replace(row, name=title) for row in found]
+    return sorted(kept, key=lambda row: str(row.test_set))
 
 
 def compared(rows: list[Row], baseline: str | None) -> list[Line]:
@@ -119,17 +146,17 @@ def compared(rows: list[Row], baseline: str | None) -> list[Line]:
     Raises:
         RunsError: a row was decoded on other data
     """
-    named = [row for row in rows if row.name == baseline]
-    base = named[0] if named else max(rows, key=lambda row: row.gmacs_per_second or 0)
+    found = named(baseline, rows, "--baseline") if baseline else []
+    base = found[0] if found else max(rows, key=lambda row: row.gmacs_per_second or 0)
     fronts = {cost: front(rows, cost) for cost in COSTS}
     lines = []
-    for row in rows:
+    for row in progress.bar(rows, f"comparing, {rows[0].test_set}", unit=" rows"):
         try:
-            found = None if row is base else difference(row, base)
+            apart = None if row is base else difference(row, base)
         except ValueError as error:
             raise RunsError(f"{rows[0].test_set}: {error}") from None
         on = [cost for cost, best in fronts.items() if row in best]
-        lines.append(Line(row, base, found, on))
+        lines.append(Line(row, base, apart, on))
     return lines
 
 

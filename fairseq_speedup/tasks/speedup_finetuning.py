@@ -28,7 +28,12 @@ from fairseq_speedup.data.manifest import (
     read_manifest,
 )
 from fairseq_speedup.decoding.beam import build_decoder
-from fairseq_speedup.decoding.boundaries import LabelWords, NoWordsError, check_scoring
+from fairseq_speedup.decoding.boundaries import (
+    BOUNDARIES,
+    LabelWords,
+    NoWordsError,
+    check_scoring,
+)
 from fairseq_speedup.decoding.generator import CtcGenerator
 from fairseq_speedup.decoding.options import DecodingOptions, check_options, describe
 from fairseq_speedup.decoding.results import result_files
@@ -398,7 +403,11 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         words = Words.of_dictionary(self.target_dictionary)
         audio = getattr(self.datasets[run.cfg.dataset.gen_subset], "dataset", None)
         files = result_files(self.cfg, run.cfg, words, audio, self.lengths, self.sample_rate)
-        run.generator = CtcGenerator(decoder, self.target_dictionary, blank, meter, files, windows)
+        joins = BOUNDARIES.get(run.cfg.common_eval.post_process) == (words.boundary or "")
+        run.generator = CtcGenerator(
+            *(decoder, self.target_dictionary, blank, meter, files, windows),
+            words=words if joins else None,
+        )
         run.decoding = describe(self.cfg, args)
         return run.generator
 

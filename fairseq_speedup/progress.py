@@ -1,0 +1,28 @@
+"""What a terminal shows of work that takes its time, and takes away when it is done. Elsewhere
+nothing is written."""
+
+import contextlib
+import sys
+
+from tqdm import tqdm
+
+AFTER_SECONDS = 1  # before which a bar is not worth looking at
+
+
+def bar(items=None, what: str | None = None, **options) -> tqdm:
+    """A bar over items, or one that its owner updates.
+
+    Args:
+        items: what is gone through, all of them given on
+        what: is done with them
+        options: of tqdm's
+    """
+    shown = {"leave": False, "delay": AFTER_SECONDS, "dynamic_ncols": True, **options}
+    return tqdm(items, what, file=sys.stderr, disable=not sys.stderr.isatty(), **shown)
+
+
+@contextlib.contextmanager
+def step(what: str):
+    """While something is done that has no parts to be counted."""
+    with bar(what=what, bar_format="{desc} ...", delay=0):
+        yield

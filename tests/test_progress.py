@@ -1,0 +1,106 @@
+"""What commands show on a terminal while they work, and that nothing of it is written elsewhere."""
+
+import contextlib
+import io
+
+import pytest
+from conftest import LETTERS, write_dictionary, write_finetuned, write_split
+from test_decoding_end_to_end import write_arpa
+from test_report import write_results
+
+from fairseq_speedup import progress
+from fairseq_speedup.__main__ import main
+from fairseq_speedup.commands import COMMANDS
+
+QUICK = {"lexicon", "merge"}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, pretrained):
+    """With a model that has exits, its data, a language model and results."""
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "valid"):
+        write_split(folder, split, 3)
+    dictionary = write_dictionary(folder)
+    write_finetuned(folder / "model.pt", pretrained, dictionary)
+    write_finetuned(folder / "exits.pt", pretrained, dictionary, exit_layers="0")
+    write_arpa(folder / "letters.arpa", LETTERS)
+    write_results(folder / "runs/full", 0.1)
+    write_results(folder / "runs/half", 0.2)
+    return folder
+
+
+WORDS = {
+    "calibrate": (
+        ["calibrate", "{}", "--cpu", "--path", "{}/exits.pt"],
+        ["starting PyTorch and fairseq", "reading {}/exits.pt", "running the model on valid"],
+    ),
+    "convert": (
+        ["convert", "{}/model.pt", "{}/out", "--overwrite"],
+        ["reading {}/model.pt", "comparing what was written with the source"],
+    ),
+    "export": (
+        ["export", "--path", "{}/model.pt", "--output", "{}/out.onnx", "--overwrite"],
+        ["reading {}/model.pt", "recording the graph"],
+    ),
+    "inspect": (["inspect", "{}/model.pt", "{}/exits.pt"], ["inspecting", "2/2"]),
+    "optimize": (
+        [
+            *("optimize", "{}/model.pt", "--audio", "{}/audio", "--output", "{}/faster"),
+            *("--time-limit", "0.1"),
+        ],
+        ["measuring the model as it is", "trying the commands", "1/1"],
+    ),
+    "profile": (
+        ["profile", "--arch", "base", "--seconds", "0.1", "--time", "2", "--cpu"],
+        ["making the model", "counting multiply-accumulates", "timing", "2/2"],
+    ),
+    "report": (["report", "{}/runs"], ["reading results", "comparing, test", "0/2", "drawing"]),
+    "spm": (["spm", "{}", "--vocab-size", "14", "--overwrite"], ["finding pieces of words"]),
+    "transcribe": (
+        ["transcribe", "--cpu", "--path", "{}/model.pt", "{}/audio"],
+        ["reading {}/model.pt", "100%"],
+    ),
+    "tune-lm": (
+        [
+            *("tune-lm", "{}", "--path", "{}/model.pt", "--kenlm-model", "{}/letters.arpa"),
+            *("--lexicon-free", "--gen-subset", "valid", "--beam", "2", "--rounds", "0", "--cpu"),
+        ],
+        ["reading {}/model.pt", "running the model on valid"],
+    ),
+}
+
+
+def test_every_command_that_takes_its_time_is_here():
+    assert set(WORDS) == set(COMMANDS) - QUICK
+
+
+@pytest.mark.parametrize("command", WORDS)
+def test_a_terminal_shows_what_is_done(command, folder, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "AFTER_SECONDS", 0)
+    words, expected = (
+        [each.replace("{}", str(folder)) for each in both] for both in WORDS[command]
+    )
+    with contextlib.redirect_stderr(Terminal()) as terminal:
+        assert main(words) == 0, terminal.getvalue()
+    for each in expected:
+        assert each in terminal.getvalue()
+    assert "\r" not in capsys.readouterr().out
+
+
+def test_elsewhere_nothing_is_written(capsys):
+    with progress.step("thinking"):
+        assert list(progress.bar([1, 2], "counting", delay=0)) == [1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_it_is_taken_away():
+    with contextlib.redirect_stderr(Terminal()) as terminal, progress.step("thinking"):
+        assert terminal.getvalue().rstrip().endswith("thinking ...")
+    assert terminal.getvalue().endswith("\r")
+    assert terminal.getvalue().split("\r")[-2].strip() == ""
