@@ -32,10 +32,10 @@ def hook(event: str, arguments: tuple) -> None:
 
 def doors(corpus: Path, pretrained: Path, results: Path) -> dict:
     """Every way in, as a function of the path of a checkpoint."""
-    from conftest import REPO, USER_DIR
     from fairseq import checkpoint_utils
     from fairseq.dataclass.initialize import add_defaults, hydra_init
     from fairseq_cli import generate, train
+    from helpers.commands import REPO, USER_DIR
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 

@@ -9,9 +9,9 @@ import sys
 import warnings
 
 import pytest
-from conftest import REPO, USER_DIR, run_command, train
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import GenerationConfig
+from helpers.commands import REPO, USER_DIR, run_command, train
 
 from fairseq_speedup import commands
 from fairseq_speedup.commands import (

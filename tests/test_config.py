@@ -3,8 +3,9 @@
 import re
 
 import pytest
-from conftest import REPO, build_model, write_pretrained
 from fairseq.dataclass.configs import FairseqConfig
+from helpers.commands import REPO
+from helpers.models import build_model, write_pretrained
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf

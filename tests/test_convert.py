@@ -8,11 +8,12 @@ import sys
 import pytest
 import soundfile
 import torch
-from conftest import LETTERS, batch_of, build_model, generate, run_command, write_pretrained
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
-from omegaconf import OmegaConf
-from test_end_to_end import check_results, words_of
+from helpers.commands import generate, run_command
+from helpers.corpora import LETTERS
+from helpers.models import batch_of, build_model, finetuned_state, write_pretrained
+from helpers.results import check_results, words_of
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.hugging_face import command, folder
@@ -553,18 +554,13 @@ def test_numbers_that_differ_write_nothing(direction, tmp_path, capsys, monkeypa
 
 def save_ours(path, pretrained, **options):
     model = build_model(pretrained, labels=LETTERS, **options)
-    cfg = OmegaConf.to_container(model.cfg, enum_to_str=True) | {"_name": "speedup_ctc"}
     dictionary = Dictionary()
     for letter in LETTERS:
         dictionary.add_symbol(letter)
-    state = {
-        "cfg": {"model": cfg, "task": {"_name": "speedup_finetuning", "normalize": True}},
-        "model": model.state_dict(),
-        "args": None,
-        "task_state": {"target_dictionary": dictionary},
-        "optimizer_history": [{"num_updates": 1, "optimizer_name": "x", "lr_scheduler_state": {}}],
-        "extra_state": {"train_iterator": {"epoch": 1}},
-    }
+    state = finetuned_state(
+        model, "speedup_ctc", {"_name": "speedup_finetuning", "normalize": True}
+    )
+    state["task_state"] = {"target_dictionary": dictionary}
     torch.save(state, path)
     return model
 

@@ -6,20 +6,9 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import (
-    REPO,
-    USER_DIR,
-    Labels,
-    batch_of,
-    build_model,
-    fairseq_command,
-    generate,
-    run_command,
-    train,
-    write_finetuned,
-    write_pretrained,
-)
 from fairseq.data import Dictionary
+from helpers.commands import REPO, USER_DIR, fairseq_command, generate, run_command, train
+from helpers.models import Labels, batch_of, build_model, write_finetuned, write_pretrained
 from omegaconf import OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError

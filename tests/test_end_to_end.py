@@ -7,10 +7,19 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import editdistance
 import pytest
 import torch
-from conftest import USER_DIR, fairseq_command, generate, run_command, train, write_pretrained
+from helpers.commands import (
+    USER_DIR,
+    fairseq_command,
+    generate,
+    last_checkpoint,
+    log_of,
+    run_command,
+    train,
+)
+from helpers.models import write_pretrained
+from helpers.results import check_results, words_of
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
@@ -26,18 +35,10 @@ WITHOUT_OURS = [
 CONV2 = ["model.downsample=conv", "model.downsample_factor=2", "model.logit_upsample=2"]
 
 
-def last_checkpoint(folder: Path) -> Path:
-    return folder / "checkpoints/checkpoint_last.pt"
-
-
 def train_losses(output: str) -> list[tuple[str, ...]]:
     """(loss, gradient norm) of each update, from fairseq's JSON log."""
     rows = [json.loads(found) for found in re.findall(r"\[train_inner\]\[INFO\] - ({.*})", output)]
     return [(row["loss"], row["gnorm"]) for row in rows]
-
-
-def log_of(folder: Path) -> str:
-    return (folder / "hydra_train.log").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -53,32 +54,6 @@ def stock(tmp_path_factory, corpus, pretrained) -> Path:
     batches = ["dataset.required_batch_size_multiple=1"]
     train(folder, corpus, pretrained, *STOCK, *WITHOUT_OURS, *batches)
     return folder
-
-
-def words_of(results: Path, kind: str) -> dict[str, list[str]]:
-    lines = results.read_text().splitlines()
-    rows = [line.split("\t") for line in lines if line.startswith(kind)]
-    return {row[0][len(kind) :]: row[-1].split() for row in rows}
-
-
-def check_results(folder: Path, corpus: Path, split: str = "test") -> dict:
-    """Every utterance once; fairseq's WER is the one of its own lines; returns compute.json."""
-    results = folder / f"generate-{split}.txt"
-    references, hypotheses = words_of(results, "T-"), words_of(results, "H-")
-    num_utterances = len((corpus / f"{split}.tsv").read_text().splitlines()) - 1
-    assert references.keys() == hypotheses.keys() == {str(i) for i in range(num_utterances)}
-    labels = (corpus / f"{split}.ltr").read_text().splitlines()
-    for index, words in references.items():
-        assert words == labels[int(index)].replace(" ", "").replace("|", " ").split()
-    errors = sum(editdistance.eval(words, hypotheses[i]) for i, words in references.items())
-    wer = 100 * errors / sum(map(len, references.values()))
-    printed = re.search(r"WER: ([\d.]+)", results.read_text().splitlines()[-1])
-    assert float(printed[1]) == pytest.approx(wer, abs=0.006)
-    compute = json.loads((folder / "compute.json").read_text())
-    assert compute["num_utterances"] == num_utterances
-    assert compute["gen_subset"] == split
-    assert compute["macs_check"]["closed_form"] == compute["macs_check"]["fvcore"]
-    return compute
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

@@ -5,16 +5,10 @@ import re
 
 import pytest
 import torch
-from conftest import (
-    LETTERS,
-    Labels,
-    batch_of,
-    build_model,
-    generate_here,
-    write_dictionary,
-    write_split,
-)
 from fairseq import checkpoint_utils
+from helpers.commands import generate_here
+from helpers.corpora import LETTERS, write_dictionary, write_split
+from helpers.models import Labels, batch_of, build_model
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main

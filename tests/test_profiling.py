@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, build_model, write_pretrained
+from helpers.commands import REPO
+from helpers.models import build_model, write_pretrained
 from torch import nn
 
 from fairseq_speedup.__main__ import main

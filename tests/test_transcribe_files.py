@@ -10,8 +10,7 @@ import sys
 
 import pytest
 import soundfile
-from conftest import SAMPLE_RATE, write_dictionary, write_finetuned, write_split
-from fairseq.data import Dictionary
+from helpers.corpora import SAMPLE_RATE, write_split
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,14 +157,6 @@ def test_limits_of_subtitles_hold_and_no_word_is_lost(spec):
 
 
 # -- the command -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, pretrained):
-    folder = tmp_path_factory.mktemp("model")
-    write_dictionary(folder)
-    dictionary = Dictionary.load(str(folder / "dict.ltr.txt"))
-    return write_finetuned(folder / "model.pt", pretrained, dictionary)
 
 
 @pytest.fixture
