@@ -105,3 +105,15 @@ def trained(made_once, corpus, pretrained):
         )
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def full(trained) -> Path:
+    """A training with every reduction off."""
+    return trained("full")
+
+
+@pytest.fixture(scope="session")
+def with_exits(trained) -> Path:
+    """A training with early exits."""
+    return trained("exits", "model.exit_layers=upper", "criterion._name=ctc_exits")

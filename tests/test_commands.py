@@ -11,7 +11,7 @@ import warnings
 import pytest
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import GenerationConfig
-from helpers.commands import REPO, USER_DIR, run_command, train
+from helpers.commands import REPO, USER_DIR, last_checkpoint, run_command
 
 from fairseq_speedup import commands
 from fairseq_speedup.commands import (
@@ -246,14 +246,8 @@ def test_transcribe_takes_every_option_of_decoding():
 # -- libraries' warnings -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def finetuned(corpus, pretrained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finetuned")
-    train(folder, corpus, pretrained, "model.exit_layers=upper", "criterion._name=ctc_exits")
-    return folder / "checkpoints/checkpoint_last.pt"
-
-
-def test_no_librarys_warning_reaches_the_user(corpus, finetuned):
+def test_no_librarys_warning_reaches_the_user(corpus, with_exits):
+    finetuned = last_checkpoint(with_exits)
     audio = corpus / "audio/test-0.wav"
     for words, said in [
         (["transcribe", "--cpu", "--path", finetuned, audio], r"transcribed 1 file, .*"),

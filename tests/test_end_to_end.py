@@ -1,5 +1,6 @@
 """fairseq's own commands, run as a user runs them, on a small corpus."""
 
+import functools
 import json
 import re
 import shutil
@@ -42,24 +43,40 @@ def train_losses(output: str) -> list[tuple[str, ...]]:
 
 
 @pytest.fixture(scope="module")
-def reduced(tmp_path_factory, corpus, pretrained) -> Path:
-    folder = tmp_path_factory.mktemp("reduced")
-    train(folder, corpus, pretrained, *CONV2)
-    return folder
+def reduced(made_once, corpus) -> Path:
+    """Its pretrained model is lost."""
+
+    def make(folder):
+        w2v_path = write_pretrained(folder / "lost.pt")
+        train(folder, corpus, w2v_path, *CONV2)
+        w2v_path.unlink()
+
+    return made_once("reduced", make)
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory, corpus, pretrained) -> Path:
-    folder = tmp_path_factory.mktemp("stock")
+def stock(trained) -> Path:
     batches = ["dataset.required_batch_size_multiple=1"]
-    train(folder, corpus, pretrained, *STOCK, *WITHOUT_OURS, *batches)
-    return folder
+    return trained("stock", *STOCK, *WITHOUT_OURS, *batches)
+
+
+@pytest.fixture(scope="module")
+def decoded(reduced, corpus, tmp_path_factory):
+    """What fairseq-generate prints with the reduced model at a batch size, and its results."""
+
+    @functools.cache
+    def run(batch_size: int) -> tuple[str, Path]:
+        folder = tmp_path_factory.mktemp("decoded")
+        done = generate(corpus, last_checkpoint(reduced), folder, "--batch-size", batch_size)
+        return done.stdout, folder
+
+    return run
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_a_reduced_model_is_decoded_whole_at_any_batch_size(reduced, corpus, tmp_path, batch_size):
-    done = generate(corpus, last_checkpoint(reduced), tmp_path, "--batch-size", batch_size)
-    compute = check_results(tmp_path, corpus)
+def test_a_reduced_model_is_decoded_whole_at_any_batch_size(decoded, corpus, batch_size):
+    printed, results = decoded(batch_size)
+    compute = check_results(results, corpus)
     assert switched_on(compute["options"]) == {
         "downsample": "conv",
         "downsample_factor": 2.0,
@@ -67,14 +84,12 @@ def test_a_reduced_model_is_decoded_whole_at_any_batch_size(reduced, corpus, tmp
     }
     assert compute["real_time_factor"] > 0
     assert compute["macs_per_second_by_stage"]["waveform_reduction"] > 0
-    assert "decoded 11 utterances" in done.stdout
-    assert "every utterance was decoded: 11 of 11" in done.stdout
+    assert "decoded 11 utterances" in printed
+    assert "every utterance was decoded: 11 of 11" in printed
 
 
-def test_the_transcripts_do_not_depend_on_the_batch_size(reduced, corpus, tmp_path):
-    for size in (1, 8):
-        generate(corpus, last_checkpoint(reduced), tmp_path / str(size), "--batch-size", size)
-    alone, batched = (words_of(tmp_path / f"{n}/generate-test.txt", "H-") for n in (1, 8))
+def test_the_transcripts_do_not_depend_on_the_batch_size(decoded):
+    alone, batched = (words_of(decoded(n)[1] / "generate-test.txt", "H-") for n in (1, 8))
     assert alone == batched
 
 
@@ -87,21 +102,18 @@ def test_a_stock_checkpoint_is_decoded(stock, corpus, tmp_path):
     assert all(re.fullmatch(r"\d+-\d+", pair) for line in alignments.values() for pair in line)
 
 
-def test_decoding_needs_no_pretrained_file(tmp_path, corpus):
-    w2v_path = write_pretrained(tmp_path / "lost.pt")
-    train(tmp_path / "run", corpus, w2v_path, *CONV2, "optimization.max_update=2")
-    w2v_path.unlink()
-    generate(corpus, last_checkpoint(tmp_path / "run"), tmp_path / "results")
-    compute = check_results(tmp_path / "results", corpus)
+def test_decoding_needs_no_pretrained_file(reduced, tmp_path, corpus):
+    state = torch.load(last_checkpoint(reduced), weights_only=False)
+    assert not Path(state["cfg"]["model"]["w2v_path"]).exists()
+    generate(corpus, last_checkpoint(reduced), tmp_path)
+    compute = check_results(tmp_path, corpus)
     assert compute["max_tokens"] == 1_600_000  # what was used, as no batch size was given
 
 
-def test_early_exits_are_trained_decoded_and_calibrated(corpus, pretrained, tmp_path, capsys):
-    exits = ["model.exit_layers=upper", "criterion._name=ctc_exits"]
-    train(tmp_path, corpus, pretrained, *exits)
-    (row,) = re.findall(r"\[train\]\[INFO\] - ({.*})", log_of(tmp_path))
+def test_early_exits_are_trained_decoded_and_calibrated(with_exits, corpus, tmp_path, capsys):
+    (row,) = re.findall(r"\[train\]\[INFO\] - ({.*})", log_of(with_exits))
     assert float(json.loads(row)["train_loss_exit_0"]) > 0
-    checkpoint = last_checkpoint(tmp_path)
+    checkpoint = last_checkpoint(with_exits)
     layers = {}
     for name, threshold in (("never", -1), ("always", 99)):
         overrides = f"{{'exit_criterion': 'entropy', 'exit_threshold': {threshold}}}"
@@ -146,20 +158,19 @@ def test_a_list_of_layers_is_kept_and_further_reduced_at_decoding(corpus, tmp_pa
     assert check_results(tmp_path / "r", corpus)["options"]["keep_layers"] == "0,5"
 
 
-def test_reports_of_several_subsets_are_kept(reduced, corpus, tmp_path):
-    generate(corpus, last_checkpoint(reduced), tmp_path)
+def test_reports_of_several_subsets_are_kept(reduced, decoded, corpus, tmp_path):
+    shutil.copytree(decoded(8)[1], tmp_path, dirs_exist_ok=True)
     generate(corpus, last_checkpoint(reduced), tmp_path, "--gen-subset", "valid")
     check_results(tmp_path, corpus, "valid")
     kept = json.loads((tmp_path / "compute-test.json").read_text())
     assert kept["gen_subset"] == "test"
 
 
-def test_with_every_reduction_off_training_equals_stock(stock, corpus, pretrained, tmp_path):
-    train(tmp_path, corpus, pretrained)
+def test_with_every_reduction_off_training_equals_stock(stock, full):
     expected = train_losses(log_of(stock))
     assert len(expected) == 4
-    assert train_losses(log_of(tmp_path)) == expected
-    ours = torch.load(last_checkpoint(tmp_path))["model"]
+    assert train_losses(log_of(full)) == expected
+    ours = torch.load(last_checkpoint(full))["model"]
     theirs = torch.load(last_checkpoint(stock))["model"]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -307,8 +318,10 @@ def test_a_pretrained_checkpoint_is_refused_for_decoding(pretrained, corpus, cap
     assert "holds a wav2vec2 model" in capsys.readouterr().err
 
 
-def test_a_refused_decoding_leaves_no_report_beside_empty_results(reduced, corpus, tmp_path):
-    generate(corpus, last_checkpoint(reduced), tmp_path)
+def test_a_refused_decoding_leaves_no_report_beside_empty_results(
+    reduced, decoded, corpus, tmp_path
+):
+    shutil.copytree(decoded(8)[1], tmp_path, dirs_exist_ok=True)
     again = generate(corpus, last_checkpoint(reduced), tmp_path, "--nbest", 2, check=False)
     assert again.returncode
     assert not (tmp_path / "compute.json").exists()
