@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.data.find_recordings import Found, find_recordings
-from fairseq_speedup.decoding.subtitles import (
+from fairseq_speedup.decoding.timestamps import TimedWord
+from fairseq_speedup.transcription.subtitles import (
     LINE_CHARACTERS,
     LONGEST,
     as_srt,
     as_vtt,
     cues_of,
 )
-from fairseq_speedup.decoding.timestamps import TimedWord
 
 FORMATS = "text,json,srt,vtt,ctm"
 ENDINGS = [".txt", ".json", ".srt", ".vtt", ".ctm"]

@@ -18,7 +18,7 @@ import importlib
 import os
 import sys
 
-from fairseq_speedup.commands import library_warnings
+from fairseq_speedup import library_warnings
 from fairseq_speedup.commands.arguments import HelpFormatter
 
 # what there is to do: commands by name, and what fairseq's own do with this plugin

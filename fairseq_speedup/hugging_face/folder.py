@@ -21,10 +21,10 @@ from fairseq_speedup.hugging_face.config import (
 )
 from fairseq_speedup.hugging_face.labels import Labels, read_json, read_labels, vocabulary
 from fairseq_speedup.hugging_face.names import HEAD, PREFIXES, from_fairseq, to_fairseq
+from fairseq_speedup.hugging_face.write import checkpoint_of
 from fairseq_speedup.model_folders import CONFIG, WEIGHTS
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
 from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2
-from fairseq_speedup.pretrained.write import checkpoint_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 logger = logging.getLogger(__name__)

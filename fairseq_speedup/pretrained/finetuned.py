@@ -22,6 +22,7 @@ from fairseq_speedup.pretrained.families import (
     plain,
     sort_weights,
 )
+from fairseq_speedup.pretrained.pretraining import read_pretraining
 
 logger = logging.getLogger(__name__)
 
@@ -190,13 +191,11 @@ def _pretraining(path: str, cfg: DictConfig, weights: dict) -> Pretrained:
 
 def _pretrained_file(path: str | None) -> Pretrained | None:
     """What a fine-tuned checkpoint began as, if that is here."""
-    from fairseq_speedup.pretrained.read import read_state
-
     if not path or not os.path.isfile(path):
         return None
     state = open_checkpoint(path)
     # a checkpoint that names a fine-tuned one, itself perhaps, would be followed without end
-    return None if kind_of(state) in FINETUNED_KINDS else read_state(path, state)
+    return None if kind_of(state) in FINETUNED_KINDS else read_pretraining(path, state)
 
 
 def _encoder_weights(path: str, state: dict) -> dict:

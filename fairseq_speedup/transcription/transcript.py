@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from fairseq_speedup.data.find_recordings import STDIN, Found
 from fairseq_speedup.decoding.results import ctm_rows
-from fairseq_speedup.decoding.subtitles import as_srt, as_vtt, cues_of
 from fairseq_speedup.decoding.timestamps import TimedWord
 from fairseq_speedup.files import written_whole
+from fairseq_speedup.transcription.subtitles import as_srt, as_vtt, cues_of
 
 
 @dataclass
