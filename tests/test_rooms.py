@@ -7,15 +7,18 @@ import pytest
 from helpers.commands import USER_DIR
 
 # from the ground up; a room is a folder or a file of the package
-ROOMS = """
-    files lengths model_folders pickles registry relative_paths sampling sweeps library_warnings
-    saved_configs architectures checkpoints
-    data waveform frames frontend transformer heads inference
-    pretrained models criterions
-    profiling decoding calibration tasks export
-    transcription hugging_face plugin inspection report optimize commands
-    __main__ __init__
-""".split()
+# fmt: off
+ROOMS = [
+    "files", "lengths", "library_warnings", "model_folders", "pickles", "registry",
+    "relative_paths", "sampling", "sweeps",
+    "saved_configs", "architectures", "checkpoints",
+    "data", "waveform", "frames", "frontend", "transformer", "heads", "inference",
+    "pretrained", "models", "criterions",
+    "profiling", "decoding", "calibration", "tasks", "export",
+    "transcription", "hugging_face", "plugin", "inspection", "report", "optimize", "commands",
+    "__main__", "__init__",
+]
+# fmt: on
 # (from, to): why
 UPWARDS = {
     ("pretrained", "models"): "what is fine-tuned and reduced is refused where a pretrained model "
