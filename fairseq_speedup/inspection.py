@@ -67,7 +67,7 @@ def inspect_file(path: str, seconds: float = 10) -> dict:
     Args:
         seconds: of audio, for the MACs
     """
-    report = {"file": path, "error": None, "safe": False}
+    report: dict = {"file": path, "error": None, "safe": False}
     try:
         report |= _files(path)
         with distrusting():
@@ -228,7 +228,7 @@ def _dropped(pretrained: Pretrained, weights: dict) -> list[dict]:
 
 def _counted(weights: dict, prefixes: tuple[str, ...]) -> list[dict]:
     """Modules, each with the prefix of its weights' names, and their counts."""
-    found = {}
+    found: dict = {}
     for name, weight in weights.items():
         module = next(prefix for prefix in prefixes if name.startswith(prefix)).rstrip(".")
         counts = found.setdefault(module, {"tensors": 0, "parameters": 0})

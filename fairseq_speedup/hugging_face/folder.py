@@ -150,7 +150,7 @@ def write_folder(folder: str, path: str, pretrained: Pretrained, conv_layers) ->
     kind = "Model"
     if pretrained.head:
         kind = "ForCTC"
-        vocab = vocabulary(path, pretrained.labels)
+        vocab = vocabulary(path, pretrained.labels or [])
         options |= {"vocab_size": len(vocab), "pad_token_id": 0}
     config = getattr(transformers, f"{prefix}Config")(**options)
     model = getattr(transformers, f"{prefix}{kind}")(config)
@@ -177,7 +177,7 @@ def read_weights(folder: str) -> dict[str, torch.Tensor]:
     Raises:
         FileNotFoundError, CheckpointError: naming the file
     """
-    weights = {}
+    weights: dict = {}
     for path in weight_files(folder):
         weights |= _read_file(path)
     return weights

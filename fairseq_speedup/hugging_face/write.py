@@ -114,5 +114,5 @@ def _finetuned(pretrained: Pretrained) -> dict:
     cfg["model"]["w2v_args"] = OmegaConf.to_container(pretrained.cfg)
     weights = {ENCODER + name: weight for name, weight in pretrained.weights.items()}
     weights |= {HEAD + name: weight for name, weight in pretrained.head.items()}
-    task_state = {"target_dictionary": dictionary_of(pretrained.labels)}
+    task_state = {"target_dictionary": dictionary_of(pretrained.labels or [])}
     return state_without_training(weights, cfg=cfg, task_state=task_state)

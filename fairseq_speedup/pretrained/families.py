@@ -138,7 +138,7 @@ def as_wav2vec2(path: str, family: str, given: dict, normalize: bool) -> DictCon
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(f"{path}: its {family} config is not valid: {reason}") from None
-    variant = {"family": family}
+    variant: dict = {"family": family}
     if family in ("wavlm",) and given.get("relative_position_embedding"):
         variant["relative_positions"] = {
             "num_buckets": given.get("num_buckets", 320),

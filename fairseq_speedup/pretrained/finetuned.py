@@ -170,7 +170,7 @@ def _pretraining(path: str, cfg: DictConfig, weights: dict) -> Pretrained:
         )
         given = config_of_weights(path, weights)
         kind = "hubert" if cfg.model.get("_name") == "hubert_ctc" else "wav2vec2"
-        family = family_name({**given, "_name": kind})
+        family = family_name({**given, "_name": kind}) or kind
         kept = as_wav2vec2(path, family, given, normalize)
         return Pretrained(family, kept, *sort_weights(path, family, weights))
     if isinstance(w2v_args, Namespace):
@@ -183,7 +183,7 @@ def _pretraining(path: str, cfg: DictConfig, weights: dict) -> Pretrained:
     if w2v_args.get("encoder_variant") is not None:  # written here: already a wav2vec 2.0
         family = w2v_args["encoder_variant"].get("family")
         if family not in FAMILIES:  # written before it was
-            family = family_name(w2v_args["model"])
+            family = family_name(w2v_args["model"]) or "wav2vec2"
         cfg = made_anew(path, w2v_args)
         return Pretrained(family, cfg, *sort_weights(path, family, weights))
     return family_of(path, w2v_args["model"], w2v_args.get("task"), weights)

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from fairseq_speedup.data.find_recordings import STDIN, Found
 from fairseq_speedup.decoding.results import ctm_rows
@@ -40,7 +41,10 @@ class Transcript:
         return json.dumps(fields, ensure_ascii=False)
 
 
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files may be no UTF-8
+TEXT: dict[str, Any] = {
+    "encoding": "utf-8",
+    "errors": "surrogateescape",
+}  # names of files may be no UTF-8
 # by the name of a format: the ending of its files; what is in them, of a transcript and a name
 FORMATS = {
     "text": (".txt", lambda transcript, name: transcript.nbest[0]["text"] + "\n"),
