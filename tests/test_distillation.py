@@ -258,21 +258,21 @@ def frames_of(probabilities, hidden=None):
 
 
 def test_the_teachers_least_blank_frame_counts():
-    taught = frames_of([[0.9, 0.1], [0.2, 0.8], [1.0, 0.0], [0.9, 0.1]])
+    teacher = frames_of([[0.9, 0.1], [0.2, 0.8], [1.0, 0.0], [0.9, 0.1]])
     same = frames_of([[0.2, 0.8], [0.9, 0.1]])
-    assert posterior_distance(same, taught).item() == pytest.approx(0, abs=1e-6)
+    assert posterior_distance(same, teacher).item() == pytest.approx(0, abs=1e-6)
     other = frames_of([[0.5, 0.5], [0.9, 0.1]])
     expected = 0.2 * torch.tensor(0.2 / 0.5).log() + 0.8 * torch.tensor(0.8 / 0.5).log()
-    assert posterior_distance(other, taught).item() == pytest.approx(expected.item(), abs=1e-5)
+    assert posterior_distance(other, teacher).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_hidden_states_are_compared_with_the_mean_of_their_stretch():
-    taught = frames_of([[1.0]] * 4, torch.tensor([[0.0, 2], [2, 0], [1, 1], [3, 3]])[:, None])
+    teacher = frames_of([[1.0]] * 4, torch.tensor([[0.0, 2], [2, 0], [1, 1], [3, 3]])[:, None])
     same = frames_of([[1.0]] * 2, torch.tensor([[1.0, 1], [2, 2]])[:, None])
-    assert hidden_distance(same, taught).item() == pytest.approx(0, abs=1e-6)
+    assert hidden_distance(same, teacher).item() == pytest.approx(0, abs=1e-6)
     other = frames_of([[1.0]] * 2, torch.tensor([[1.0, 1], [2, 4]])[:, None])
     cosine = 12 / (8**0.5 * 20**0.5)
-    assert hidden_distance(other, taught).item() == pytest.approx(1 + 1 - cosine, abs=1e-5)
+    assert hidden_distance(other, teacher).item() == pytest.approx(1 + 1 - cosine, abs=1e-5)
 
 
 @pytest.mark.parametrize("target", ["posteriors", "hidden"])

@@ -199,7 +199,7 @@ def family_name(model_cfg) -> str | None:
     return name
 
 
-def made_anew(path: str, w2v_args) -> DictConfig:
+def rebuilt_config(path: str, w2v_args) -> DictConfig:
     """The config that a checkpoint written here has of its pretraining, from the fields alone that
     a wav2vec 2.0 has: a file may hold anything.
 

@@ -18,8 +18,8 @@ from fairseq_speedup.pretrained.families import (
     as_wav2vec2,
     family_name,
     family_of,
-    made_anew,
     plain,
+    rebuilt_config,
     sort_weights,
 )
 from fairseq_speedup.pretrained.pretraining import read_pretraining
@@ -184,7 +184,7 @@ def _pretraining(path: str, cfg: DictConfig, weights: dict) -> Pretrained:
         family = w2v_args["encoder_variant"].get("family")
         if family not in FAMILIES:  # written before it was
             family = family_name(w2v_args["model"]) or "wav2vec2"
-        cfg = made_anew(path, w2v_args)
+        cfg = rebuilt_config(path, w2v_args)
         return Pretrained(family, cfg, *sort_weights(path, family, weights))
     return family_of(path, w2v_args["model"], w2v_args.get("task"), weights)
 

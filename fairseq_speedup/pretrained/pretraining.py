@@ -9,7 +9,7 @@ from fairseq_speedup.pretrained.families import (
     Pretrained,
     as_wav2vec2,
     family_of,
-    made_anew,
+    rebuilt_config,
     sort_weights,
 )
 
@@ -77,7 +77,7 @@ def _wavlm(path: str, given: dict, weights: dict) -> Pretrained:
 
 def _student(path: str, cfg, weights: dict) -> Pretrained:
     """A student of ours has its teacher's config, with fewer layers."""
-    pretraining = made_anew(path, cfg.model.w2v_args)
+    pretraining = rebuilt_config(path, cfg.model.w2v_args)
     pretraining.model.encoder_layers = cfg.model.student_layers
     prefix = "student."
     weights = {

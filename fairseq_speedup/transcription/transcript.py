@@ -86,9 +86,9 @@ class TranscriptFolder:
         if recording.path == STDIN:
             return False
         try:
-            heard = os.path.getmtime(recording.path)
+            recorded = os.path.getmtime(recording.path)
             files = [self.path(recording.name, form) for form in self.formats]
-            return all(os.path.getmtime(file) >= heard for file in files)
+            return all(os.path.getmtime(file) >= recorded for file in files)
         except OSError:  # none there
             return False
 
