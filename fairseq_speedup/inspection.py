@@ -37,6 +37,7 @@ from fairseq_speedup.pretrained.finetuned import (
     upgrade,
     where_pretraining_is,
 )
+from fairseq_speedup.pretrained.pretraining import FORMS
 from fairseq_speedup.profiling.command import Labels, random_model, stage_parameters
 from fairseq_speedup.profiling.macs import MacCounter, UncountableError
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
@@ -115,13 +116,12 @@ def _of_folder(path: str, use: str) -> dict:
 
 def era_of(saved: dict) -> str:
     """How and where a checkpoint, as unpickled, has its config."""
-    if "Distiller" in saved:
-        return "s3prl: Config"
+    for form in FORMS:
+        if form.is_of(saved):
+            return form.name
     cfg = saved.get("cfg")
     if cfg is None:
         return "before fairseq 1.0: args, a Namespace" if saved.get("args") is not None else "none"
-    if "model" not in cfg and "encoder_layers" in cfg:
-        return "Microsoft: cfg, one flat dict"
     return "cfg, OmegaConf" if isinstance(cfg, DictConfig) else "cfg, a dict"
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 from dataclasses import dataclass, field
 
 import torch
@@ -18,9 +17,10 @@ from fairseq_speedup.hugging_face.config import (
     conv_layers_of_config,
     family_of_config,
     wav2vec2_options,
+    without_prefix,
 )
 from fairseq_speedup.hugging_face.labels import Labels, read_json, read_labels, vocabulary
-from fairseq_speedup.hugging_face.names import HEAD, PREFIXES, from_fairseq, to_fairseq
+from fairseq_speedup.hugging_face.names import HEAD, from_fairseq, to_fairseq
 from fairseq_speedup.hugging_face.write import checkpoint_of
 from fairseq_speedup.model_folders import CONFIG, WEIGHTS
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
@@ -310,7 +310,7 @@ def _load(folder: str, name: str, config, weights: dict):
 
 
 def _without_prefix(key: str) -> str:
-    return re.sub(rf"^({'|'.join(map(re.escape, PREFIXES))})", "", key)
+    return without_prefix(key)
 
 
 def _normalize(folder: str, given: bool | None) -> bool:

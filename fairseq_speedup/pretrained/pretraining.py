@@ -1,5 +1,8 @@
 """Reads the checkpoints of pretraining and of distillation, in every form."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,11 +26,9 @@ def read_pretraining(path: str, state: dict) -> Pretrained:
     Raises:
         CheckpointError: of no family that is known
     """
-    if "Distiller" in state:
-        return _distilhubert(path, state)
-    cfg = state.get("cfg")
-    if isinstance(cfg, dict) and "model" not in cfg and "encoder_layers" in cfg:
-        return _wavlm(path, cfg, weights_of(path, state))
+    for form in FORMS:
+        if form.is_of(state):
+            return form.read(path, state)
     cfg, weights = config_of(path, state), weights_of(path, state)
     model_cfg = cfg.get("model") or {}
     if model_cfg.get("_name") == "distilled_student":
@@ -67,8 +68,14 @@ def _pretraining_of_namespace(path: str, args) -> dict:
     }
 
 
-def _wavlm(path: str, given: dict, weights: dict) -> Pretrained:
-    """Microsoft's format: a flat config, weights under wav2vec 2.0's names."""
+def _has_flat_config(state: dict) -> bool:
+    cfg = state.get("cfg")
+    return isinstance(cfg, dict) and "model" not in cfg and "encoder_layers" in cfg
+
+
+def _wavlm(path: str, state: dict) -> Pretrained:
+    """Weights under wav2vec 2.0's names."""
+    given, weights = state["cfg"], weights_of(path, state)
     if RELATIVE_BIAS not in weights:
         given = {**given, "relative_position_embedding": False}
     cfg = as_wav2vec2(path, "wavlm", given, given.get("normalize", False))
@@ -106,3 +113,23 @@ def _distilhubert(path: str, state: dict) -> Pretrained:
     # it was trained without masks: those of fine-tuning begin as silence
     kept.setdefault("mask_emb", torch.zeros(cfg.model.encoder_embed_dim))
     return Pretrained("distilhubert", cfg, kept, dropped)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A file that is not fairseq's.
+
+    name: whose it is, and where its config is
+    is_of: whether what was loaded from a file is of this form
+    read: gives the encoder, of the file's path and what was loaded from it
+    """
+
+    name: str
+    is_of: Callable[[dict], bool]
+    read: Callable[[str, dict], Pretrained]
+
+
+FORMS = [
+    Form("s3prl: Config", lambda state: "Distiller" in state, _distilhubert),
+    Form("Microsoft: cfg, one flat dict", _has_flat_config, _wavlm),
+]
