@@ -38,8 +38,8 @@ from fairseq_speedup.pretrained.finetuned import (
     where_pretraining_is,
 )
 from fairseq_speedup.pretrained.pretraining import FORMS
-from fairseq_speedup.profiling.command import Labels, random_model, stage_parameters
 from fairseq_speedup.profiling.macs import MacCounter, UncountableError
+from fairseq_speedup.profiling.profile import Labels, random_model, stage_parameters
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.saved_configs import evaluate
 

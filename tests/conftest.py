@@ -16,6 +16,17 @@ settings.register_profile("ci", derandomize=True)  # the same examples on every 
 if os.environ.get("CI"):
     settings.load_profile("ci")
 torch.set_num_threads(1)  # models are tiny: more threads only wait for each other
+# the slowest files, slowest first: begun first, they leave short ones to even out workers with
+SLOW = """
+    test_optimize test_malicious_checkpoints test_study test_end_to_end test_open_corpus
+    test_pretraining_recipe test_librispeech test_combinations test_export test_convert
+    test_decoding_end_to_end test_boundaries test_bad_checkpoints test_distillation
+""".split()  # noqa: SIM905
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {name: rank for rank, name in enumerate(SLOW)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 @pytest.fixture

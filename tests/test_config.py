@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.models.config import SpeedupCtcConfig, reduction_options, switched_on
-from fairseq_speedup.profiling.command import read_model_options
 from fairseq_speedup.profiling.macs import MacCounter
+from fairseq_speedup.profiling.profile import read_model_options
 from fairseq_speedup.tasks import SpeedupFinetuningConfig
 
 README = (REPO / "README.md").read_text(encoding="utf-8")

@@ -16,7 +16,8 @@ from helpers.models import batch_of, build_model, finetuned_state, write_pretrai
 from helpers.results import check_results, words_of
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.hugging_face import command, folder
+from fairseq_speedup.hugging_face import convert as work
+from fairseq_speedup.hugging_face import folder
 from fairseq_speedup.hugging_face.labels import read_json
 from fairseq_speedup.pretrained import build_encoder, load_weights, read_file
 
@@ -523,7 +524,7 @@ def test_what_exists_is_kept_without_overwrite(tmp_path, capsys):
 def test_numbers_that_differ_write_nothing(direction, tmp_path, capsys, monkeypatch):
     source, target = write_folder(tmp_path / "source", ctc()), tmp_path / "model.pt"
     if direction == "to fairseq":
-        make, target = command.checkpoint_of, tmp_path / "other.pt"
+        make, target = work.checkpoint_of, tmp_path / "other.pt"
 
         def spoilt(pretrained):
             state = make(pretrained)
@@ -531,10 +532,10 @@ def test_numbers_that_differ_write_nothing(direction, tmp_path, capsys, monkeypa
             state["model"][name] = state["model"][name] + 1e-2
             return state
 
-        monkeypatch.setattr(command, "checkpoint_of", spoilt)
+        monkeypatch.setattr(work, "checkpoint_of", spoilt)
     else:
         convert(source, target)
-        source, target, write = target, tmp_path / "back", command.write_folder
+        source, target, write = target, tmp_path / "back", work.write_folder
 
         def spoilt(path, *args):
             write(path, *args)
@@ -547,7 +548,7 @@ def test_numbers_that_differ_write_nothing(direction, tmp_path, capsys, monkeypa
             weights["lm_head.bias"][5] += float("nan")
             save_file(weights, f"{path}/model.safetensors", metadata={"format": "pt"})
 
-        monkeypatch.setattr(command, "write_folder", spoilt)
+        monkeypatch.setattr(work, "write_folder", spoilt)
     line = refused(source, target, capsys)
     assert re.search(r"differ by \S+ on random audio, more than 1e-04: nothing is written", line)
 
