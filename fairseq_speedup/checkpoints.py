@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import pickle
+from collections.abc import Callable
 
 import omegaconf
 import torch
@@ -35,7 +36,7 @@ ITS_FOLDER = f"which alone are no model: give {EXPECTED}, the whole of it"
 CONFIGS = {"cfg": dict, "args": argparse.Namespace, "Config": dict}
 
 
-_read_folder = None  # given to install
+_read_folder: Callable[[str], dict] | None = None  # given to install
 
 
 class CheckpointError(ValueError):
@@ -80,6 +81,7 @@ def unpickle(path: str) -> dict:
             check_model_folder(path)
         except ModelFolderError as error:
             raise CheckpointError(error) from None
+        assert _read_folder is not None, "the plugin installs it"
         return _read_folder(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(

@@ -38,8 +38,9 @@ from fairseq_speedup.pretrained.finetuned import (
     upgrade,
     where_pretraining_is,
 )
-from fairseq_speedup.profiling.command import Labels, random_model, stage_parameters
+from fairseq_speedup.pretrained.pretraining import FORMS
 from fairseq_speedup.profiling.macs import MacCounter, UncountableError
+from fairseq_speedup.profiling.profile import Labels, random_model, stage_parameters
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.saved_configs import evaluate
 
@@ -69,7 +70,7 @@ def inspect_file(path: str, seconds: float = 10) -> dict:
     Args:
         seconds: of audio, for the MACs
     """
-    report = {"file": path, "error": None, "safe": False}
+    report: dict = {"file": path, "error": None, "safe": False}
     try:
         report |= _files(path)
         with distrusting():
@@ -117,13 +118,12 @@ def _of_folder(path: str, use: str) -> dict:
 
 def era_of(saved: dict) -> str:
     """How and where a checkpoint, as unpickled, has its config."""
-    if "Distiller" in saved:
-        return "s3prl: Config"
+    for form in FORMS:
+        if form.is_of(saved):
+            return form.name
     cfg = saved.get("cfg")
     if cfg is None:
         return "before fairseq 1.0: args, a Namespace" if saved.get("args") is not None else "none"
-    if "model" not in cfg and "encoder_layers" in cfg:
-        return "Microsoft: cfg, one flat dict"
     return "cfg, OmegaConf" if isinstance(cfg, DictConfig) else "cfg, a dict"
 
 
@@ -230,7 +230,7 @@ def _dropped(pretrained: Pretrained, weights: dict) -> list[dict]:
 
 def _counted(weights: dict, prefixes: tuple[str, ...]) -> list[dict]:
     """Modules, each with the prefix of its weights' names, and their counts."""
-    found = {}
+    found: dict = {}
     for name, weight in weights.items():
         module = next(prefix for prefix in prefixes if name.startswith(prefix)).rstrip(".")
         counts = found.setdefault(module, {"tensors": 0, "parameters": 0})

@@ -51,7 +51,7 @@ def types_asked_for(path: str) -> list[str]:
     Raises:
         OSError: no file
     """
-    names = []
+    names: list[str] = []
     try:
         for stream in _streams(path):
             names.extend(_globals(stream))
@@ -85,10 +85,11 @@ def _streams(path: str) -> Iterator:
 
 
 def _globals(file) -> Iterator[str]:
-    memo, last, before = {}, None, None  # memo and the two last strings, which name a STACK_GLOBAL
+    memo: dict = {}
+    last, before = None, None  # the two last strings, which name a STACK_GLOBAL
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("GLOBAL", "INST"):
-            yield _full_name(*argument.split(" ", 1))
+            yield _full_name(*str(argument).split(" ", 1))
         elif opcode.name == "STACK_GLOBAL":
             yield _full_name(str(before), str(last))
         elif opcode.name.startswith("EXT"):

@@ -7,6 +7,7 @@ own, for audit hooks cannot be taken away again.
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -32,10 +33,10 @@ def hook(event: str, arguments: tuple) -> None:
 
 def doors(corpus: Path, pretrained: Path, results: Path) -> dict:
     """Every way in, as a function of the path of a checkpoint."""
-    from conftest import REPO, USER_DIR
     from fairseq import checkpoint_utils
     from fairseq.dataclass.initialize import add_defaults, hydra_init
     from fairseq_cli import generate, train
+    from helpers.commands import REPO, USER_DIR
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -48,7 +49,8 @@ def doors(corpus: Path, pretrained: Path, results: Path) -> dict:
 
     hydra_init("base_100h")
 
-    def fine_tune(*overrides):
+    @functools.cache
+    def config_with(*overrides):
         overrides = [
             f"common.user_dir={USER_DIR}",
             "common.cpu=true",
@@ -66,7 +68,11 @@ def doors(corpus: Path, pretrained: Path, results: Path) -> dict:
         with initialize_config_dir(str(REPO / "config/finetuning"), version_base="1.1"):
             cfg = compose("base_100h", overrides=overrides)
         add_defaults(cfg)
-        cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
+        return OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+
+    def fine_tune(place, path, *overrides):
+        cfg = OmegaConf.create(config_with(*overrides))
+        OmegaConf.update(cfg, place, path)
         train.main(cfg)
 
     def command(*words):
@@ -80,12 +86,12 @@ def doors(corpus: Path, pretrained: Path, results: Path) -> dict:
         "load": lambda path: checkpoint_utils.load_checkpoint_to_cpu(path),
         "ensemble": lambda path: checkpoint_utils.load_model_ensemble_and_task([path]),
         "generate": decode,
-        "w2v_path": lambda path: fine_tune(f"model.w2v_path={path}"),
+        "w2v_path": lambda path: fine_tune("model.w2v_path", path),
         "teacher_path": lambda path: fine_tune(
-            "criterion._name=ctc_distillation", f"+criterion.teacher_path={path}"
+            "criterion.teacher_path", path, "criterion._name=ctc_distillation"
         ),
-        "restore_file": lambda path: fine_tune(f"checkpoint.restore_file={path}"),
-        "finetune_from_model": lambda path: fine_tune(f"+checkpoint.finetune_from_model={path}"),
+        "restore_file": lambda path: fine_tune("checkpoint.restore_file", path),
+        "finetune_from_model": lambda path: fine_tune("checkpoint.finetune_from_model", path),
         "inspect": lambda path: command("inspect", path, "--json"),
         "profile": lambda path: command("profile", "--checkpoint", path, "--time", "0"),
         "calibrate": lambda path: command("calibrate", str(corpus), "--path", path),

@@ -5,7 +5,7 @@ import argparse
 import json
 
 import torch
-from conftest import LETTERS
+from helpers.corpora import LETTERS
 from omegaconf import OmegaConf
 
 from fairseq_speedup.hugging_face import library, to_fairseq, wav2vec2_options

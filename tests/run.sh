@@ -6,6 +6,8 @@ cd "$REPO"
 echo "== ruff"
 ruff check .
 ruff format --check .
+echo "== mypy"
+mypy
 echo "== pytest"
-# a file of tests stays with one worker, which makes what they share once
-OMP_NUM_THREADS=1 exec python -m pytest -n auto --dist loadfile "$@"
+# a file of tests stays with one worker, which makes what they share once; the slow ones come first
+OMP_NUM_THREADS=1 exec python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

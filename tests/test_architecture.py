@@ -3,7 +3,8 @@
 import re
 
 import torch
-from conftest import REPO, batch_of, build_model
+from helpers.commands import REPO
+from helpers.models import batch_of, build_model
 
 from fairseq_speedup.transformer import path
 from fairseq_speedup.transformer.stages import STAGES

@@ -7,8 +7,9 @@ import zipfile
 
 import pytest
 import torch
-from conftest import LETTERS, build_model, write_dictionary
 from fairseq import checkpoint_utils, tasks
+from helpers.corpora import LETTERS, write_dictionary
+from helpers.models import build_model, write_without_dictionary
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -25,25 +26,6 @@ from fairseq_speedup.pretrained.families import FAMILIES
 from fairseq_speedup.tasks import SpeedupFinetuningConfig
 
 LEGACY = {"_use_new_zipfile_serialization": False}
-
-
-def write_finetuned(path, pretrained, kind="wav2vec_ctc", labels=(), **options):
-    """A fine-tuned model's checkpoint, without a dictionary."""
-    model = build_model(pretrained, labels=labels, **options)
-    cfg = OmegaConf.to_container(model.cfg, enum_to_str=True) | {"_name": kind}
-    history = {"criterion_name": "x", "optimizer_name": "x", "lr_scheduler_state": {}}
-    state = {
-        "cfg": {
-            "model": cfg,
-            "task": {"_name": "audio_finetuning", "normalize": True, "data": "", "labels": "ltr"},
-        },
-        "args": None,
-        "model": model.state_dict(),
-        "optimizer_history": [history | {"num_updates": 1}],
-        "extra_state": {"train_iterator": {"epoch": 1}},
-    }
-    torch.save(state, path)
-    return state
 
 
 # -- no checkpoint at all: at every door -----------------------------------------------------------
@@ -271,7 +253,7 @@ def test_a_bad_fine_tuned_checkpoint_is_named_before_it_is_built(
     tmp_path, pretrained, capsys, spoil
 ):
     path = tmp_path / "bad.pt"
-    state = write_finetuned(path, pretrained)
+    state = write_without_dictionary(path, pretrained)
     words = spoil(state)
     torch.save(state, path)
     with pytest.raises(CheckpointError, match=words):
@@ -293,7 +275,7 @@ def decode_with(path, data):
 @pytest.mark.parametrize("kind", ["wav2vec_ctc", "speedup_ctc"])
 def test_a_dictionary_of_another_size_than_the_head_is_named(tmp_path, pretrained, kind):
     path = tmp_path / "old.pt"
-    write_finetuned(path, pretrained, kind, labels=LETTERS)
+    write_without_dictionary(path, pretrained, kind, labels=LETTERS)
     write_dictionary(tmp_path)
     decode_with(path, tmp_path)
     with (tmp_path / "dict.ltr.txt").open("a") as file:
@@ -308,7 +290,7 @@ def test_a_dictionary_of_another_size_than_the_head_is_named(tmp_path, pretraine
 
 def test_a_dictionary_of_other_symbols_than_the_checkpoints_is_named(tmp_path, pretrained):
     path = tmp_path / "tuned.pt"
-    state = write_finetuned(path, pretrained, labels=LETTERS)
+    state = write_without_dictionary(path, pretrained, labels=LETTERS)
     torch.save(state | {"task_state": {"target_dictionary": write_dictionary(tmp_path)}}, path)
     decode_with(path, tmp_path)
     dictionary = tmp_path / "dict.ltr.txt"
@@ -318,7 +300,7 @@ def test_a_dictionary_of_other_symbols_than_the_checkpoints_is_named(tmp_path, p
 
 
 def test_a_reduced_model_is_not_taken_for_a_pretrained_one(tmp_path, pretrained):
-    write_finetuned(
+    write_without_dictionary(
         tmp_path / "reduced.pt", pretrained, "speedup_ctc", keep_layers="1", frame_pool=2
     )
     with pytest.raises(CheckpointError, match=r"reduced model \(.*keep_layers=1.*finetune_from"):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from conftest import LETTERS, build_model
 from fairseq.data.audio.raw_audio_dataset import RawAudioDataset
+from helpers.corpora import LETTERS
+from helpers.models import build_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn

@@ -4,20 +4,9 @@ import logging
 import re
 
 import pytest
-from conftest import (
-    LETTERS,
-    USER_DIR,
-    generate_here,
-    train,
-    write_dictionary,
-    write_finetuned,
-    write_split,
-    write_unbounded,
-)
-from fairseq import options as fairseq_options
-from fairseq_cli.generate import main as fairseq_generate
-from test_data import task_of
-from test_decoding_end_to_end import write_arpa
+from helpers.commands import USER_DIR, generate_here, generate_with, train
+from helpers.corpora import LETTERS, write_arpa, write_dictionary, write_split, write_unbounded
+from helpers.models import task_of, write_finetuned
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.decoding.boundaries import LabelWords, NoWordsError
@@ -184,11 +173,9 @@ def test_what_may_be_meant_otherwise_is_noted(corpus, tmp_path, pretrained, caps
 )
 def test_error_rates_are_the_default(corpus, tmp_path, pretrained, options, printed):
     model = write_finetuned(tmp_path / "model.pt", pretrained, write_dictionary(tmp_path))
-    parser = fairseq_options.get_generation_parser()
-    parser.add_argument("--arch", default="wav2vec2")  # as fairseq-generate itself
     arguments = [corpus, "--user-dir", USER_DIR, "--task", "speedup_finetuning", "--cpu"]
     arguments += ["--path", model, "--gen-subset", "test", "--labels", "ltr", "--num-workers", "0"]
-    arguments += ["--post-process", "letter", "--results-path", tmp_path / "results", *options]
-    fairseq_generate(fairseq_options.parse_args_and_arch(parser, [str(each) for each in arguments]))
+    arguments += ["--post-process", "letter", "--results-path", tmp_path / "results"]
+    generate_with(*arguments, *options)
     *_, last = (tmp_path / "results/generate-test.txt").read_text().splitlines()
     assert printed in last

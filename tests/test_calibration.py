@@ -4,8 +4,9 @@ import operator
 
 import numpy as np
 import pytest
-from conftest import REPO, write_finetuned, write_pretrained
 from fairseq.data import Dictionary
+from helpers.commands import REPO
+from helpers.models import write_finetuned, write_pretrained
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.calibration import Observed
@@ -77,9 +78,9 @@ def test_a_criterion_of_ones_own_is_calibrated(corpus, tmp_path, capsys, monkeyp
 
 
 @pytest.mark.parametrize("criterion", ["none", "layer", "louder"])
-def test_a_criterion_without_anything_to_measure_is_refused(criterion, corpus, capsys):
-    (corpus / "none.pt").touch()
-    command = ["calibrate", str(corpus), "--path", str(corpus / "none.pt")]
+def test_a_criterion_without_anything_to_measure_is_refused(criterion, corpus, tmp_path, capsys):
+    (tmp_path / "none.pt").touch()
+    command = ["calibrate", str(corpus), "--path", str(tmp_path / "none.pt")]
     command += ["--exit-criterion", criterion]
     assert main(command) == 1
     assert f"--exit-criterion {criterion} is unknown; valid values: entropy, similarity" in (

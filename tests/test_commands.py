@@ -9,9 +9,9 @@ import sys
 import warnings
 
 import pytest
-from conftest import REPO, USER_DIR, run_command, train
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import GenerationConfig
+from helpers.commands import REPO, USER_DIR, last_checkpoint, run_command
 
 from fairseq_speedup import commands
 from fairseq_speedup.commands import (
@@ -25,11 +25,11 @@ from fairseq_speedup.commands import (
 )
 from fairseq_speedup.data.dictionary import SPECIALS, ManifestError, read_symbols
 from fairseq_speedup.decoding.options import DEFAULTS, OF_FAIRSEQ
-from fairseq_speedup.decoding.transcript import FORMATS
 from fairseq_speedup.inference import InferenceConfig
 from fairseq_speedup.inference.linear import LINEARS
 from fairseq_speedup.profiling.macs import COUNTS
 from fairseq_speedup.profiling.utterance_lengths import read_lengths
+from fairseq_speedup.transcription.transcript import FORMATS
 from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA
 
 HEAVY = {"torch", "fairseq", "sklearn", "scipy", "transformers", "numpy", "omegaconf", "onnx"}
@@ -260,14 +260,8 @@ def test_transcribe_takes_every_option_of_decoding():
 # -- libraries' warnings -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def finetuned(corpus, pretrained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finetuned")
-    train(folder, corpus, pretrained, "model.exit_layers=upper", "criterion._name=ctc_exits")
-    return folder / "checkpoints/checkpoint_last.pt"
-
-
-def test_no_librarys_warning_reaches_the_user(corpus, finetuned):
+def test_no_librarys_warning_reaches_the_user(corpus, with_exits):
+    finetuned = last_checkpoint(with_exits)
     audio = corpus / "audio/test-0.wav"
     for words, said in [
         (["transcribe", "--cpu", "--path", finetuned, audio], r"transcribed 1 file, .*"),

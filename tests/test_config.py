@@ -1,14 +1,20 @@
 """The shipped configs: complete, consistent, and switched by one line."""
 
+import ast
+
 import pytest
-from conftest import REPO, build_model, write_pretrained
 from fairseq.dataclass.configs import FairseqConfig
+from fairseq.dataclass.initialize import hydra_init
+from helpers.commands import REPO
+from helpers.models import build_model, write_pretrained
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from fairseq_speedup.models.config import SpeedupCtcConfig, reduction_options, switched_on
 from fairseq_speedup.profiling.macs import MacCounter
+from fairseq_speedup.profiling.profile import read_model_options
 from fairseq_speedup.tasks import SpeedupFinetuningConfig
 
 FOLDER = REPO / "config/finetuning"
@@ -25,6 +31,39 @@ OF_THE_SETTING = {
     "optimization": {"max_update", "lr", "update_freq"},
     "model": {"mask_prob", "mask_channel_prob", "layerdrop", "freeze_finetune_updates"},
 }
+# of each setting, by fairseq's own configs (an option that none of them names is None): updates,
+# learning rate, batches of an update, GPUs, samples of a batch, normalised audio; probabilities of
+# masks in time and channels, and of a layer that is left out; updates that train the head alone;
+# intervals of checkpoints in epochs and updates, how many are kept; validation begins, its interval
+SETTINGS = """
+    base_10m   13000  5e-05  4 2  3200000 False 0.65 0.25 0.1  10000 1000 50    1    10000 1000
+    base_1h    13000  5e-05  4 2  3200000 False 0.65 0.25 0.1  10000 50   1000  1    10000 1000
+    base_10h   20000  5e-05  4 2  3200000 False 0.65 0.5  0.05 10000 50   10000 1    10000 50
+    base_100h  80000  3e-05  4 2  3200000 False 0.65 0.5  0.1  0     None None  None None  None
+    base_960h  320000 0.0001 1 8  3200000 False 0.5  0.1  0.1  0     None None  None None  None
+    large_10m  13000  0.0001 5 4  1280000 True  0.65 0.25 0.1  10000 1000 50    1    10000 1000
+    large_1h   13000  0.0003 5 4  1280000 True  0.75 0.25 0.1  10000 50   1000  1    10000 1000
+    large_10h  20000  0.0001 5 4  1280000 True  0.75 0.25 0.1  10000 50   10000 1    10000 50
+    large_100h 80000  3e-05  5 4  1280000 True  0.5  0.5  0.1  10000 None None  None None  None
+    large_960h 320000 3e-05  1 24 1280000 True  0.5  0.25 0.1  10000 None None  None None  None
+"""
+COLUMNS = [
+    ("optimization", "max_update"),
+    ("optimization", "lr"),
+    ("optimization", "update_freq"),
+    ("distributed_training", "distributed_world_size"),
+    ("dataset", "max_tokens"),
+    ("task", "normalize"),
+    ("model", "mask_prob"),
+    ("model", "mask_channel_prob"),
+    ("model", "layerdrop"),
+    ("model", "freeze_finetune_updates"),
+    ("checkpoint", "save_interval"),
+    ("checkpoint", "save_interval_updates"),
+    ("checkpoint", "keep_interval_updates"),
+    ("dataset", "validate_after_updates"),
+    ("dataset", "validate_interval"),
+]
 
 
 def load(name, *overrides):
@@ -35,6 +74,42 @@ def load(name, *overrides):
 def test_every_size_and_data_amount_has_a_config():
     amounts = ("100h", "10h", "10m", "1h", "960h")
     assert sorted(f"{size}_{amount}" for size in ("base", "large") for amount in amounts) == NAMES
+
+
+@pytest.mark.parametrize("row", SETTINGS.strip().splitlines(), ids=lambda row: row.split()[0])
+def test_each_setting_is_fairseqs(row):
+    name, *cells = row.split()
+    cfg = OmegaConf.to_container(load(name))
+    found = [cfg[section].get(option) for section, option in COLUMNS]
+    found = [each[0] if isinstance(each, list) else each for each in found]  # one per epoch
+    assert found == [ast.literal_eval(cell) for cell in cells]
+
+
+def test_an_option_is_in_one_file():
+    every, *others = (OmegaConf.load(FOLDER / f"setting/{name}.yaml") for name in ("every", *NAMES))
+    for cfg in others:
+        for section, options in cfg.items():
+            assert not set(options) & set(every.get(section, {}))
+
+
+def test_fairseqs_own_defaults_are_below_the_settings():
+    """Its command lays its defaults under the file that is named, and under that file alone."""
+    hydra_init("large_10h")
+    try:
+        with_defaults, alone = load("large_10h", "reduction=conv2"), load("base_10h")
+    finally:
+        del ConfigStore.instance().repo["large_10h.yaml"]
+    assert with_defaults.common.seed == FairseqConfig().common.seed  # which no file of ours names
+    assert "seed" not in alone.common
+    assert with_defaults.common.fp16 and with_defaults.optimization.max_update == 20000
+    assert with_defaults.model.downsample == "conv"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_profiling_reads_the_model_of_a_setting(name):
+    assert read_model_options(str(FOLDER / f"{name}.yaml")) == OmegaConf.to_container(
+        load(name).model
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,9 +4,9 @@ import re
 
 import pytest
 import torch
-from conftest import TINY, batch_of, build_model, write_pretrained
 from fairseq.modules import RelPositionalEncoding
 from fairseq.modules.conformer_layer import ConformerWav2Vec2EncoderLayer
+from helpers.models import TINY, batch_of, build_model, write_pretrained
 from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError

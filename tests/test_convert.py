@@ -8,14 +8,16 @@ import sys
 import pytest
 import soundfile
 import torch
-from conftest import LETTERS, batch_of, build_model, generate, run_command, write_pretrained
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
-from omegaconf import OmegaConf
-from test_end_to_end import check_results, words_of
+from helpers.commands import generate, run_command
+from helpers.corpora import LETTERS
+from helpers.models import batch_of, build_model, finetuned_state, write_pretrained
+from helpers.results import check_results, words_of
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.hugging_face import command, folder
+from fairseq_speedup.hugging_face import convert as work
+from fairseq_speedup.hugging_face import folder
 from fairseq_speedup.hugging_face.labels import read_json
 from fairseq_speedup.pretrained import build_encoder, load_weights, read_file
 
@@ -522,7 +524,7 @@ def test_what_exists_is_kept_without_overwrite(tmp_path, capsys):
 def test_numbers_that_differ_write_nothing(direction, tmp_path, capsys, monkeypatch):
     source, target = write_folder(tmp_path / "source", ctc()), tmp_path / "model.pt"
     if direction == "to fairseq":
-        make, target = command.checkpoint_of, tmp_path / "other.pt"
+        make, target = work.checkpoint_of, tmp_path / "other.pt"
 
         def spoilt(pretrained):
             state = make(pretrained)
@@ -530,10 +532,10 @@ def test_numbers_that_differ_write_nothing(direction, tmp_path, capsys, monkeypa
             state["model"][name] = state["model"][name] + 1e-2
             return state
 
-        monkeypatch.setattr(command, "checkpoint_of", spoilt)
+        monkeypatch.setattr(work, "checkpoint_of", spoilt)
     else:
         convert(source, target)
-        source, target, write = target, tmp_path / "back", command.write_folder
+        source, target, write = target, tmp_path / "back", work.write_folder
 
         def spoilt(path, *args):
             write(path, *args)
@@ -546,25 +548,20 @@ def test_numbers_that_differ_write_nothing(direction, tmp_path, capsys, monkeypa
             weights["lm_head.bias"][5] += float("nan")
             save_file(weights, f"{path}/model.safetensors", metadata={"format": "pt"})
 
-        monkeypatch.setattr(command, "write_folder", spoilt)
+        monkeypatch.setattr(work, "write_folder", spoilt)
     line = refused(source, target, capsys)
     assert re.search(r"differ by \S+ on random audio, more than 1e-04: nothing is written", line)
 
 
 def save_ours(path, pretrained, **options):
     model = build_model(pretrained, labels=LETTERS, **options)
-    cfg = OmegaConf.to_container(model.cfg, enum_to_str=True) | {"_name": "speedup_ctc"}
     dictionary = Dictionary()
     for letter in LETTERS:
         dictionary.add_symbol(letter)
-    state = {
-        "cfg": {"model": cfg, "task": {"_name": "speedup_finetuning", "normalize": True}},
-        "model": model.state_dict(),
-        "args": None,
-        "task_state": {"target_dictionary": dictionary},
-        "optimizer_history": [{"num_updates": 1, "optimizer_name": "x", "lr_scheduler_state": {}}],
-        "extra_state": {"train_iterator": {"epoch": 1}},
-    }
+    state = finetuned_state(
+        model, "speedup_ctc", {"_name": "speedup_finetuning", "normalize": True}
+    )
+    state["task_state"] = {"target_dictionary": dictionary}
     torch.save(state, path)
     return model
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import build_model, write_dictionary, write_split
+from helpers.corpora import write_dictionary, write_split
+from helpers.models import build_model, task_of
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -27,7 +28,6 @@ from fairseq_speedup.data.feasibility import (
 )
 from fairseq_speedup.data.manifest import ManifestError
 from fairseq_speedup.lengths import conv_stack_length
-from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.tasks import SpeedupFinetuningConfig, SpeedupFinetuningTask
 
 TRAINING = {"data_selector": None}  # what fairseq's trainer gives for the training split alone
@@ -40,17 +40,6 @@ def data(tmp_path) -> Path:
         write_split(folder, split, 12)
     write_dictionary(folder)
     return folder
-
-
-def task_of(data, model=None, **options) -> SpeedupFinetuningTask:
-    cfg = OmegaConf.structured(
-        SpeedupFinetuningConfig(data=str(data), labels="ltr", normalize=True, **options)
-    )
-    cfg.tpu = False
-    task = SpeedupFinetuningTask.setup_task(cfg)
-    if model is not None:
-        task.lengths = model_lengths(model)
-    return task
 
 
 def edit_lines(path: Path, edit) -> None:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from conftest import Labels, batch_of, build_model, write_pretrained
 from fairseq.dataclass.configs import GenerationConfig
+from helpers.models import Labels, batch_of, build_model, write_pretrained
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,65 +6,25 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import (
-    generate_here,
-    write_dictionary,
-    write_finetuned,
-    write_split,
-)
 from fairseq.data import Dictionary
+from helpers.commands import generate_here
+from helpers.corpora import write_arpa
+from helpers.models import write_finetuned
 
 from fairseq_speedup.__main__ import main
 
-ARPA = """\\data\\
-ngram 1={count}
-ngram 2=1
-
-\\1-grams:
--2\t<unk>
--99\t<s>\t-0.1
--1\t</s>
-{rows}
-
-\\2-grams:
--1\t<s> </s>
-
-\\end\\
-"""
-
-
-def write_arpa(path, tokens):
-    rows = "\n".join(f"-{1 + number % 3}\t{token}" for number, token in enumerate(tokens))
-    path.write_text(ARPA.format(count=len(tokens) + 3, rows=rows))
-    return path
-
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_split(folder, "train", 13)
-    write_split(folder, "test", 7, seed=1)
-    write_dictionary(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, pretrained, data):
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    return write_finetuned(path, pretrained, Dictionary.load(str(data / "dict.ltr.txt")))
-
-
-@pytest.fixture(scope="module")
-def lexicon(data):
-    path = data / "lexicon.txt"
+def lexicon(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("lm") / "lexicon.txt"
     assert main(["lexicon", str(data), "--output", str(path)]) == 0
     return path
 
 
 @pytest.fixture(scope="module")
-def language_model(data, lexicon):
+def language_model(lexicon):
     words = [line.split("\t")[0] for line in lexicon.read_text().splitlines()]
-    return write_arpa(data / "words.arpa", words)
+    return write_arpa(lexicon.with_name("words.arpa"), words)
 
 
 @pytest.fixture(scope="module")

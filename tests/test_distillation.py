@@ -2,24 +2,22 @@
 
 import itertools
 import re
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import (
+from fairseq.data import Dictionary
+from helpers.commands import (
     REPO,
     USER_DIR,
-    Labels,
-    batch_of,
-    build_model,
     fairseq_command,
     generate,
+    last_checkpoint,
     run_command,
     train,
-    write_finetuned,
-    write_pretrained,
 )
-from fairseq.data import Dictionary
+from helpers.models import Labels, batch_of, build_model, task_of, write_finetuned, write_pretrained
 from omegaconf import OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
@@ -260,40 +258,40 @@ def frames_of(probabilities, hidden=None):
 
 
 def test_the_teachers_least_blank_frame_counts():
-    taught = frames_of([[0.9, 0.1], [0.2, 0.8], [1.0, 0.0], [0.9, 0.1]])
+    teacher = frames_of([[0.9, 0.1], [0.2, 0.8], [1.0, 0.0], [0.9, 0.1]])
     same = frames_of([[0.2, 0.8], [0.9, 0.1]])
-    assert posterior_distance(same, taught).item() == pytest.approx(0, abs=1e-6)
+    assert posterior_distance(same, teacher).item() == pytest.approx(0, abs=1e-6)
     other = frames_of([[0.5, 0.5], [0.9, 0.1]])
     expected = 0.2 * torch.tensor(0.2 / 0.5).log() + 0.8 * torch.tensor(0.8 / 0.5).log()
-    assert posterior_distance(other, taught).item() == pytest.approx(expected.item(), abs=1e-5)
+    assert posterior_distance(other, teacher).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_hidden_states_are_compared_with_the_mean_of_their_stretch():
-    taught = frames_of([[1.0]] * 4, torch.tensor([[0.0, 2], [2, 0], [1, 1], [3, 3]])[:, None])
+    teacher = frames_of([[1.0]] * 4, torch.tensor([[0.0, 2], [2, 0], [1, 1], [3, 3]])[:, None])
     same = frames_of([[1.0]] * 2, torch.tensor([[1.0, 1], [2, 2]])[:, None])
-    assert hidden_distance(same, taught).item() == pytest.approx(0, abs=1e-6)
+    assert hidden_distance(same, teacher).item() == pytest.approx(0, abs=1e-6)
     other = frames_of([[1.0]] * 2, torch.tensor([[1.0, 1], [2, 4]])[:, None])
     cosine = 12 / (8**0.5 * 20**0.5)
-    assert hidden_distance(other, taught).item() == pytest.approx(1 + 1 - cosine, abs=1e-5)
+    assert hidden_distance(other, teacher).item() == pytest.approx(1 + 1 - cosine, abs=1e-5)
 
 
 @pytest.mark.parametrize("target", ["posteriors", "hidden"])
-def test_a_reduced_model_learns_from_a_full_one(tmp_path, corpus, pretrained, target):
-    train(tmp_path / "full", corpus, pretrained)
-    full = tmp_path / "full/checkpoints/checkpoint_last.pt"
+def test_a_reduced_model_learns_from_a_full_one(tmp_path, corpus, pretrained, full, target):
+    teacher = tmp_path / "teacher.pt"
+    shutil.copy(last_checkpoint(full), teacher)
     options = [
         "model.downsample=conv",
         "model.downsample_factor=2",
         "model.logit_upsample=2",
         "criterion._name=ctc_distillation",
-        f"+criterion.teacher_path={full}",
+        f"+criterion.teacher_path={teacher}",
         f"+criterion.distillation_target={target}",
     ]
     done = train(tmp_path / "reduced", corpus, pretrained, *options)
     losses = re.findall(r'"train_loss_teacher": "([\d.]+)"', done.stdout + done.stderr)
     assert losses
     assert float(losses[-1]) > 0
-    full.unlink()
+    teacher.unlink()
     results = generate(corpus, tmp_path / "reduced/checkpoints/checkpoint_last.pt")
     assert "decoded 11 utterances" in results.stdout
 
@@ -320,20 +318,20 @@ def test_a_teacher_with_exits_goes_to_its_last_layer(tmp_path, corpus, pretraine
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "criterion.teacher_path is empty"),
-        (["+criterion.teacher_path=lost.pt"], "criterion.teacher_path=lost.pt: no such file"),
-        (
-            ["+criterion.teacher_path={pretrained}"],
-            "tiny.pt holds a wav2vec2 model; it must be fine-tuned",
-        ),
-        (["+criterion.distillation_target=mood"], "distillation_target='mood'; valid values"),
-        (["+criterion.distillation_weight=0"], "distillation_weight=0.0 is out of range"),
+        ({}, "criterion.teacher_path is empty"),
+        ({"teacher_path": "lost.pt"}, "criterion.teacher_path=lost.pt: no such file"),
+        ({"distillation_target": "mood"}, "distillation_target='mood'; valid values"),
+        ({"distillation_weight": 0.0}, "distillation_weight=0.0 is out of range"),
     ],
 )
-def test_a_bad_teacher_is_refused_in_words(tmp_path, corpus, pretrained, options, words):
-    options = [option.format(pretrained=pretrained) for option in options]
-    done = train(
-        tmp_path, corpus, pretrained, "criterion._name=ctc_distillation", *options, check=False
-    )
+def test_a_bad_teacher_is_refused_in_words(corpus, options, words):
+    cfg = CtcDistillationConfig(sentence_avg=True, post_process=None, **options)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        CtcDistillationCriterion(cfg, task_of(corpus))
+
+
+def test_a_teacher_that_is_not_fine_tuned_ends_training_in_words(tmp_path, corpus, pretrained):
+    options = ["criterion._name=ctc_distillation", f"+criterion.teacher_path={pretrained}"]
+    done = train(tmp_path, corpus, pretrained, *options, check=False)
     assert done.returncode
-    assert re.search(words, done.stdout + done.stderr)
+    assert "tiny.pt holds a wav2vec2 model; it must be fine-tuned" in done.stdout + done.stderr

@@ -10,13 +10,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import REPO, USER_DIR
 from fairseq import options as fairseq_options
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import add_defaults, hydra_init
 from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from helpers.commands import REPO, USER_DIR
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import Labels, batch_of, build_model, write_pretrained
+from helpers.models import Labels, batch_of, build_model, write_pretrained
 from omegaconf import OmegaConf
 
 from fairseq_speedup.criterions import CtcExitsConfig, CtcExitsCriterion

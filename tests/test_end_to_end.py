@@ -1,5 +1,6 @@
 """fairseq's own commands, run as a user runs them, on a small corpus."""
 
+import functools
 import json
 import re
 import shutil
@@ -7,10 +8,19 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import editdistance
 import pytest
 import torch
-from conftest import USER_DIR, fairseq_command, generate, run_command, train, write_pretrained
+from helpers.commands import (
+    USER_DIR,
+    fairseq_command,
+    generate,
+    last_checkpoint,
+    log_of,
+    run_command,
+    train,
+)
+from helpers.models import write_pretrained
+from helpers.results import check_results, words_of
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
@@ -26,65 +36,47 @@ WITHOUT_OURS = [
 CONV2 = ["model.downsample=conv", "model.downsample_factor=2", "model.logit_upsample=2"]
 
 
-def last_checkpoint(folder: Path) -> Path:
-    return folder / "checkpoints/checkpoint_last.pt"
-
-
 def train_losses(output: str) -> list[tuple[str, ...]]:
     """(loss, gradient norm) of each update, from fairseq's JSON log."""
     rows = [json.loads(found) for found in re.findall(r"\[train_inner\]\[INFO\] - ({.*})", output)]
     return [(row["loss"], row["gnorm"]) for row in rows]
 
 
-def log_of(folder: Path) -> str:
-    return (folder / "hydra_train.log").read_text()
+@pytest.fixture(scope="module")
+def reduced(made_once, corpus) -> Path:
+    """Its pretrained model is lost."""
+
+    def make(folder):
+        w2v_path = write_pretrained(folder / "lost.pt")
+        train(folder, corpus, w2v_path, *CONV2)
+        w2v_path.unlink()
+
+    return made_once("reduced", make)
 
 
 @pytest.fixture(scope="module")
-def reduced(tmp_path_factory, corpus, pretrained) -> Path:
-    folder = tmp_path_factory.mktemp("reduced")
-    train(folder, corpus, pretrained, *CONV2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stock(tmp_path_factory, corpus, pretrained) -> Path:
-    folder = tmp_path_factory.mktemp("stock")
+def stock(trained) -> Path:
     batches = ["dataset.required_batch_size_multiple=1"]
-    train(folder, corpus, pretrained, *STOCK, *WITHOUT_OURS, *batches)
-    return folder
+    return trained("stock", *STOCK, *WITHOUT_OURS, *batches)
 
 
-def words_of(results: Path, kind: str) -> dict[str, list[str]]:
-    lines = results.read_text().splitlines()
-    rows = [line.split("\t") for line in lines if line.startswith(kind)]
-    return {row[0][len(kind) :]: row[-1].split() for row in rows}
+@pytest.fixture(scope="module")
+def decoded(reduced, corpus, tmp_path_factory):
+    """What fairseq-generate prints with the reduced model at a batch size, and its results."""
 
+    @functools.cache
+    def run(batch_size: int) -> tuple[str, Path]:
+        folder = tmp_path_factory.mktemp("decoded")
+        done = generate(corpus, last_checkpoint(reduced), folder, "--batch-size", batch_size)
+        return done.stdout, folder
 
-def check_results(folder: Path, corpus: Path, split: str = "test") -> dict:
-    """Every utterance once; fairseq's WER is the one of its own lines; returns compute.json."""
-    results = folder / f"generate-{split}.txt"
-    references, hypotheses = words_of(results, "T-"), words_of(results, "H-")
-    num_utterances = len((corpus / f"{split}.tsv").read_text().splitlines()) - 1
-    assert references.keys() == hypotheses.keys() == {str(i) for i in range(num_utterances)}
-    labels = (corpus / f"{split}.ltr").read_text().splitlines()
-    for index, words in references.items():
-        assert words == labels[int(index)].replace(" ", "").replace("|", " ").split()
-    errors = sum(editdistance.eval(words, hypotheses[i]) for i, words in references.items())
-    wer = 100 * errors / sum(map(len, references.values()))
-    printed = re.search(r"WER: ([\d.]+)", results.read_text().splitlines()[-1])
-    assert float(printed[1]) == pytest.approx(wer, abs=0.006)
-    compute = json.loads((folder / "compute.json").read_text())
-    assert compute["num_utterances"] == num_utterances
-    assert compute["gen_subset"] == split
-    assert compute["macs_check"]["closed_form"] == compute["macs_check"]["fvcore"]
-    return compute
+    return run
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_a_reduced_model_is_decoded_whole_at_any_batch_size(reduced, corpus, tmp_path, batch_size):
-    done = generate(corpus, last_checkpoint(reduced), tmp_path, "--batch-size", batch_size)
-    compute = check_results(tmp_path, corpus)
+def test_a_reduced_model_is_decoded_whole_at_any_batch_size(decoded, corpus, batch_size):
+    printed, results = decoded(batch_size)
+    compute = check_results(results, corpus)
     assert switched_on(compute["options"]) == {
         "downsample": "conv",
         "downsample_factor": 2.0,
@@ -92,14 +84,12 @@ def test_a_reduced_model_is_decoded_whole_at_any_batch_size(reduced, corpus, tmp
     }
     assert compute["real_time_factor"] > 0
     assert compute["macs_per_second_by_stage"]["waveform_reduction"] > 0
-    assert "decoded 11 utterances" in done.stdout
-    assert "every utterance was decoded: 11 of 11" in done.stdout
+    assert "decoded 11 utterances" in printed
+    assert "every utterance was decoded: 11 of 11" in printed
 
 
-def test_the_transcripts_do_not_depend_on_the_batch_size(reduced, corpus, tmp_path):
-    for size in (1, 8):
-        generate(corpus, last_checkpoint(reduced), tmp_path / str(size), "--batch-size", size)
-    alone, batched = (words_of(tmp_path / f"{n}/generate-test.txt", "H-") for n in (1, 8))
+def test_the_transcripts_do_not_depend_on_the_batch_size(decoded):
+    alone, batched = (words_of(decoded(n)[1] / "generate-test.txt", "H-") for n in (1, 8))
     assert alone == batched
 
 
@@ -112,21 +102,18 @@ def test_a_stock_checkpoint_is_decoded(stock, corpus, tmp_path):
     assert all(re.fullmatch(r"\d+-\d+", pair) for line in alignments.values() for pair in line)
 
 
-def test_decoding_needs_no_pretrained_file(tmp_path, corpus):
-    w2v_path = write_pretrained(tmp_path / "lost.pt")
-    train(tmp_path / "run", corpus, w2v_path, *CONV2, "optimization.max_update=2")
-    w2v_path.unlink()
-    generate(corpus, last_checkpoint(tmp_path / "run"), tmp_path / "results")
-    compute = check_results(tmp_path / "results", corpus)
+def test_decoding_needs_no_pretrained_file(reduced, tmp_path, corpus):
+    state = torch.load(last_checkpoint(reduced), weights_only=False)
+    assert not Path(state["cfg"]["model"]["w2v_path"]).exists()
+    generate(corpus, last_checkpoint(reduced), tmp_path)
+    compute = check_results(tmp_path, corpus)
     assert compute["max_tokens"] == 1_600_000  # what was used, as no batch size was given
 
 
-def test_early_exits_are_trained_decoded_and_calibrated(corpus, pretrained, tmp_path, capsys):
-    exits = ["model.exit_layers=upper", "criterion._name=ctc_exits"]
-    train(tmp_path, corpus, pretrained, *exits)
-    (row,) = re.findall(r"\[train\]\[INFO\] - ({.*})", log_of(tmp_path))
+def test_early_exits_are_trained_decoded_and_calibrated(with_exits, corpus, tmp_path, capsys):
+    (row,) = re.findall(r"\[train\]\[INFO\] - ({.*})", log_of(with_exits))
     assert float(json.loads(row)["train_loss_exit_0"]) > 0
-    checkpoint = last_checkpoint(tmp_path)
+    checkpoint = last_checkpoint(with_exits)
     layers = {}
     for name, threshold in (("never", -1), ("always", 99)):
         overrides = f"{{'exit_criterion': 'entropy', 'exit_threshold': {threshold}}}"
@@ -171,20 +158,19 @@ def test_a_list_of_layers_is_kept_and_further_reduced_at_decoding(corpus, tmp_pa
     assert check_results(tmp_path / "r", corpus)["options"]["keep_layers"] == "0,5"
 
 
-def test_reports_of_several_subsets_are_kept(reduced, corpus, tmp_path):
-    generate(corpus, last_checkpoint(reduced), tmp_path)
+def test_reports_of_several_subsets_are_kept(reduced, decoded, corpus, tmp_path):
+    shutil.copytree(decoded(8)[1], tmp_path, dirs_exist_ok=True)
     generate(corpus, last_checkpoint(reduced), tmp_path, "--gen-subset", "valid")
     check_results(tmp_path, corpus, "valid")
     kept = json.loads((tmp_path / "compute-test.json").read_text())
     assert kept["gen_subset"] == "test"
 
 
-def test_with_every_reduction_off_training_equals_stock(stock, corpus, pretrained, tmp_path):
-    train(tmp_path, corpus, pretrained)
+def test_with_every_reduction_off_training_equals_stock(stock, full):
     expected = train_losses(log_of(stock))
     assert len(expected) == 4
-    assert train_losses(log_of(tmp_path)) == expected
-    ours = torch.load(last_checkpoint(tmp_path))["model"]
+    assert train_losses(log_of(full)) == expected
+    ours = torch.load(last_checkpoint(full))["model"]
     theirs = torch.load(last_checkpoint(stock))["model"]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -332,8 +318,10 @@ def test_a_pretrained_checkpoint_is_refused_for_decoding(pretrained, corpus, cap
     assert "holds a wav2vec2 model" in capsys.readouterr().err
 
 
-def test_a_refused_decoding_leaves_no_report_beside_empty_results(reduced, corpus, tmp_path):
-    generate(corpus, last_checkpoint(reduced), tmp_path)
+def test_a_refused_decoding_leaves_no_report_beside_empty_results(
+    reduced, decoded, corpus, tmp_path
+):
+    shutil.copytree(decoded(8)[1], tmp_path, dirs_exist_ok=True)
     again = generate(corpus, last_checkpoint(reduced), tmp_path, "--nbest", 2, check=False)
     assert again.returncode
     assert not (tmp_path / "compute.json").exists()

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import REPO, batch_of, build_model, fairseq_command, run_command, train
+from helpers.commands import REPO, fairseq_command, run_command, train
+from helpers.models import batch_of, build_model
 from torch import nn
 
 from fairseq_speedup.frames import FRAME_POOLS, MeanPool
@@ -57,7 +58,7 @@ def test_its_macs_are_those_that_fvcore_counts(attentive, pretrained):
 @torch.no_grad()
 def test_the_exported_file_gives_the_models_numbers(attentive, pretrained, tmp_path):
     pytest.importorskip("onnxruntime")
-    from test_export import BATCHES, export, given, largest_difference
+    from helpers.exported import BATCHES, export, given, largest_difference
 
     model = build_model(pretrained, **OPTIONS)
     for parameter in model.w2v_encoder.frame_reduction.parameters():
@@ -70,12 +71,14 @@ def test_the_exported_file_gives_the_models_numbers(attentive, pretrained, tmp_p
 
 def test_a_pool_that_keeps_its_lengths_is_refused_in_words(pretrained, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    from test_export import ExportError, export
+    from helpers.exported import export
 
     def forward(self, frames, lengths):
         return frames.unflatten(1, (-1, self.factor)).mean(dim=2)
 
     monkeypatch.setattr(MeanPool, "forward", forward)
+    from fairseq_speedup.export.onnx_file import ExportError
+
     with pytest.raises(ExportError, match=r"graph does not run on .* keeps the lengths"):
         export(build_model(pretrained, frame_pool=2), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

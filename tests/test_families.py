@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import batch_of, build_model
+from helpers.models import batch_of, build_model
 
 transformers = pytest.importorskip("transformers")
 from public_checkpoints import FORMS, reference, write_form  # noqa: E402

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from conftest import LETTERS, batch_of, build_model, generate, write_dictionary
 from fairseq import checkpoint_utils
-from test_end_to_end import check_results
+from helpers.commands import generate
+from helpers.corpora import LETTERS, write_dictionary
+from helpers.models import batch_of, build_model
+from helpers.results import check_results
 
 transformers = pytest.importorskip("transformers")
 from public_checkpoints import FINETUNED, FORMS, reference, write_finetuned  # noqa: E402

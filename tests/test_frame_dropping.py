@@ -4,7 +4,8 @@ import importlib.util
 
 import pytest
 import torch
-from conftest import REPO, batch_of, build_model, write_pretrained
+from helpers.commands import REPO
+from helpers.models import batch_of, build_model, write_pretrained
 
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.profiling.fvcore_count import check_macs

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import Labels, batch_of, build_model, write_pretrained
+from helpers.models import Labels, batch_of, build_model, write_pretrained
 from hypothesis import given
 from hypothesis import strategies as st
 

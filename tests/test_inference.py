@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import batch_of, build_model, write_pretrained
-from test_combinations import REDUCTIONS, name_of
+from helpers.models import batch_of, build_model, write_pretrained
+from helpers.reductions import REDUCTIONS, name_of
 
 pytest.importorskip("transformers")
 from public_checkpoints import FORMS, reference, write_form

@@ -7,8 +7,8 @@ import re
 
 import pytest
 import torch
-from conftest import LETTERS, build_model, write_pretrained
-from test_bad_checkpoints import write_finetuned
+from helpers.corpora import LETTERS
+from helpers.models import build_model, write_pretrained, write_without_dictionary
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
@@ -33,7 +33,7 @@ REDUCTIONS = {
 @pytest.mark.parametrize("options", REDUCTIONS.values(), ids=REDUCTIONS)
 def test_a_reduced_model_is_told_with_its_reductions(tmp_path, pretrained, options):
     path = tmp_path / "reduced.pt"
-    write_finetuned(path, pretrained, "speedup_ctc", labels=LETTERS, **options)
+    write_without_dictionary(path, pretrained, "speedup_ctc", labels=LETTERS, **options)
     report = inspect_file(str(path))
     assert report["error"] is None
     assert report["reductions"] == options
@@ -48,7 +48,7 @@ def test_a_reduced_model_is_told_with_its_reductions(tmp_path, pretrained, optio
 
 
 def test_a_whole_model_of_ours_is_a_starting_point_too(tmp_path, pretrained):
-    write_finetuned(tmp_path / "whole.pt", pretrained, "speedup_ctc")
+    write_without_dictionary(tmp_path / "whole.pt", pretrained, "speedup_ctc")
     report = inspect_file(str(tmp_path / "whole.pt"))
     assert report["reductions"] == {}
     assert report["use"].endswith("model.w2v_path")
@@ -56,7 +56,7 @@ def test_a_whole_model_of_ours_is_a_starting_point_too(tmp_path, pretrained):
 
 def test_a_model_without_a_head_is_named(tmp_path, pretrained, capsys):
     path = tmp_path / "bad.pt"
-    state = write_finetuned(path, pretrained, "speedup_ctc")
+    state = write_without_dictionary(path, pretrained, "speedup_ctc")
     state["model"] = {k: v for k, v in state["model"].items() if ".proj." not in k}
     torch.save(state, path)
     assert main(["inspect", str(path)]) == 1

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 
 import pytest
-from conftest import REPO
+from helpers.commands import REPO
 
 from fairseq_speedup.decoding.language_model import (
     LanguageModelError,

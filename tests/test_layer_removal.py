@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import batch_of, build_model, write_pretrained
+from helpers.models import batch_of, build_model, write_pretrained
 from torch import nn
 
 from fairseq_speedup.profiling.fvcore_count import fvcore_macs

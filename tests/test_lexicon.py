@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import write_dictionary
+from helpers.corpora import write_dictionary
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.data.manifest import ManifestError

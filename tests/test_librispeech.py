@@ -5,7 +5,9 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from conftest import LETTERS, REPO, SAMPLE_RATE, run_command, tones, write_pretrained
+from helpers.commands import REPO, run_command
+from helpers.corpora import LETTERS, SAMPLE_RATE, tones, write_arpa
+from helpers.models import write_pretrained
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.report.runs import read_runs
@@ -17,21 +19,6 @@ CHAPTERS = {
     "test-clean": [(1089, 134686)],
     "test-other": [(1688, 142285)],
 }
-ARPA = """\\data\\
-ngram 1={count}
-ngram 2=1
-
-\\1-grams:
--2\t<unk>
--99\t<s>\t-0.1
--1\t</s>
-{rows}
-
-\\2-grams:
--1\t<s> </s>
-
-\\end\\
-"""
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +71,7 @@ def test_manifests_and_letters(root, data):
 def test_a_row_from_corpus_to_report(root, data, tmp_path):
     pytest.importorskip("flashlight.lib.text.decoder")
     words = sorted(set((data / "train.wrd").read_text().split()))
-    rows = "\n".join(f"-2\t{word}" for word in words)
-    (tmp_path / "4-gram.arpa").write_text(ARPA.format(count=len(words) + 3, rows=rows))
+    write_arpa(tmp_path / "4-gram.arpa", words)
     lexicon = ["--words", str(tmp_path / "4-gram.arpa"), "--output", str(data / "lexicon.txt")]
     assert main(["lexicon", str(data), *lexicon, "--overwrite"]) == 0
     w2v_path = write_pretrained(tmp_path / "tiny.pt", normalize=True)

@@ -7,16 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import (
-    BLANK,
-    SAMPLE_RATE,
-    build_model,
-    generate_here,
-    write_dictionary,
-    write_finetuned,
-    write_split,
-)
 from fairseq.data import Dictionary
+from helpers.commands import generate_here
+from helpers.corpora import SAMPLE_RATE, write_dictionary, write_split
+from helpers.models import BLANK, build_model, write_finetuned
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,20 +152,6 @@ def test_a_long_utterance_is_searched_in_parts():
     assert len(parts[0]) == 2
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_split(folder, "test", 5, seed=1)
-    write_dictionary(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, pretrained, data):
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    return write_finetuned(path, pretrained, Dictionary.load(str(data / "dict.ltr.txt")))
-
-
 def with_long_recording(data, seconds: float) -> None:
     rng = np.random.default_rng(0)
     count = int(seconds * SAMPLE_RATE)
@@ -186,7 +166,7 @@ def with_long_recording(data, seconds: float) -> None:
 @pytest.mark.parametrize("decoder", [[], ["--ctc-decoder", "beam"]], ids=["greedy", "beam"])
 def test_fairseq_generate_takes_a_long_recording(data, model, tmp_path, decoder):
     folder = tmp_path / "data"
-    write_split(folder, "test", 5, seed=1)
+    write_split(folder, "test", 7, seed=1)
     write_dictionary(folder)
     with_long_recording(folder, 11)
     options = ["--max-tokens", 80000, "--ctm", *decoder]

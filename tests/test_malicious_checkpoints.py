@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_model, run_command
 from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary
+from helpers.commands import run_command
+from helpers.models import build_model, finetuned_state
 from numpy.testing._private.utils import runstring
 from omegaconf import OmegaConf
 from torch.fx.graph_module import _forward_from_src
@@ -101,27 +102,6 @@ FORMATS = {
 }
 
 
-def finetuned(kind: str, w2v_path: Path) -> dict:
-    """The checkpoint of a fine-tuned model."""
-    model = build_model(w2v_path)
-    cfg = OmegaConf.to_container(model.cfg, enum_to_str=True) | {"_name": kind}
-    task = {"_name": "audio_finetuning", "normalize": True, "data": "/lost", "labels": "ltr"}
-    return {
-        "cfg": {"model": cfg, "task": task},
-        "args": None,
-        "model": model.state_dict(),
-        "optimizer_history": [
-            {
-                "criterion_name": "x",
-                "optimizer_name": "x",
-                "lr_scheduler_state": {},
-                "num_updates": 1,
-            }
-        ],
-        "extra_state": {"train_iterator": {"epoch": 1}},
-    }
-
-
 CNN = "[(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8, 2, 2)] * 2"
 
 
@@ -132,7 +112,7 @@ def configs_with_code(w2v_path: Path, name: str, canary: Path) -> dict:
     run = f"${{run:\"touch '{canary}'\"}}"
     model = state["cfg"]["model"]
     if name in ("wav2vec_ctc", "speedup_ctc"):
-        state = finetuned(name, w2v_path)
+        state = finetuned_state(build_model(w2v_path), name)
         state["cfg"]["model"]["w2v_args"]["model"]["conv_feature_layers"] = python
     elif name == "pretrained":
         model["conv_feature_layers"] = python
@@ -142,7 +122,7 @@ def configs_with_code(w2v_path: Path, name: str, canary: Path) -> dict:
         args = {**model, "conv_feature_layers": python}
         state |= {"cfg": None, "args": argparse.Namespace(arch="wav2vec2", **args)}
     elif name == "Namespace inside":
-        state = finetuned("wav2vec_ctc", w2v_path)
+        state = finetuned_state(build_model(w2v_path), "wav2vec_ctc")
         args = {**model, "conv_feature_layers": python}
         state["cfg"]["model"]["w2v_args"] = argparse.Namespace(arch="wav2vec2", **args)
     elif name == "Microsoft":
@@ -157,7 +137,7 @@ def configs_with_code(w2v_path: Path, name: str, canary: Path) -> dict:
             "w2v_args": {"model": {**model, "conv_feature_layers": python}, "task": {}},
         }
     elif name == "data set":
-        state = finetuned("wav2vec_ctc", w2v_path)
+        state = finetuned_state(build_model(w2v_path), "wav2vec_ctc")
         state["cfg"]["task"]["precompute_mask_config"] = {"feature_encoder_spec": python}
     elif name == "criterion":
         state["cfg"]["criterion"] = {"_name": "ctc", "wer_args": python}
@@ -498,7 +478,7 @@ def test_no_file_chooses_which_of_fairseqs_models_and_tasks_are_built(
     tmp_path, pretrained, corpus, capsys
 ):
     path = tmp_path / "other.pt"
-    state = finetuned("wav2vec_ctc", pretrained)
+    state = finetuned_state(build_model(pretrained), "wav2vec_ctc")
     state["cfg"]["task"] = {"_name": "translation", "left_pad_source": "True", "data": "/lost"}
     torch.save(state, path)
     with pytest.raises(CheckpointError, match="task 'translation'; valid values: speedup_fine"):
@@ -520,7 +500,7 @@ def test_a_checkpoint_that_names_itself_as_its_pretrained_file_is_not_followed(
     tmp_path, pretrained, caplog
 ):
     path = tmp_path / "itself.pt"
-    state = finetuned("wav2vec_ctc", pretrained)
+    state = finetuned_state(build_model(pretrained), "wav2vec_ctc")
     state["cfg"]["model"] |= {"w2v_args": None, "w2v_path": str(path)}
     torch.save(state, path)
     build_model(path)

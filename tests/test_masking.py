@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SAMPLE_RATE, batch_of, build_model, train, write_dictionary, write_split
 from fairseq.models.wav2vec import wav2vec2
+from helpers.commands import last_checkpoint, train
+from helpers.corpora import SAMPLE_RATE, write_dictionary, write_split
+from helpers.models import batch_of, build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_end_to_end import last_checkpoint
 
 from fairseq_speedup.frames import masking
 from fairseq_speedup.lengths import padding_mask_of

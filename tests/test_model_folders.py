@@ -5,22 +5,19 @@ import re
 
 import pytest
 import torch
-from conftest import (
-    LETTERS,
-    Labels,
-    batch_of,
-    build_model,
-    generate_here,
-    write_dictionary,
-    write_split,
-)
 from fairseq import checkpoint_utils
+from helpers.commands import generate_here
+from helpers.corpora import LETTERS, write_dictionary, write_split
+from helpers.models import Labels, batch_of, build_model
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
 from fairseq_speedup.criterions.ctc_distillation import _load_teacher
+from fairseq_speedup.hugging_face.config import MODEL_TYPES
 from fairseq_speedup.inspection import inspect_file
+from fairseq_speedup.pretrained import read_file
+from fairseq_speedup.pretrained.families import FAMILIES, Family
 
 transformers = pytest.importorskip("transformers")
 from public_checkpoints import (  # noqa: E402
@@ -266,3 +263,33 @@ def test_a_pretrained_folder_is_no_model_to_decode_with(tmp_path, capsys):
     assert f"--path {folder} holds a wav2vec2 model; it must be fine-tuned" in (
         capsys.readouterr().err
     )
+
+
+# -- another family ------------------------------------------------------------------------------
+
+
+def test_a_family_of_a_known_architecture_is_an_entry_of_each_table(tmp_path, monkeypatch):
+    """UniSpeech is wav2vec 2.0 that is trained otherwise."""
+    model = random_model("UniSpeech", "Model", LARGE)
+    folder = write_folder(tmp_path / "folder", model)
+    with pytest.raises(CheckpointError, match="model_type='unispeech' is not read here"):
+        open_checkpoint(str(folder))
+
+    monkeypatch.setitem(FAMILIES, "unispeech", Family(dropped=("final_proj.", "ctc_proj.")))
+    monkeypatch.setitem(MODEL_TYPES, "unispeech", ("UniSpeech", "unispeech"))
+    path = converted(folder, tmp_path / "unispeech.pt")  # which compares the numbers
+    assert inspect_file(str(path))["family"] == "unispeech"
+    back = tmp_path / "back"
+    assert main(["convert", str(path), str(back)]) == 0
+    assert json.loads((back / "config.json").read_text())["model_type"] == "unispeech"
+    source = batch_of([9000])["source"]
+    again = transformers.UniSpeechModel.from_pretrained(back).eval()
+    with torch.no_grad():
+        found, expected = (each(source).last_hidden_state for each in (again, model))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+    state = torch.load(path)  # as its pretraining would have left it
+    assert state["cfg"]["model"]["_name"] == "unispeech"
+    state["model"]["ctc_proj.weight"] = torch.zeros(3, 3)
+    torch.save(state, path)
+    assert read_file(str(path)).dropped == ["ctc_proj.weight"]

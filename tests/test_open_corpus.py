@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPO
+from helpers.commands import REPO
 
 FOLDERS = [str(REPO / "examples" / name) for name in ("open_corpus", "quickstart")]
 MODULES = ("make_corpus", "books", "engines", "augmentation", "recorded_prompts")

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, run_command, write_finetuned, write_pretrained
 from fairseq.data import Dictionary
+from helpers.commands import REPO, run_command
+from helpers.models import write_finetuned, write_pretrained
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.inference import form_of

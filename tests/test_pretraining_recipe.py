@@ -7,14 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import (
-    REPO,
-    batch_of,
-    build_model,
-    fairseq_command,
-    run_command,
-    write_pretrained,
-)
+from helpers.commands import REPO, fairseq_command, run_command
+from helpers.models import batch_of, build_model, write_pretrained
 
 from fairseq_speedup.pretrained import read_file
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, build_model, write_pretrained
+from helpers.commands import REPO
+from helpers.models import build_model, write_pretrained
 from torch import nn
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.profiling.command import batch_lengths, read_lengths
 from fairseq_speedup.profiling.fvcore_count import fvcore_macs
 from fairseq_speedup.profiling.macs import MacCounter, UncountableError
+from fairseq_speedup.profiling.profile import batch_lengths, read_lengths
 
 OPTIONS = [
     {},

@@ -4,8 +4,8 @@ import contextlib
 import io
 
 import pytest
-from conftest import LETTERS, write_dictionary, write_finetuned, write_split
-from test_decoding_end_to_end import write_arpa
+from helpers.corpora import LETTERS, write_arpa, write_dictionary, write_split
+from helpers.models import write_finetuned
 from test_report import write_results
 
 from fairseq_speedup import progress

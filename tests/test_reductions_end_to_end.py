@@ -3,8 +3,9 @@
 import re
 
 import pytest
-from conftest import generate, train, write_pretrained
-from test_end_to_end import check_results, last_checkpoint, log_of
+from helpers.commands import generate, last_checkpoint, log_of, train
+from helpers.models import write_pretrained
+from helpers.results import check_results
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import USER_DIR, fairseq_command, generate, run_command, train
+from helpers.commands import USER_DIR, fairseq_command, generate, run_command, train
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.refusals import is_refusal

@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-from conftest import build_model, train, write_finetuned
 from fairseq.data import Dictionary
+from helpers.commands import train
+from helpers.models import build_model, task_of, write_finetuned
 from hydra.core.hydra_config import HydraConfig
-from test_data import task_of
 
 from fairseq_speedup.criterions.ctc_distillation import _load_teacher
 from fairseq_speedup.data.manifest import infer_labels

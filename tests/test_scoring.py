@@ -6,15 +6,10 @@ import shutil
 
 import pytest
 import torch
-from conftest import (
-    LETTERS,
-    generate_here,
-    write_dictionary,
-    write_finetuned,
-    write_split,
-    write_unbounded,
-)
 from fairseq.data import Dictionary
+from helpers.commands import generate_here
+from helpers.corpora import LETTERS, write_dictionary, write_split, write_unbounded
+from helpers.models import write_finetuned
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.decoding.scoring import Scoring

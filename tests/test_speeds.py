@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import batch_of, build_model, write_pretrained
+from helpers.models import batch_of, build_model, write_pretrained
 
 from fairseq_speedup.models.speeds import Speed
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import batch_of, build_model, write_pretrained
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
+from helpers.models import batch_of, build_model, write_pretrained
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import batch_of, build_model, write_pretrained
+from helpers.models import batch_of, build_model, write_pretrained
 
 from fairseq_speedup.checkpoints import CheckpointError
 

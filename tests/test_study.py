@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import REPO, run_command, write_dictionary, write_pretrained, write_split
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+from helpers.commands import REPO, run_command
+from helpers.corpora import write_dictionary, write_split
+from helpers.models import write_pretrained
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPO
+from helpers.commands import REPO
 
 TEXT = (REPO / "examples/study/RESULTS.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"```bash\n(python -m fairseq_speedup report .*?)```", TEXT, re.DOTALL)

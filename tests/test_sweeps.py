@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from conftest import REPO, USER_DIR, fairseq_command, run_command
 from fairseq import checkpoint_utils
 from fairseq_cli.train import should_stop_early
+from helpers.commands import REPO, USER_DIR, fairseq_command, run_command
 
 from fairseq_speedup.sweeps import forget_earlier_training
 

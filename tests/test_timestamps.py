@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from conftest import build_model
+from helpers.models import build_model
 
 from fairseq_speedup.decoding.results import CtmFile, recording_names
 from fairseq_speedup.decoding.timestamps import word_times

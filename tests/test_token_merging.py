@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from conftest import batch_of, build_model, write_pretrained
+from helpers.models import batch_of, build_model, write_pretrained
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from conftest import batch_of, build_model, generate_here, train, write_pretrained
-from test_end_to_end import check_results, last_checkpoint
+from helpers.commands import generate_here, last_checkpoint, train
+from helpers.models import batch_of, build_model, write_pretrained
+from helpers.results import check_results
 
 COUNTS = [9000, 16000, 7001]
 REDUCED = [

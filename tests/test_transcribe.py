@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import (
-    LETTERS,
-    SAMPLE_RATE,
-    generate_here,
-    write_dictionary,
-    write_finetuned,
-    write_split,
-)
 from fairseq.data import Dictionary
+from helpers.commands import generate_here
+from helpers.corpora import LETTERS, SAMPLE_RATE, write_dictionary, write_split
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.data.recording import RecordingError, read_recording
@@ -26,12 +20,6 @@ def data(tmp_path_factory):
     write_split(folder, "test", 4, seed=1)
     write_dictionary(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, pretrained, data):
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    return write_finetuned(path, pretrained, Dictionary.load(str(data / "dict.ltr.txt")))
 
 
 @pytest.fixture(scope="module")

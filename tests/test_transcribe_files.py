@@ -10,22 +10,21 @@ import sys
 
 import pytest
 import soundfile
-from conftest import SAMPLE_RATE, write_dictionary, write_finetuned, write_split
-from fairseq.data import Dictionary
+from helpers.corpora import SAMPLE_RATE, write_split
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.data.find_recordings import Found, find_recordings
 from fairseq_speedup.data.recording import RecordingError, read_recording
-from fairseq_speedup.decoding.subtitles import (
+from fairseq_speedup.decoding.timestamps import TimedWord
+from fairseq_speedup.transcription.subtitles import (
     LINE_CHARACTERS,
     LONGEST,
     as_srt,
     as_vtt,
     cues_of,
 )
-from fairseq_speedup.decoding.timestamps import TimedWord
 
 FORMATS = "text,json,srt,vtt,ctm"
 ENDINGS = [".txt", ".json", ".srt", ".vtt", ".ctm"]
@@ -191,14 +190,6 @@ def test_limits_of_subtitles_hold_and_no_word_is_lost(spec):
 
 
 # -- the command -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, pretrained):
-    folder = tmp_path_factory.mktemp("model")
-    write_dictionary(folder)
-    dictionary = Dictionary.load(str(folder / "dict.ltr.txt"))
-    return write_finetuned(folder / "model.pt", pretrained, dictionary)
 
 
 @pytest.fixture

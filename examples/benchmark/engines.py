@@ -15,7 +15,7 @@ import torch
 
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.lengths import lengths_of
-from fairseq_speedup.profiling.command import load_model
+from fairseq_speedup.profiling.profile import load_model
 
 NUM_LABELS = 32
 FACTORS = (1, 2, 3)

@@ -281,8 +281,8 @@ def by_synthesiser(records: dict[str, list[dict]]) -> dict[str, list[dict]]:
     for split, utterances in records.items():
         name, noisy, _ = split.partition("_noisy")
         for each in utterances:
-            heard = each["engine"] in known
-            splits.setdefault(split if heard else f"{name}_other{noisy}", []).append(each)
+            is_known = each["engine"] in known
+            splits.setdefault(split if is_known else f"{name}_other{noisy}", []).append(each)
     return splits
 
 

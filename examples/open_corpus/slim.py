@@ -9,8 +9,8 @@ import sys
 
 import torch
 
+from fairseq_speedup.hugging_face.write import checkpoint_of
 from fairseq_speedup.pretrained import read_file
-from fairseq_speedup.pretrained.write import checkpoint_of
 
 
 def main() -> None:

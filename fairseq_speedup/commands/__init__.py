@@ -18,12 +18,11 @@ import importlib
 import os
 import sys
 
-from fairseq_speedup import progress
-from fairseq_speedup.commands import library_warnings
+from fairseq_speedup import library_warnings, progress
 from fairseq_speedup.commands.arguments import HelpFormatter
 
 # what there is to do: commands by name, and what fairseq's own do with this plugin
-TASKS = {
+TASKS: dict[str, dict[str, str | None]] = {
     "Make my model faster": {
         "optimize": None,
         "fairseq-generate": "(fairseq's) The same weights, faster: --inference fp32, int8.",

@@ -38,6 +38,6 @@ def check(args) -> None:
 
 
 def run(args) -> None:
-    from fairseq_speedup.hugging_face import command
+    from fairseq_speedup.hugging_face import convert
 
-    command.run(args)
+    convert.run(args)

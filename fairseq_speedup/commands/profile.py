@@ -90,6 +90,6 @@ def check(args) -> None:
 
 
 def run(args) -> None:
-    from fairseq_speedup.profiling import command
+    from fairseq_speedup.profiling import profile
 
-    command.run(args)
+    profile.run(args)

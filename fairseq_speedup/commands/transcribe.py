@@ -99,6 +99,6 @@ def _check_output(args) -> None:
 
 
 def run(args) -> None:
-    from fairseq_speedup.decoding import transcribe
+    from fairseq_speedup.transcription import transcribe
 
     transcribe.run(args)

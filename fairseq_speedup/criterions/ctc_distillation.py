@@ -63,7 +63,7 @@ class CtcDistillationCriterion(CtcExitsCriterion):
             output = model(**sample["net_input"])
         ours = _Frames(output, hidden[0], self.blank_idx)
         loss, sample_size, log = self.losses(model, output, sample)
-        distance = self.distance(ours, self._taught(sample["net_input"], ours.logits))
+        distance = self.distance(ours, self._teacher_frames(sample["net_input"], ours.logits))
         loss = loss + self.distillation_weight * distance
         log["loss"] = utils.item(loss.data)
         log["loss_teacher"] = utils.item(distance.data)
@@ -71,7 +71,7 @@ class CtcDistillationCriterion(CtcExitsCriterion):
         return loss, sample_size, log
 
     @torch.no_grad()
-    def _taught(self, net_input: dict, like: torch.Tensor) -> "_Frames":
+    def _teacher_frames(self, net_input: dict, like: torch.Tensor) -> "_Frames":
         (teacher,) = self.teacher
         teacher.to(device=like.device, dtype=net_input["source"].dtype)
         with _head_input(teacher) as hidden:
@@ -102,13 +102,13 @@ class _Frames:
 
 
 @TARGETS.register("posteriors")
-def posterior_distance(ours: _Frames, taught: _Frames) -> torch.Tensor:
+def posterior_distance(ours: _Frames, teacher: _Frames) -> torch.Tensor:
     """Kullback-Leibler divergence from the teacher's posteriors, summed over valid frames. Of the
     teacher's frames in a stretch the one with the least blank counts: CTC's labels are peaks one
     frame wide, which a mean would drown in blank."""
-    log_probs = F.log_softmax(taught.logits, dim=-1)
-    windows, valid = matching_frames(ours.lengths, taught.lengths, ours.logits.size(0))
-    blank = _gather(log_probs[:, :, taught.blank, None], windows)[..., 0]  # (T, B, W)
+    log_probs = F.log_softmax(teacher.logits, dim=-1)
+    windows, valid = matching_frames(ours.lengths, teacher.lengths, ours.logits.size(0))
+    blank = _gather(log_probs[:, :, teacher.blank, None], windows)[..., 0]  # (T, B, W)
     least = blank.masked_fill(~valid, torch.inf).argmin(dim=2, keepdim=True)
     frames = windows.gather(2, least)
     target = _gather(log_probs, frames)[:, :, 0]  # (T, B, V)
@@ -119,18 +119,18 @@ def posterior_distance(ours: _Frames, taught: _Frames) -> torch.Tensor:
 
 
 @TARGETS.register("hidden")
-def hidden_distance(ours: _Frames, taught: _Frames) -> torch.Tensor:
+def hidden_distance(ours: _Frames, teacher: _Frames) -> torch.Tensor:
     """L1 distance plus one minus cosine similarity of hidden states, the teacher's averaged over a
     stretch, summed over valid frames."""
-    if ours.hidden.size(2) != taught.hidden.size(2):
+    if ours.hidden.size(2) != teacher.hidden.size(2):
         raise ValueError(
             f"criterion.distillation_target=hidden needs hidden states of one width; the model has "
-            f"{ours.hidden.size(2)} and the teacher {taught.hidden.size(2)}: use posteriors"
+            f"{ours.hidden.size(2)} and the teacher {teacher.hidden.size(2)}: use posteriors"
         )
     lengths = ours.hidden_lengths
-    windows, valid = matching_frames(lengths, taught.hidden_lengths, ours.hidden.size(0))
+    windows, valid = matching_frames(lengths, teacher.hidden_lengths, ours.hidden.size(0))
     weights = valid.float() / valid.sum(dim=2, keepdim=True).clamp(min=1)
-    target = (_gather(taught.hidden, windows) * weights[..., None]).sum(dim=2)
+    target = (_gather(teacher.hidden, windows) * weights[..., None]).sum(dim=2)
     distance = (ours.hidden - target).abs().mean(dim=2)
     distance = distance + 1 - F.cosine_similarity(ours.hidden, target, dim=2)
     return _sum_of_valid(distance, lengths)

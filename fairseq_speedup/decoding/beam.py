@@ -6,9 +6,12 @@ from collections import Counter
 
 import numpy as np
 import torch
+from fairseq.data import Dictionary
+from fairseq.dataclass.configs import GenerationConfig
 
 from fairseq_speedup.data.manifest import read_lines
 from fairseq_speedup.decoding import flashlight
+from fairseq_speedup.decoding.decoder import Decoder
 from fairseq_speedup.decoding.emissions import Emission, emissions_of
 from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.hypothesis import from_path, moved
@@ -19,7 +22,7 @@ from fairseq_speedup.decoding.prefix_beam import PrefixBeamSearch
 from fairseq_speedup.decoding.search import Found, Search, joined
 from fairseq_speedup.decoding.windows import parts_of
 from fairseq_speedup.decoding.words import Words
-from fairseq_speedup.decoding.workers import Workers
+from fairseq_speedup.decoding.workers import Pending, Workers
 from fairseq_speedup.profiling.compute_file import searched_share
 
 
@@ -87,7 +90,7 @@ class BeamDecoder:
 
 
 class DecodingBatch:
-    """A batch on its way; see :class:`~fairseq_speedup.decoding.hypothesis.Decoded`."""
+    """A :class:`~fairseq_speedup.decoding.decoder.Batch` on its way."""
 
     def __init__(self, emissions: list[Emission], decoder: BeamDecoder):
         self.emissions = emissions
@@ -96,16 +99,17 @@ class DecodingBatch:
         self.search = decoder.search
         self.parts = [_parts(each, decoder.blank, decoder.longest) for each in emissions]
         log_probs = list(itertools.chain.from_iterable(self.parts))
-        self.found = self.pending = None
+        self.pending: Pending | None = None
+        self.found: list[list[Found]] = []
         if decoder.workers is None:
             self.found = self._of_utterances(decoder.search.search(log_probs))
         else:
             self.pending = decoder.workers.submit(log_probs)
 
     def wait(self) -> None:
-        if self.found is None:
+        if self.pending is not None:
             found, self.seconds_elsewhere = self.pending.result()
-            self.found = self._of_utterances(found)
+            self.found, self.pending = self._of_utterances(found), None
 
     def _of_utterances(self, found: list[list[Found]]) -> list[list[Found]]:
         in_order = iter(found)
@@ -147,12 +151,12 @@ def _parts(emission: Emission, blank: int, longest: int) -> list[np.ndarray]:
 
 def build_decoder(
     options: DecodingOptions,
-    generation,
-    dictionary,
+    generation: GenerationConfig,
+    dictionary: Dictionary,
     blank: int,
     labels_path: str,
     longest: int = 0,
-):
+) -> Decoder:
     """The decoder that the options ask for, which are checked.
 
     Args:
@@ -202,7 +206,9 @@ def build_search(
     return flashlight.LexiconSearch(*common, lexicon, options.kenlm_model)
 
 
-def _running_tokens(words: Words, lexicon: Lexicon | None, labels_path: str):
+def _running_tokens(
+    words: Words, lexicon: Lexicon | None, labels_path: str
+) -> tuple[Counter[str], str]:
     """What a language model will score, counted, and where that is from: words, or labels where
     there is no lexicon."""
     if os.path.isfile(labels_path):

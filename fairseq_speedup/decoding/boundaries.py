@@ -82,7 +82,8 @@ class LabelWords:
     def note(self, post_process: str | None) -> str | None:
         """What may be wrong: each line is one word of several labels, as where a language without
         blanks between words got a boundary at the end of each line."""
-        if self.most_words.get(post_process) != 1 or self.most_labels < 3:  # with the boundary
+        most_words = self.most_words.get(post_process) if post_process else None
+        if most_words != 1 or self.most_labels < 3:  # with the boundary
             return None
         return (
             f"each line of {self.path} is one word as its labels tell: if these are sentences, the "

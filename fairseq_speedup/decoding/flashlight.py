@@ -1,5 +1,7 @@
 """Beam search with a language model, a lexicon or both: flashlight-text's decoders."""
 
+from typing import Any
+
 import numpy as np
 
 from fairseq_speedup.decoding.language_model import load_kenlm
@@ -36,7 +38,8 @@ def check_installed(option: str) -> None:
 class _FlashlightSearch:
     """What both decoders share. ``acoustic_score`` is of the best alignment."""
 
-    part_end = None
+    part_end: int | None = None
+    decoder: Any  # flashlight's, made by weigh
 
     def __init__(self, words: Words, blank: int, options: DecodingOptions, beam: int, nbest: int):
         self.words = words
@@ -84,6 +87,18 @@ class _FlashlightSearch:
         )
         path = self.cleaned(path, result)[:num_frames]
         return Found(path, result.score, acoustic, result.lmScore, num_words)
+
+    def framed(self, log_probs: np.ndarray) -> np.ndarray:
+        """What flashlight is given of an utterance (T, V)."""
+        return log_probs
+
+    def words_of(self, result) -> tuple:
+        """What tells hypotheses apart."""
+        raise NotImplementedError
+
+    def num_words(self, result) -> int:
+        """Words that word_score counts."""
+        return 0
 
     def cleaned(self, path: np.ndarray, result) -> np.ndarray:
         """Of a path (T,), what belongs to the hypothesis."""
@@ -141,7 +156,8 @@ class LexiconSearch(_FlashlightSearch):
         )
         unknown = self.num_lexicon_words
         places = (self.silence, self.blank, unknown)
-        no_transitions, over_labels = [], False
+        no_transitions: list = []
+        over_labels = False
         self.decoder = flashlight.LexiconDecoder(
             options, self.trie, self.lm, *places, no_transitions, over_labels
         )
@@ -215,17 +231,11 @@ class LexiconFreeSearch(_FlashlightSearch):
         """Searches with this from now on; words have no score of their own here."""
         self.lm_weight = lm_weight
         options = flashlight.LexiconFreeDecoderOptions(**self._common_options())
-        no_transitions = []
+        no_transitions: list = []
         self.decoder = flashlight.LexiconFreeDecoder(
             options, self.lm, self.silence, self.blank, no_transitions
         )
 
-    def framed(self, log_probs: np.ndarray) -> np.ndarray:
-        return log_probs
-
     def words_of(self, result) -> tuple[str, ...]:
         path = np.array(result.tokens[1:-1], dtype=np.int64)
         return self.words.of_path(path, self.blank)
-
-    def num_words(self, result) -> int:
-        return 0

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from fairseq import utils
+from fairseq.data import Dictionary
 from torch import nn
 
+from fairseq_speedup.decoding.decoder import Decoder
 from fairseq_speedup.decoding.hypothesis import without_empty_words
 from fairseq_speedup.decoding.windows import Windows
 from fairseq_speedup.decoding.words import Words
@@ -13,7 +15,7 @@ from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.profiling.compute import ComputeMeter
 
 
-def symbols_to_strip(dictionary, blank: int) -> set[int]:
+def symbols_to_strip(dictionary: Dictionary, blank: int) -> set[int]:
     """Symbols that are no part of a transcript, should a model emit them."""
     return {dictionary.eos(), dictionary.pad(), blank}
 
@@ -22,7 +24,7 @@ class CtcGenerator:
     """Runs the model on a batch and decodes its logits; measures both apart.
 
     Args:
-        decoder: GreedyDecoder or BeamDecoder
+        decoder: see :class:`~fairseq_speedup.decoding.decoder.Decoder`
         dictionary: the labels
         blank: index of the blank, dropped from printed lines
         meter: receives what each batch cost
@@ -37,8 +39,8 @@ class CtcGenerator:
 
     def __init__(
         self,
-        decoder,
-        dictionary,
+        decoder: Decoder,
+        dictionary: Dictionary,
         blank: int,
         meter: ComputeMeter,
         files=(),

@@ -40,8 +40,7 @@ def from_path(labels: torch.Tensor, scores: torch.Tensor, blank: int) -> dict:
 
 
 class Decoded:
-    """A batch that is decoded. What is still being decoded has the same methods (see
-    :class:`~fairseq_speedup.decoding.beam.DecodingBatch`)."""
+    """A :class:`~fairseq_speedup.decoding.decoder.Batch` that is decoded."""
 
     seconds_elsewhere = 0.0  # spent on it by other processes
 

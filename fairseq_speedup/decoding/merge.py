@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fairseq_speedup.data.manifest import read_lines
@@ -42,8 +43,9 @@ def run(args) -> None:
     shards = [read_shard(folder, args.gen_subset) for folder in args.results]
     check_complete(shards)
     merged = {index: each for shard in shards for index, each in shard.utterances.items()}
-    references = [(each.reference, each.hypothesis) for _, each in sorted(merged.items())]
-    wer = Scoring.of_compute(shards[0].report).error_rate(references)
+    wer = Scoring.of_compute(shards[0].report).error_rate(
+        _pairs(each for _, each in sorted(merged.items()))
+    )
 
     os.makedirs(args.output, exist_ok=True)
     last_line = _with_wer(shards[0].last_line, wer)
@@ -66,6 +68,11 @@ class Shard:
     utterances: dict[int, Utterance]
     report: dict
     last_line: str
+
+
+def _pairs(utterances: Iterable[Utterance]) -> list[tuple[str, str]]:
+    """References and hypotheses, of which none is missing."""
+    return [(each.reference, each.hypothesis or "") for each in utterances]
 
 
 def read_shard(folder: str, subset: str) -> Shard:
@@ -94,7 +101,7 @@ def read_shard(folder: str, subset: str) -> Shard:
         scoring = Scoring.of_compute(report)
     except ValueError as error:
         raise MergeError(f"{FILE_NAME} of {folder}: {error}") from None
-    wer = scoring.error_rate([(each.reference, each.hypothesis) for each in utterances.values()])
+    wer = scoring.error_rate(_pairs(utterances.values()))
     if _with_wer(last_line, wer) != last_line:
         raise MergeError(
             f"{path} says {last_line.partition('WER: ')[2]} % WER, its lines give {wer:.2f} as "
@@ -143,7 +150,8 @@ def _merge_rows(path_of, args, header: bool, key) -> list[str]:
         if os.path.exists(output):
             os.remove(output)
         return []
-    first, rows = [], []
+    first: list[str] = []
+    rows: list[str] = []
     for path in paths:
         lines = read_lines(path)
         first, lines = (lines[:1], lines[1:]) if header else ([], lines)

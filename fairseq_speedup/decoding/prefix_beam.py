@@ -25,7 +25,7 @@ class PrefixBeamSearch:
         beam_size_token: labels that prefixes are extended by in a frame, the likeliest; 0 for all
     """
 
-    part_end = None
+    part_end: int | None = None
 
     def __init__(
         self,
@@ -142,7 +142,8 @@ class PrefixBeamSearch:
     def _found(self, beams: "Beams", history: list["Step"], utterance: int) -> list[Found]:
         """The n-best list of one utterance."""
         scores = np.logaddexp(beams.blanks[utterance], beams.spoken[utterance])
-        found, seen = [], set()
+        found: list[Found] = []
+        seen = set()
         for place in np.argsort(-scores, kind="stable"):
             if len(found) == self.nbest or scores[place] == -np.inf:
                 break
@@ -195,6 +196,8 @@ class Beams:
     prefix, parent: (U, B), 64-bit hash of the prefix and of it without its last label, which
         differ from utterance to utterance
     """
+
+    total: np.ndarray  # of views alone: (U, B), blanks and spoken together
 
     FIELDS = ("blanks", "spoken", "best_blanks", "best_spoken", "last", "prefix", "parent")
 

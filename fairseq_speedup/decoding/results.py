@@ -33,7 +33,7 @@ def result_files(options, cfg, words: Words, audio, lengths, sample_rate: int) -
         ValueError: --ctm where utterances have no names
     """
     folder, subset = cfg.common_eval.results_path, cfg.dataset.gen_subset
-    files = []
+    files: list[NbestFile | CtmFile] = []
     if folder is not None and options.ctc_decoder == "beam":
         files.append(NbestFile(nbest_path(folder, subset), words))
     if options.ctm:

@@ -7,6 +7,7 @@ from torch import nn
 
 from fairseq_speedup.decoding import scoring
 from fairseq_speedup.decoding.generated import generate_path
+from fairseq_speedup.decoding.generator import CtcGenerator
 from fairseq_speedup.decoding.results import clear_files
 from fairseq_speedup.frontend import MaskedGroupNorm
 from fairseq_speedup.models.config import reduction_options
@@ -31,7 +32,7 @@ class DecodingRun:
 
     def __init__(self, cfg):
         self.cfg = cfg
-        self.generator = None  # set when it is built
+        self.generator: CtcGenerator  # set when it is built
         self.decoding = {}  # how it decodes, for compute.json
         self.max_samples = None  # of a batch; set when batches are made
         self.num_shards, self.shard_id = shard_of(cfg)

@@ -37,7 +37,7 @@ def word_times(
     duration = num_samples / sample_rate
 
     def seconds(frame: int) -> float:
-        return float(min(max(grid.start(frame) / sample_rate, 0), duration))
+        return min(max(float(grid.start(frame)) / sample_rate, 0.0), duration)
 
     timed = [
         TimedWord(

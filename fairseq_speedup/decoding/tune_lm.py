@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import shlex
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ class ObservedSplit:
     references: list[list[str]]
     greedy: list[list[str]]
     symbols: list[str]
-    unspoken: list[int]
+    unspoken: Sequence[int]
     blank: int
     labels: str
     post_process: str
@@ -272,7 +273,7 @@ def _around(setting: Setting, step: float, fixed_score: bool) -> list[Setting]:
     return [each for each in around if each.lm_weight > 0]
 
 
-_work = None  # of a worker: search, split, log_probs
+_work: tuple = ()  # of a worker: search, split, log_probs
 
 
 def _start(*work) -> None:

@@ -1,5 +1,7 @@
 """How labels make words: letters with a boundary symbol, or sentencepiece's pieces."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 LETTER_BOUNDARY = "|"  # a label of its own, after each word
@@ -14,7 +16,7 @@ class Words:
         unspoken: labels that no transcript has: fairseq's padding, end of sentence and unknown
     """
 
-    def __init__(self, symbols: list[str], unspoken: tuple[int, ...] = ()):
+    def __init__(self, symbols: list[str], unspoken: Sequence[int] = ()):
         self.symbols = symbols
         self.unspoken = unspoken
         self.boundary = None

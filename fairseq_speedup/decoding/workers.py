@@ -20,6 +20,7 @@ def _start(search: Search) -> None:
 
 
 def _work(log_probs: list[np.ndarray]) -> tuple[list[list[Found]], float]:
+    assert _search is not None, "a worker begins with _start"
     return timed_search(_search, log_probs)
 
 
@@ -73,7 +74,8 @@ class Pending:
 
     def result(self) -> tuple[list[list[Found]], float]:
         """What was found for each utterance, and the workers' seconds, added up. Waits for it."""
-        by_index, seconds = {}, 0.0
+        by_index: dict[int, list[Found]] = {}
+        seconds = 0.0
         for share, future in zip(self.shares, self.futures, strict=True):
             found, spent = future.result()
             by_index |= dict(zip(share, found, strict=True))

@@ -8,6 +8,10 @@ from torch import nn
 from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.lengths import conv_stack_length, padding_mask_of
 from fairseq_speedup.pretrained import Pretrained, build_encoder, load_weights, read_file
+from fairseq_speedup.tasks.speedup_finetuning import (
+    SpeedupFinetuningConfig,
+    SpeedupFinetuningTask,
+)
 
 LIMIT = 1e-4
 # samples of each utterance, up to 3 s: far enough for WavLM's buckets of many distances
@@ -68,11 +72,6 @@ def load_ctc(path: str, symbols: list[str], normalize: bool) -> nn.Module:
     Args:
         symbols: of its dictionary, which must be the checkpoint's
     """
-    from fairseq_speedup.tasks.speedup_finetuning import (
-        SpeedupFinetuningConfig,
-        SpeedupFinetuningTask,
-    )
-
     cfg = SpeedupFinetuningConfig(data="", labels="ltr", normalize=normalize)
     task = SpeedupFinetuningTask.with_dictionary(OmegaConf.structured(cfg), dictionary_of(symbols))
     state = checkpoint_utils.load_checkpoint_to_cpu(path)

@@ -4,13 +4,15 @@ from omegaconf import DictConfig
 
 from fairseq_speedup.checkpoints import CheckpointError
 
-# model_type -> (beginning of its classes' names, the family here)
+# model_type -> (beginning of its classes' names, the family here); weights of a model with a head
+# begin with the model_type
 MODEL_TYPES = {
     "wav2vec2": ("Wav2Vec2", "wav2vec2"),
     "hubert": ("Hubert", "hubert"),
     "wavlm": ("WavLM", "wavlm"),
     "data2vec-audio": ("Data2VecAudio", "data2vec_audio"),
 }
+OWN_OPTIONS = ("wavlm", "data2vec-audio")  # these types are told by their options
 # one option each, with the same values: (fairseq's wav2vec 2.0, Hugging Face)
 OPTIONS = [
     ("conv_bias", "conv_bias"),
@@ -145,7 +147,19 @@ def config_options(path: str, cfg: DictConfig, conv_layers) -> dict:
         }
     if variant.get("family") == "hubert" or not feature_layer_norm:
         return options | {"model_type": "hubert", "feat_proj_layer_norm": feature_layer_norm}
-    return options | {"model_type": "wav2vec2"}
+    types = [
+        model_type
+        for model_type, (_, family) in MODEL_TYPES.items()
+        if family == variant.get("family") and model_type not in OWN_OPTIONS
+    ]
+    return options | {"model_type": types[0] if types else "wav2vec2"}
+
+
+def without_prefix(name: str) -> str:
+    """A weight's name in the encoder alone: with a head, the encoder is a part of the model."""
+    first, _, rest = name.partition(".")
+    prefixes = {model_type.replace("-", "_") for model_type in (*MODEL_TYPES, "wav2vec2-conformer")}
+    return rest if first in prefixes else name
 
 
 def check_fixed(path: str, options, valid: dict) -> None:

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import re
 from dataclasses import dataclass, field
 
 import torch
@@ -18,13 +17,14 @@ from fairseq_speedup.hugging_face.config import (
     conv_layers_of_config,
     family_of_config,
     wav2vec2_options,
+    without_prefix,
 )
 from fairseq_speedup.hugging_face.labels import Labels, read_json, read_labels, vocabulary
-from fairseq_speedup.hugging_face.names import HEAD, PREFIXES, from_fairseq, to_fairseq
+from fairseq_speedup.hugging_face.names import HEAD, from_fairseq, to_fairseq
+from fairseq_speedup.hugging_face.write import checkpoint_of
 from fairseq_speedup.model_folders import CONFIG, WEIGHTS
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
 from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2
-from fairseq_speedup.pretrained.write import checkpoint_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def write_folder(folder: str, path: str, pretrained: Pretrained, conv_layers) ->
     kind = "Model"
     if pretrained.head:
         kind = "ForCTC"
-        vocab = vocabulary(path, pretrained.labels)
+        vocab = vocabulary(path, pretrained.labels or [])
         options |= {"vocab_size": len(vocab), "pad_token_id": 0}
     config = getattr(transformers, f"{prefix}Config")(**options)
     model = getattr(transformers, f"{prefix}{kind}")(config)
@@ -177,7 +177,7 @@ def read_weights(folder: str) -> dict[str, torch.Tensor]:
     Raises:
         FileNotFoundError, CheckpointError: naming the file
     """
-    weights = {}
+    weights: dict = {}
     for path in weight_files(folder):
         weights |= _read_file(path)
     return weights
@@ -310,7 +310,7 @@ def _load(folder: str, name: str, config, weights: dict):
 
 
 def _without_prefix(key: str) -> str:
-    return re.sub(rf"^({'|'.join(map(re.escape, PREFIXES))})", "", key)
+    return without_prefix(key)
 
 
 def _normalize(folder: str, given: bool | None) -> bool:

@@ -49,8 +49,8 @@ class Labels:
 
     def shared(self) -> tuple[list[int], list[int]]:
         """Rows of fairseq's head that have one in Hugging Face's, and those."""
-        ours = [index for index, row in enumerate(self.rows) if row is not None]
-        return ours, [self.rows[index] for index in ours]
+        both = [(index, row) for index, row in enumerate(self.rows) if row is not None]
+        return [index for index, _ in both], [row for _, row in both]
 
 
 def read_labels(folder: str, num_rows: int, blank: int) -> Labels:
@@ -87,7 +87,7 @@ def read_labels(folder: str, num_rows: int, blank: int) -> Labels:
     delimiter = ids.get(special["word_delimiter_token"])
     symbols = [WORD_DELIMITER if row == delimiter else tokens[row] for row in others]
     _check_symbols(path, symbols)
-    return Labels(SPECIAL_SYMBOLS + symbols, rows + others)
+    return Labels(SPECIAL_SYMBOLS + symbols, [*rows, *others])
 
 
 def _read_tokenizer(folder: str) -> tuple[dict[str, int], dict[str, str | None]]:

@@ -2,6 +2,8 @@
 
 import re
 
+from fairseq_speedup.hugging_face.config import without_prefix
+
 # one kind of weight each: (fairseq's wav2vec 2.0, Hugging Face)
 NAMES = [
     ("mask_emb", "masked_spec_embed"),
@@ -37,7 +39,6 @@ WEIGHT_NORM = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
-PREFIXES = ("wav2vec2.", "wav2vec2_conformer.", "hubert.", "wavlm.", "data2vec_audio.")
 HEAD = "lm_head."
 
 
@@ -47,7 +48,7 @@ def to_fairseq(name: str, group_norm: bool) -> str | None:
     Args:
         group_norm: whether the CNN has a group norm, whose name depends on it
     """
-    name = re.sub(rf"^({'|'.join(map(re.escape, PREFIXES))})", "", name)
+    name = without_prefix(name)
     for theirs, ours in WEIGHT_NORM.items():
         if name.endswith(theirs):
             name = name[: -len(theirs)] + ours

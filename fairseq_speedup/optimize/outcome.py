@@ -11,12 +11,12 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from fairseq_speedup.checkpoints import write_checkpoint
+from fairseq_speedup.hugging_face.write import state_without_training
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.optimize.bench import Bench, Measured
 from fairseq_speedup.optimize.candidates import Candidate
 from fairseq_speedup.optimize.search import front
 from fairseq_speedup.optimize.worker import Setup, export, onnx_path
-from fairseq_speedup.pretrained.write import state_without_training
 from fairseq_speedup.report.significance import Difference, difference_of
 
 MODEL, ONNX = "model.pt", "model.onnx"

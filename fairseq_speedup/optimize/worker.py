@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from fairseq.dataclass.configs import GenerationConfig
 
-from fairseq_speedup.commands import library_warnings
+from fairseq_speedup import library_warnings
 from fairseq_speedup.data.recording import RecordingError, read_recording
 from fairseq_speedup.decoding.generator import Encoded, batch_of, encode
 from fairseq_speedup.decoding.run import padding_gets_in

@@ -2,6 +2,7 @@
 pretraining needs, what differs."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -48,16 +49,43 @@ class Pretrained:
     labels: list[str] | None = None
 
 
+def no_variant(given: dict) -> dict:
+    """An encoder that is wav2vec 2.0's."""
+    return {}
+
+
+def relative_positions(given: dict) -> dict:
+    if not given.get("relative_position_embedding"):
+        return {}
+    positions = {
+        "num_buckets": given.get("num_buckets", 320),
+        "max_distance": given.get("max_distance", 1280),
+        "gated": bool(given.get("gru_rel_pos", False)),
+    }
+    return {"relative_positions": positions}
+
+
+def no_feature_norm(given: dict) -> dict:
+    """No layer norm between CNN and projection."""
+    return {"feature_layer_norm": False}
+
+
 @dataclass(frozen=True)
 class Family:
     """
     Attributes:
         dropped: beginnings of the names of weights that only pretraining needs
         renamed: (pattern, replacement) of weights that have another name in wav2vec 2.0
+        variant: what :func:`~fairseq_speedup.pretrained.encoder.adapt` makes otherwise, from the
+            options of its pretraining
+        in_fairseq: whether fairseq's config names it so; others have forms of their own (see
+            :data:`~fairseq_speedup.pretrained.pretraining.FORMS`)
     """
 
     dropped: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    variant: Callable[[dict], dict] = no_variant
+    in_fairseq: bool = True
 
 
 WAV2VEC2_DROPPED = (
@@ -80,11 +108,13 @@ FAMILIES = {
     "data2vec_audio": Family(dropped=("_ema", "ema.", "final_proj.", "regression_head.")),
     # the bias table belongs to the encoder: its first layer may be removed
     "wavlm": Family(
-        renamed=((r"^encoder\.layers\.0\.self_attn\.(relative_attention_bias)", r"encoder.\1"),)
+        renamed=((r"^encoder\.layers\.0\.self_attn\.(relative_attention_bias)", r"encoder.\1"),),
+        variant=relative_positions,
+        in_fairseq=False,
     ),
     # DistilHuBERT in the form of s3prl
-    "distilhubert": Family(dropped=("output_layer.",)),
-    "distilled_student": Family(dropped=("heads.",)),
+    "distilhubert": Family(dropped=("output_layer.",), variant=no_feature_norm, in_fairseq=False),
+    "distilled_student": Family(dropped=("heads.",), in_fairseq=False),
 }
 
 
@@ -138,17 +168,8 @@ def as_wav2vec2(path: str, family: str, given: dict, normalize: bool) -> DictCon
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(f"{path}: its {family} config is not valid: {reason}") from None
-    variant = {"family": family}
-    if family in ("wavlm",) and given.get("relative_position_embedding"):
-        variant["relative_positions"] = {
-            "num_buckets": given.get("num_buckets", 320),
-            "max_distance": given.get("max_distance", 1280),
-            "gated": bool(given.get("gru_rel_pos", False)),
-        }
-    if family == "distilhubert":
-        variant["feature_layer_norm"] = False  # none between CNN and projection
     with open_dict(cfg):
-        cfg.encoder_variant = variant
+        cfg.encoder_variant = {"family": family, **FAMILIES[family].variant(given)}
     return cfg
 
 
@@ -199,7 +220,7 @@ def family_name(model_cfg) -> str | None:
     return name
 
 
-def made_anew(path: str, w2v_args) -> DictConfig:
+def rebuilt_config(path: str, w2v_args) -> DictConfig:
     """The config that a checkpoint written here has of its pretraining, from the fields alone that
     a wav2vec 2.0 has: a file may hold anything.
 
@@ -224,7 +245,7 @@ def family_of(path: str, model_cfg, task_cfg, weights: dict) -> Pretrained:
     """
     given = plain(model_cfg)
     family = family_name(given)
-    if family not in ("wav2vec2", "wav2vec2_conformer", "hubert", "data2vec_audio"):
+    if family not in FAMILIES or not FAMILIES[family].in_fairseq:
         raise CheckpointError(
             f"{path} holds a {family!r} model; pretrained models that can be fine-tuned here: "
             f"{', '.join(FAMILIES)}"

@@ -18,10 +18,11 @@ from fairseq_speedup.pretrained.families import (
     as_wav2vec2,
     family_name,
     family_of,
-    made_anew,
     plain,
+    rebuilt_config,
     sort_weights,
 )
+from fairseq_speedup.pretrained.pretraining import read_pretraining
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ def _pretraining(path: str, cfg: DictConfig, weights: dict) -> Pretrained:
         )
         given = config_of_weights(path, weights)
         kind = "hubert" if cfg.model.get("_name") == "hubert_ctc" else "wav2vec2"
-        family = family_name({**given, "_name": kind})
+        family = family_name({**given, "_name": kind}) or kind
         kept = as_wav2vec2(path, family, given, normalize)
         return Pretrained(family, kept, *sort_weights(path, family, weights))
     if isinstance(w2v_args, Namespace):
@@ -182,21 +183,19 @@ def _pretraining(path: str, cfg: DictConfig, weights: dict) -> Pretrained:
     if w2v_args.get("encoder_variant") is not None:  # written here: already a wav2vec 2.0
         family = w2v_args["encoder_variant"].get("family")
         if family not in FAMILIES:  # written before it was
-            family = family_name(w2v_args["model"])
-        cfg = made_anew(path, w2v_args)
+            family = family_name(w2v_args["model"]) or "wav2vec2"
+        cfg = rebuilt_config(path, w2v_args)
         return Pretrained(family, cfg, *sort_weights(path, family, weights))
     return family_of(path, w2v_args["model"], w2v_args.get("task"), weights)
 
 
 def _pretrained_file(path: str | None) -> Pretrained | None:
     """What a fine-tuned checkpoint began as, if that is here."""
-    from fairseq_speedup.pretrained.read import read_state
-
     if not path or not os.path.isfile(path):
         return None
     state = open_checkpoint(path)
     # a checkpoint that names a fine-tuned one, itself perhaps, would be followed without end
-    return None if kind_of(state) in FINETUNED_KINDS else read_state(path, state)
+    return None if kind_of(state) in FINETUNED_KINDS else read_pretraining(path, state)
 
 
 def _encoder_weights(path: str, state: dict) -> dict:

@@ -85,7 +85,7 @@ def read_names(path: str) -> dict[str, str]:
         raise RunsError(
             f"--rows {path} is not UTF-8 text: {error.reason} at byte {error.start}"
         ) from None
-    names = {}
+    names: dict[str, str] = {}
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue

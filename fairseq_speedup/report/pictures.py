@@ -82,25 +82,25 @@ def draw_costs(rows: list[Row], cost: str, path: Path, measure: str = "WER") -> 
 def draw_amounts(rows: list[Row], path: Path, measure: str = "WER") -> bool:
     """Error rates of rows of one test set against labelled audio, a line for each method that has
     several amounts of it, under the shortest of its names. False where there is none."""
-    methods = defaultdict(list)
+    by_method: dict[str, list[tuple[float, Row]]] = defaultdict(list)
     for row in rows:
         if row.hours is not None:
-            methods[row.method].append(row)
-    methods = [each for each in methods.values() if len({row.hours for row in each}) > 1]
+            by_method[row.method].append((60 * row.hours, row))
+    methods = [each for each in by_method.values() if len({minutes for minutes, _ in each}) > 1]
     if not methods:
         return False
     figure, axes = new_axes(7, 5)
     for several in methods:
-        in_order = sorted(several, key=lambda row: row.hours)
+        in_order = sorted(several, key=lambda each: each[0])
         axes.errorbar(
-            [60 * row.hours for row in in_order],
-            [row.wer for row in in_order],
-            yerr=[row.spread or 0 for row in in_order],
+            [minutes for minutes, _ in in_order],
+            [row.wer for _, row in in_order],
+            yerr=[row.spread or 0 for _, row in in_order],
             marker="o",
             capsize=3,
-            label=min((row.name for row in in_order), key=len),
+            label=min((row.name for _, row in in_order), key=len),
         )
-    amounts = sorted({round(60 * row.hours) for several in methods for row in several})
+    amounts = sorted({round(minutes) for several in methods for minutes, _ in several})
     axes.set_xscale("log")
     axes.set_xticks(amounts, [str(minutes) for minutes in amounts])
     axes.set_xticks([], minor=True)
@@ -120,7 +120,7 @@ def draw_exits(rows: list[Row], path: Path) -> bool:
     figure, axes = new_axes(9, 4)
     width = 0.8 / len(with_exits)
     for index, row in enumerate(with_exits):
-        histogram = Counter()
+        histogram: Counter[int] = Counter()
         for compute in row.computes:
             histogram.update(
                 {int(n): count for n, count in compute["layers_run_histogram"].items()}

@@ -158,8 +158,8 @@ class Row:
 
     def mean_of(self, key: str) -> float | None:
         """Over seeds, None where one of them has no such number."""
-        found = [each.get(key) for each in self.computes]
-        return None if None in found else mean(found)
+        found = [each[key] for each in self.computes if each.get(key) is not None]
+        return mean(found) if len(found) == len(self.computes) else None
 
     @property
     def hours(self) -> float | None:
@@ -286,7 +286,7 @@ def read_decoding(root: Path, path: Path) -> Decoding:
             f"{compute['num_utterances']}: decode it again, without --quiet"
         )
     in_order = [utterances[number] for number in sorted(utterances)]
-    pairs = [(each.reference, each.hypothesis) for each in in_order]
+    pairs = [(each.reference, each.hypothesis or "") for each in in_order]  # none is missing
     errors, words = Scoring.of_compute(compute).counts(pairs)
     row, seed = _named(root, path.parent)
     training = read_training(compute.get("checkpoint"))

@@ -92,11 +92,11 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.post_process = None  # the criterion's, of its wer
         self.has_exits = False
         self.matches_frontend = False  # while training, for the first match_updates updates
-        self.frontend_match = None  # the criterion then
+        self.frontend_match: FrontEndMatchCriterion | None = None  # the criterion then
         self.match_updates = 0
-        self.profile = None
+        self.profile: TrainingProfile  # set with the model
         self.zero_infinity = True
-        self.decoding_run = None
+        self.decoding_run: DecodingRun | None = None
 
     @classmethod
     def add_args(cls, parser):

@@ -3,12 +3,13 @@
 import json
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from fairseq_speedup.data.find_recordings import STDIN, Found
 from fairseq_speedup.decoding.results import ctm_rows
-from fairseq_speedup.decoding.subtitles import as_srt, as_vtt, cues_of
 from fairseq_speedup.decoding.timestamps import TimedWord
 from fairseq_speedup.files import written_whole
+from fairseq_speedup.transcription.subtitles import as_srt, as_vtt, cues_of
 
 
 @dataclass
@@ -40,7 +41,10 @@ class Transcript:
         return json.dumps(fields, ensure_ascii=False)
 
 
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files may be no UTF-8
+TEXT: dict[str, Any] = {
+    "encoding": "utf-8",
+    "errors": "surrogateescape",
+}  # names of files may be no UTF-8
 # by the name of a format: the ending of its files; what is in them, of a transcript and a name
 FORMATS = {
     "text": (".txt", lambda transcript, name: transcript.nbest[0]["text"] + "\n"),
@@ -82,9 +86,9 @@ class TranscriptFolder:
         if recording.path == STDIN:
             return False
         try:
-            heard = os.path.getmtime(recording.path)
+            recorded = os.path.getmtime(recording.path)
             files = [self.path(recording.name, form) for form in self.formats]
-            return all(os.path.getmtime(file) >= heard for file in files)
+            return all(os.path.getmtime(file) >= recorded for file in files)
         except OSError:  # none there
             return False
 

@@ -18,7 +18,6 @@ from fairseq_speedup.data.recording import Recording, RecordingError, duration, 
 from fairseq_speedup.decoding.generator import batch_of
 from fairseq_speedup.decoding.options import OF_FAIRSEQ, DecodingOptions, read_overrides
 from fairseq_speedup.decoding.timestamps import word_times
-from fairseq_speedup.decoding.transcript import Transcript, TranscriptFolder
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.export.ctc_model import OnnxCtc, OnnxLengths
 from fairseq_speedup.export.session import OnnxModel
@@ -30,6 +29,7 @@ from fairseq_speedup.tasks.speedup_finetuning import (
     SpeedupFinetuningTask,
     completed,
 )
+from fairseq_speedup.transcription.transcript import Transcript, TranscriptFolder
 
 ONNX_ENDING = ".onnx"
 NOT_HERE = ["_name", "ctm"]

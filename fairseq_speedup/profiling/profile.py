@@ -102,11 +102,16 @@ def random_model(w2v_args, num_labels: int, cfg=None) -> SpeedupCtc:
 
 
 def read_model_options(path: str) -> dict:
-    """The ``model:`` section of a YAML config."""
+    """The ``model:`` section of a YAML config, with those of the files that its defaults name."""
     try:
         config = OmegaConf.load(path)
-        return OmegaConf.to_container(config.model)
-    except (yaml.YAMLError, AttributeError, ValueError):
+        named = [each for each in config.get("defaults", []) if isinstance(each, str)]
+        beside = [f"{os.path.dirname(path)}/{name}.yaml" for name in named if name != "_self_"]
+        sections = [OmegaConf.load(each).get("model", {}) for each in beside]
+        if "model" in config or not sections:
+            sections.append(config.model)
+        return OmegaConf.to_container(OmegaConf.merge(*sections))
+    except (yaml.YAMLError, AttributeError, ValueError, OSError):
         raise ManifestError(
             f"--config {path} is not a YAML config with a 'model:' section, such as those of "
             "config/finetuning"

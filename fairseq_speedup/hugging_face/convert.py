@@ -30,9 +30,9 @@ from fairseq_speedup.hugging_face.folder import (
     read_folder,
     write_folder,
 )
+from fairseq_speedup.hugging_face.write import checkpoint_of
 from fairseq_speedup.models.config import named_reductions
 from fairseq_speedup.pretrained import build_encoder, check_weights, read_state
-from fairseq_speedup.pretrained.write import checkpoint_of
 
 DICTIONARY = "dict.ltr.txt"
 COMPARING = "comparing what was written with the source, in float64"

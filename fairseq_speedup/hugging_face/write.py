@@ -10,9 +10,11 @@ from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from omegaconf import OmegaConf
 
 from fairseq_speedup.data.dictionary import dictionary_of
+from fairseq_speedup.models.config import SpeedupCtcConfig
 from fairseq_speedup.pretrained.families import RELATIVE_BIAS, Pretrained
 from fairseq_speedup.pretrained.finetuned import ENCODER, HEAD
-from fairseq_speedup.pretrained.read import S3PRL_FIELDS
+from fairseq_speedup.pretrained.pretraining import S3PRL_FIELDS
+from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningConfig
 
 NO_TRAINING = {
     "args": None,
@@ -95,9 +97,6 @@ PRETRAINED_FORMS = {"hubert": _hubert, "wavlm": _wavlm, "distilhubert": _distilh
 
 def _finetuned(pretrained: Pretrained) -> dict:
     """fairseq's ``wav2vec_ctc``, or ``speedup_ctc`` where the encoder has what fairseq's lacks."""
-    from fairseq_speedup.models.config import SpeedupCtcConfig
-    from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningConfig
-
     ours = set(pretrained.cfg.encoder_variant) - {"family"}
     model, task = Wav2Vec2CtcConfig, AudioFinetuningConfig
     names = {"model": "wav2vec_ctc", "task": "audio_finetuning"}
@@ -115,5 +114,5 @@ def _finetuned(pretrained: Pretrained) -> dict:
     cfg["model"]["w2v_args"] = OmegaConf.to_container(pretrained.cfg)
     weights = {ENCODER + name: weight for name, weight in pretrained.weights.items()}
     weights |= {HEAD + name: weight for name, weight in pretrained.head.items()}
-    task_state = {"target_dictionary": dictionary_of(pretrained.labels)}
+    task_state = {"target_dictionary": dictionary_of(pretrained.labels or [])}
     return state_without_training(weights, cfg=cfg, task_state=task_state)

@@ -1,0 +1,1 @@
+"""What several test files share; a test file imports from no other."""

@@ -1,0 +1,146 @@
+"""Small models and their checkpoints in fairseq's formats, made on the spot."""
+
+from pathlib import Path
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig, Wav2VecCtc
+from fairseq.tasks.audio_pretraining import AudioPretrainingTask
+from omegaconf import OmegaConf
+
+from fairseq_speedup.architectures import pretraining_config
+from fairseq_speedup.lengths import padding_mask_of
+from fairseq_speedup.models import SpeedupCtc, SpeedupCtcConfig
+from fairseq_speedup.models.lengths import model_lengths
+from fairseq_speedup.tasks import SpeedupFinetuningConfig, SpeedupFinetuningTask
+
+BLANK = 0
+
+
+TINY = {
+    "encoder_layers": 2,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+    "conv_feature_layers": "[(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8, 2, 2)] * 2",
+    "conv_pos": 8,
+    "conv_pos_groups": 2,
+    "final_dim": 8,
+    "quantize_targets": True,
+    "latent_vars": 4,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+
+
+def state_of(model: torch.nn.Module, cfg: dict | None) -> dict:
+    """A checkpoint as fairseq's trainer writes it after one update, without the optimizer."""
+    return {
+        "args": None,
+        "cfg": cfg,
+        "model": model.state_dict(),
+        "optimizer_history": [
+            {
+                "criterion_name": "CtcCriterion",
+                "optimizer_name": "FairseqAdam",
+                "lr_scheduler_state": {"best": None},
+                "num_updates": 1,
+            }
+        ],
+        "extra_state": {"train_iterator": {"epoch": 1}},
+    }
+
+
+def finetuned_state(model, kind="wav2vec_ctc", task=None) -> dict:
+    """The checkpoint of a fine-tuned model, without a dictionary."""
+    cfg = OmegaConf.to_container(model.cfg, enum_to_str=True) | {"_name": kind}
+    task = task or {
+        "_name": "audio_finetuning",
+        "normalize": True,
+        "data": "",
+        "labels": "ltr",
+    }
+    return state_of(model, {"model": cfg, "task": task})
+
+
+def write_pretrained(path: Path, normalize: bool = True, seed: int = 0, **options) -> Path:
+    """A randomly initialised wav2vec 2.0 in the form of fairseq's pretraining checkpoints."""
+    torch.manual_seed(seed)
+    cfg = pretraining_config(normalize, **(TINY | {"extractor_mode": "layer_norm"} | options))
+    model = AudioPretrainingTask.setup_task(cfg.task).build_model(cfg.model)
+    state = state_of(model, OmegaConf.to_container(cfg, enum_to_str=True))
+    torch.save(state, path)
+    return path
+
+
+def write_finetuned(
+    path: Path, w2v_path: Path, dictionary: Dictionary, labels="ltr", stock=False, **options
+):
+    """A random fine-tuned model in the form of fairseq's checkpoints, which decodes to something:
+    its labels vary from frame to frame."""
+    symbols = dictionary.symbols[dictionary.nspecial :]
+    model = build_model(w2v_path, stock, labels=symbols, num_labels=len(dictionary), **options)
+    for head in model.w2v_encoder.modules():
+        if isinstance(head, torch.nn.Linear) and head.out_features % len(dictionary) == 0:
+            with torch.no_grad():
+                head.weight.mul_(30)
+                bias = head.bias.view(-1, len(dictionary))
+                bias[:, BLANK] += 4
+                bias[:, BLANK + 1 : dictionary.nspecial] -= 1000
+    task = {"_name": "speedup_finetuning", "data": "", "labels": labels, "normalize": True}
+    state = finetuned_state(model, "wav2vec_ctc" if stock else "speedup_ctc", task)
+    state["cfg"]["criterion"] = {"_name": "ctc"}
+    state["task_state"] = {"target_dictionary": dictionary}
+    torch.save(state, path)
+    return path
+
+
+def write_without_dictionary(path: Path, w2v_path: Path, kind="wav2vec_ctc", **options) -> dict:
+    """A random fine-tuned model, of which nobody is told the labels; returns what it wrote."""
+    state = finetuned_state(build_model(w2v_path, **options), kind)
+    torch.save(state, path)
+    return state
+
+
+class Labels:
+    """Stands for the task when a model is built without one."""
+
+    def __init__(self, num_labels: int = 14, symbols=()):
+        self.target_dictionary = Dictionary()
+        for symbol in symbols:
+            self.target_dictionary.add_symbol(symbol)
+        while len(self.target_dictionary) < num_labels:
+            self.target_dictionary.add_symbol(f"label{len(self.target_dictionary)}")
+
+
+def build_model(
+    w2v_path: Path, stock: bool = False, seed: int = 1, labels=(), num_labels=14, **options
+):
+    """A fine-tuning model in eval mode; ``stock`` is fairseq's own."""
+    config, model = (Wav2Vec2CtcConfig, Wav2VecCtc) if stock else (SpeedupCtcConfig, SpeedupCtc)
+    cfg = OmegaConf.structured(config)
+    given = {"w2v_path": str(w2v_path), "normalize": True, "data": "", "ddp_backend": "legacy_ddp"}
+    for name, value in (given | options).items():
+        cfg[name] = value
+    torch.manual_seed(seed)
+    return model.build_model(cfg, Labels(num_labels, labels)).eval()
+
+
+def batch_of(counts: list[int], seed: int = 0) -> dict:
+    """``net_input`` of random utterances of ``counts`` samples, padded with zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    source = torch.randn(len(counts), max(counts), generator=generator)
+    padding_mask = padding_mask_of(torch.tensor(counts), max(counts))
+    return {"source": source.masked_fill(padding_mask, 0), "padding_mask": padding_mask}
+
+
+def task_of(data: Path, model=None, **options) -> SpeedupFinetuningTask:
+    """The task for a folder of data; with ``model``'s lengths, as after building it."""
+    cfg = OmegaConf.structured(
+        SpeedupFinetuningConfig(data=str(data), labels="ltr", normalize=True, **options)
+    )
+    cfg.tpu = False
+    task = SpeedupFinetuningTask.setup_task(cfg)
+    if model is not None:
+        task.lengths = model_lengths(model)
+    return task

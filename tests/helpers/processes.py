@@ -1,0 +1,53 @@
+"""A fresh Python for every command without importing torch and fairseq each time: a server that
+has imported them, and has run nothing, forks. That import takes longer than most commands here."""
+
+import importlib.metadata
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# the last is what torch's attention imports when it runs first
+PRELOADED = [
+    "fairseq_cli.generate",
+    "fairseq_cli.hydra_train",
+    "fvcore.nn",
+    "soundfile",
+    "torch.fx.experimental.symbolic_shapes",
+]
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOADED)
+
+
+def run_forked(
+    *command, cwd=None, check=True, env: dict | None = None
+) -> subprocess.CompletedProcess:
+    """Runs a console script of the environment, such as ``fairseq-generate``, with its arguments;
+    its output is in the error when it fails."""
+    words = [str(word) for word in command]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/stdout", f"{folder}/stderr"]
+        process = _context.Process(target=_console_script, args=(words, paths, cwd, env))
+        process.start()
+        process.join()
+        stdout, stderr = (Path(path).read_text() for path in paths)
+    if check and process.exitcode:
+        raise AssertionError(f"{words} failed:\n{stdout[-4000:]}\n{stderr[-4000:]}")
+    return subprocess.CompletedProcess(words, process.exitcode, stdout, stderr)
+
+
+def _console_script(words, paths, cwd, env) -> None:
+    for descriptor, path in zip((1, 2), paths, strict=True):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, descriptor)
+        os.close(file)
+    os.environ.update(env or {})
+    if cwd is not None:
+        os.chdir(cwd)
+    (script,) = importlib.metadata.entry_points(
+        group="console_scripts", name=os.path.basename(words[0])
+    )
+    sys.argv = words
+    sys.exit(script.load()())
