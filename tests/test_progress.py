@@ -6,7 +6,7 @@ import io
 import pytest
 from helpers.corpora import LETTERS, write_arpa, write_dictionary, write_split
 from helpers.models import write_finetuned
-from test_report import write_results
+from helpers.results import write_results
 
 from fairseq_speedup import progress
 from fairseq_speedup.__main__ import main

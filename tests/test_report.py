@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.results import NUM_UTTERANCES, write_results
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.report import command
@@ -15,41 +16,11 @@ from fairseq_speedup.report.pictures import draw_costs
 from fairseq_speedup.report.runs import RunsError, read_runs
 from fairseq_speedup.report.significance import difference
 
-NUM_UTTERANCES = 60
 CONFIG = """
 common: {{seed: {seed}}}
 task: {{data: {data}, labels: ltr, sample_rate: 16000}}
 dataset: {{train_subset: {split}}}
 """
-
-
-def write_results(folder, error_rate, seed=0, macs=1e9, rtf=0.01, subset="test", **compute):
-    """What fairseq-generate leaves of utterances of ten words, some of them wrong."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    lines, num_errors = [], 0
-    for number in rng.permutation(NUM_UTTERANCES):
-        words = [f"W{number}X{k}" for k in range(10)]
-        wrong = rng.random(10) < error_rate
-        num_errors += wrong.sum()
-        said = ["NO" if bad else word for word, bad in zip(words, wrong, strict=True)]
-        lines += [f"T-{number}\t{' '.join(words)}", f"H-{number}\t-1.0\t{' '.join(said)}"]
-        lines += [f"D-{number}\t-1.0\t{' '.join(said)}", f"P-{number}\t-1.0"]
-    wer = 100 * num_errors / (10 * NUM_UTTERANCES)
-    lines.append(f"Generate {subset} with beam=5: WER: {wer:.2f}")
-    (folder / f"generate-{subset}.txt").write_text("\n".join(lines) + "\n")
-    report = {
-        "gen_subset": subset,
-        "num_utterances": NUM_UTTERANCES,
-        "macs_per_second": macs,
-        "real_time_factor": rtf,
-        "options": {},
-        "decoding": {"ctc_decoder": "greedy"},
-        "hardware": {"device": "cpu", "threads": 2},
-        **compute,
-    }
-    (folder / "compute.json").write_text(json.dumps(report))
-    return wer
 
 
 def without(folder, key):

@@ -48,7 +48,9 @@ def find_recordings(given: list[str]) -> list[Found]:
     """
     if STDIN in given:
         _check_stdin(given)
-    paths, roots, unread = [], [], []
+    paths: list[str] = []
+    roots: list[str | None] = []
+    unread: list[str] = []
     for each in given:
         if each == STDIN:
             paths.append(each)

@@ -50,4 +50,9 @@ def _console_script(words, paths, cwd, env) -> None:
         group="console_scripts", name=os.path.basename(words[0])
     )
     sys.argv = words
-    sys.exit(script.load()())
+    try:
+        status = script.load()()
+    except Exception:  # as Python ends a script; multiprocessing asks no hook
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    sys.exit(status)

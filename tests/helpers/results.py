@@ -1,11 +1,14 @@
-"""What fairseq-generate has written."""
+"""What fairseq-generate has written, and what it would leave."""
 
 import json
 import re
 from pathlib import Path
 
 import editdistance
+import numpy as np
 import pytest
+
+NUM_UTTERANCES = 60  # of write_results
 
 
 def words_of(results: Path, kind: str) -> dict[str, list[str]]:
@@ -32,3 +35,32 @@ def check_results(folder: Path, corpus: Path, split: str = "test") -> dict:
     assert compute["gen_subset"] == split
     assert compute["macs_check"]["closed_form"] == compute["macs_check"]["fvcore"]
     return compute
+
+
+def write_results(folder, error_rate, seed=0, macs=1e9, rtf=0.01, subset="test", **compute):
+    """What fairseq-generate leaves of utterances of ten words, some of them wrong."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    lines, num_errors = [], 0
+    for number in rng.permutation(NUM_UTTERANCES):
+        words = [f"W{number}X{k}" for k in range(10)]
+        wrong = rng.random(10) < error_rate
+        num_errors += wrong.sum()
+        said = ["NO" if bad else word for word, bad in zip(words, wrong, strict=True)]
+        lines += [f"T-{number}\t{' '.join(words)}", f"H-{number}\t-1.0\t{' '.join(said)}"]
+        lines += [f"D-{number}\t-1.0\t{' '.join(said)}", f"P-{number}\t-1.0"]
+    wer = 100 * num_errors / (10 * NUM_UTTERANCES)
+    lines.append(f"Generate {subset} with beam=5: WER: {wer:.2f}")
+    (folder / f"generate-{subset}.txt").write_text("\n".join(lines) + "\n")
+    report = {
+        "gen_subset": subset,
+        "num_utterances": NUM_UTTERANCES,
+        "macs_per_second": macs,
+        "real_time_factor": rtf,
+        "options": {},
+        "decoding": {"ctc_decoder": "greedy"},
+        "hardware": {"device": "cpu", "threads": 2},
+        **compute,
+    }
+    (folder / "compute.json").write_text(json.dumps(report))
+    return wer
