@@ -49,7 +49,7 @@ def find_recordings(given: list[str]) -> list[Found]:
     if STDIN in given:
         _check_stdin(given)
     paths: list[str] = []
-    roots: list[str | None] = []
+    roots: list[str] = []
     unread: list[str] = []
     for each in given:
         if each == STDIN:

@@ -83,6 +83,7 @@ class TransformerPath:
         if batch.is_empty:
             return None, batch, results
         if encoder.layer_norm_first:
-            batch.hidden = encoder.layer_norm(batch.hidden)
+            # in fairseq's layout, T x B x C -> B x T x C and back: dropout after it draws by layout
+            batch.hidden = encoder.layer_norm(batch.hidden.transpose(0, 1)).transpose(0, 1)
         hidden = batch.restored().transpose(0, 1)  # T x B x C -> B x T x C
         return reduction.upsample(hidden, num_frames), batch, results
