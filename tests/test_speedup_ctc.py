@@ -1,5 +1,6 @@
 """The model: stock fairseq's numbers with reductions off, exact lengths with them on."""
 
+import numpy as np
 import pytest
 import torch
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
@@ -34,6 +35,54 @@ def test_with_every_reduction_off_logits_equal_stock_wav2vec_ctc(tmp_path, extra
         found, expected = ours(**net_input), stock(**net_input)
     assert torch.equal(found["encoder_out"], expected["encoder_out"])
     assert torch.equal(found["padding_mask"], expected["padding_mask"])
+
+
+DRAWS = {"dropout": 0.1, "final_dropout": 0.1, "activation_dropout": 0.1, "dropout_input": 0.1}
+
+
+@pytest.mark.parametrize("more", [{}, {"checkpoint_activations": True}], ids=str)
+@pytest.mark.parametrize("extractor_mode", ["layer_norm", "default"])
+def test_training_equals_stock_wav2vec_ctc_and_draws_alike(tmp_path, extractor_mode, more):
+    """Dropout of every kind and layerdrop, the gradient scaled on its way into the CNN."""
+    pre_norm = extractor_mode == "layer_norm"
+    path = write_pretrained(
+        tmp_path / "tiny.pt",
+        extractor_mode=extractor_mode,
+        layer_norm_first=pre_norm,
+        encoder_layers=4,
+        dropout_features=0.1,
+    )
+    options = {**DRAWS, "layerdrop": 0.6, "feature_grad_mult": 0.5, "apply_mask": False, **more}
+    outputs, gradients = [], []
+    for model in (
+        build_model(path, padding="stock", **options),
+        build_model(path, True, **options),
+    ):
+        model.train().set_num_updates(1)
+        torch.manual_seed(3)
+        np.random.seed(6)
+        output = model(**batch_of([9000, 7000, 4321]))["encoder_out"]
+        output.square().mean().backward()
+        outputs.append(output)
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert torch.equal(*outputs)
+    ours, theirs = gradients
+    assert ours.keys() == theirs.keys()
+    missing = {name for name, gradient in theirs.items() if gradient is None}
+    assert any(".layers." in name for name in missing)  # a layer was dropped
+    for name, gradient in theirs.items():
+        assert (ours[name] is None) if gradient is None else torch.equal(ours[name], gradient), name
+
+
+def test_weights_frozen_for_some_updates_get_no_gradient_but_the_head(pretrained):
+    model = build_model(pretrained, freeze_finetune_updates=5).train()
+    for num_updates, frozen in ((4, True), (5, False)):
+        model.set_num_updates(num_updates)
+        model.zero_grad(set_to_none=True)
+        model(**batch_of([9000]))["encoder_out"].square().mean().backward()
+        assert model.w2v_encoder.proj.weight.grad is not None
+        projection = model.w2v_encoder.w2v_model.post_extract_proj.weight
+        assert (projection.grad is None) == frozen
 
 
 def closed_form(method, factor, num_samples):
