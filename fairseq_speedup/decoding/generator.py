@@ -1,6 +1,8 @@
 """The generator that stock ``fairseq-generate`` drives for CTC models."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from fairseq import utils
@@ -8,6 +10,7 @@ from fairseq.data import Dictionary
 from torch import nn
 
 from fairseq_speedup.decoding.decoder import Decoder
+from fairseq_speedup.decoding.generated import ResultFile
 from fairseq_speedup.decoding.windows import Windows
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.profiling.compute import ComputeMeter
@@ -40,21 +43,25 @@ class CtcGenerator:
         dictionary: Dictionary,
         blank: int,
         meter: ComputeMeter,
-        files=(),
+        files: Sequence[ResultFile] = (),
         windows: Windows | None = None,
     ):
         self.files = files
         self.windows = windows
         self.progress = _unseen
-        self.upcoming = None  # the next batch, where it is known
-        self._ahead = None  # that batch and what the models gave for it
+        self.upcoming: dict | None = None  # the next batch, where it is known
+        self._ahead: tuple[torch.Tensor, Encoded] | None = (
+            None  # that batch and what the models gave for it
+        )
         self.decoder = decoder
         self.meter = meter
         self.warm = False
         self.symbols_to_strip_from_output = symbols_to_strip(dictionary, blank)
 
     @torch.no_grad()
-    def generate(self, models, sample, **unused) -> list[list[dict]]:
+    def generate(
+        self, models: Sequence[nn.Module], sample: dict, **unused: Any
+    ) -> list[list[dict]]:
         """
         Args:
             models: CTC models whose posteriors are averaged; their frames must agree
@@ -77,7 +84,7 @@ class CtcGenerator:
             file.add(sample["id"].tolist(), hypotheses)
         return hypotheses
 
-    def _encoded(self, models, sample) -> "Encoded":
+    def _encoded(self, models: Sequence[nn.Module], sample: dict) -> "Encoded":
         if self._ahead is not None:
             (ids, encoded), self._ahead = self._ahead, None
             if torch.equal(ids, sample["id"].cpu()):
@@ -87,11 +94,11 @@ class CtcGenerator:
             self.warm = True
         return self._encode(models, sample)
 
-    def _encode(self, models, sample) -> "Encoded":
+    def _encode(self, models: Sequence[nn.Module], sample: dict) -> "Encoded":
         with self.meter.encoding():
             return encode(models, sample["net_input"], self.windows, self.progress)
 
-    def _encode_ahead(self, models) -> None:
+    def _encode_ahead(self, models: Sequence[nn.Module]) -> None:
         """The next batch, while this one is searched elsewhere."""
         upcoming, self.upcoming = self.upcoming, None
         if not upcoming or "net_input" not in upcoming:
@@ -126,7 +133,12 @@ def _unseen(num_samples: int) -> None:
     """Shows no progress."""
 
 
-def encode(models, net_input: dict, windows: Windows | None = None, progress=_unseen) -> Encoded:
+def encode(
+    models: Sequence[nn.Module],
+    net_input: dict,
+    windows: Windows | None = None,
+    progress: Callable[[int], Any] = _unseen,
+) -> Encoded:
     """Runs the models, in windows where the batch is longer than one.
 
     Args:
@@ -186,7 +198,9 @@ def _first_window(net_input: dict, windows: Windows | None) -> dict:
     }
 
 
-def log_posteriors(models, net_input: dict):
+def log_posteriors(
+    models: Sequence[nn.Module], net_input: dict
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """
     Returns:
         log-probabilities (T, B, V) averaged over ``models``; valid frames (B,); frames
