@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from fairseq.data import Dictionary
-from helpers.commands import REPO
+from helpers.commands import REPO, run_command
 from helpers.models import write_finetuned, write_pretrained
-from helpers.processes import run_forked
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.inference import form_of
@@ -227,8 +226,8 @@ def labelled(tmp_path_factory, corpus, model_path):
     folder = tmp_path_factory.mktemp("labelled")
     rows = (corpus / "test.tsv").read_text().splitlines()
     audio = [f"{rows[0]}/{row.split()[0]}" for row in rows[1:]]
-    command = ["fairseq-speedup", "transcribe", "--path", model_path, *audio]
-    lines = run_forked(*command).stdout.splitlines()
+    command = ["python", "-m", "fairseq_speedup", "transcribe", "--path", model_path, *audio]
+    lines = run_command(*command).stdout.splitlines()
     texts = [line.split("\t")[1] for line in lines]
     (folder / "valid.tsv").write_text("\n".join(rows) + "\n")
     labels = [" ".join("|".join(text.split())) + " |" for text in texts]
@@ -238,8 +237,8 @@ def labelled(tmp_path_factory, corpus, model_path):
 
 
 def optimize(*arguments, check=True):
-    command = ["fairseq-speedup", "optimize", *arguments, "--cpu"]
-    return run_forked(*command, check=check)
+    command = ["python", "-m", "fairseq_speedup", "optimize", *arguments, "--cpu"]
+    return run_command(*command, check=check)
 
 
 @pytest.fixture(scope="module")
