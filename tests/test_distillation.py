@@ -276,7 +276,9 @@ def test_hidden_states_are_compared_with_the_mean_of_their_stretch():
 
 
 @pytest.mark.parametrize("target", ["posteriors", "hidden"])
-def test_a_reduced_model_learns_from_a_full_one(tmp_path, corpus, pretrained, full, target):
+def test_a_reduced_model_trains_beside_a_full_one_and_is_decoded_without_it(
+    tmp_path, corpus, pretrained, full, target
+):
     teacher = tmp_path / "teacher.pt"
     shutil.copy(last_checkpoint(full), teacher)
     options = [

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
-from helpers.commands import REPO, fairseq_command, run_command, train
+from helpers.commands import REPO, USER_DIR, decoding_arguments, run_command, train
 from helpers.models import batch_of, build_model
+from helpers.processes import run_forked
 from torch import nn
 
 from fairseq_speedup.frames import FRAME_POOLS, MeanPool
@@ -16,6 +17,7 @@ from fairseq_speedup.profiling.fvcore_count import check_macs
 EXAMPLE = REPO / "examples/extending/attentive_pool"
 OPTIONS = {"frame_pool": 2, "frame_pool_method": "attentive"}
 COUNTS = [9000, 4000, 7000]
+OURS = "fairseq-speedup"
 
 
 @pytest.fixture
@@ -88,26 +90,24 @@ def test_it_goes_through_every_command(corpus, pretrained, tmp_path):
     options = [f"{'model.' + name}={value}" for name, value in OPTIONS.items()]
     train(tmp_path, corpus, pretrained, f"common.user_dir={EXAMPLE}", *options)
     checkpoint = tmp_path / "checkpoints/checkpoint_last.pt"
-    generate = [fairseq_command("fairseq-generate"), corpus, "--user-dir", EXAMPLE, "--task"]
-    generate += ["speedup_finetuning", "--path", checkpoint, "--gen-subset", "test", "--labels"]
-    generate += ["ltr", "--cpu", "--scoring", "wer", "--results-path", tmp_path / "results"]
-    run_command(*generate)
+    arguments = decoding_arguments(corpus, checkpoint, tmp_path / "results")
+    arguments[arguments.index(str(USER_DIR))] = EXAMPLE
+    run_forked("fairseq-generate", *arguments)
     compute = json.loads((tmp_path / "results/compute.json").read_text())
     assert OPTIONS.items() <= compute["options"].items()
-    ours = [sys.executable, "-m", "fairseq_speedup"]
     files = [corpus / f"audio/test-{index}.wav" for index in range(2)]
-    found = run_command(
-        *ours, "--user-dir", EXAMPLE, "transcribe", "--cpu", "--path", checkpoint, *files
+    found = run_forked(
+        OURS, "--user-dir", EXAMPLE, "transcribe", "--cpu", "--path", checkpoint, *files
     )
     assert len(found.stdout.splitlines()) == 2
-    refused = run_command(*ours, "transcribe", "--cpu", "--path", checkpoint, *files, check=False)
+    refused = run_forked(OURS, "transcribe", "--cpu", "--path", checkpoint, *files, check=False)
     assert refused.returncode == 1
     assert "unknown frame_pool_method='attentive'; valid values: conv, mean" in refused.stderr
     pytest.importorskip("onnxruntime")
     exported = tmp_path / "model.onnx"
     export = ["export", "--path", checkpoint, "--output", exported]
-    run_command(*ours, "--user-dir", EXAMPLE, *export)
-    onnx = run_command(*ours, "transcribe", "--path", exported, *files)
+    run_forked(OURS, "--user-dir", EXAMPLE, *export)
+    onnx = run_forked(OURS, "transcribe", "--path", exported, *files)
     assert onnx.stdout == found.stdout
 
 

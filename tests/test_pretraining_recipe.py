@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from helpers.commands import REPO, fairseq_command, run_command
+from helpers.commands import REPO, run_command
 from helpers.models import batch_of, build_model, write_pretrained
+from helpers.processes import run_forked
 
 from fairseq_speedup.pretrained import read_file
 
@@ -92,14 +93,14 @@ def test_a_layers_outputs_are_clustered_too(tones, tmp_path):
 def pretrain_on_two_processes(folder, *overrides) -> list[str]:
     """As pretrain.sh does; what each printed."""
     (folder / "rendezvous").unlink(missing_ok=True)
-    command = [fairseq_command("fairseq-hydra-train"), "--config-dir", EXAMPLE, "--config-name"]
+    command = ["fairseq-hydra-train", "--config-dir", EXAMPLE, "--config-name"]
     command += ["pretraining", f"common.user_dir={EXAMPLE}/hubert_on_cpus", *overrides]
     command += ["distributed_training.distributed_world_size=2", f"checkpoint.save_dir={folder}"]
     command += [f"distributed_training.distributed_init_method='file://{folder}/rendezvous'"]
 
     def run_rank(rank):
         rank_is = f"distributed_training.distributed_rank={rank}"
-        done = run_command(*command, rank_is, f"hydra.run.dir={folder}/rank{rank}")
+        done = run_forked(*command, rank_is, f"hydra.run.dir={folder}/rank{rank}")
         return done.stdout + done.stderr
 
     with ThreadPoolExecutor() as pool:

@@ -5,15 +5,16 @@ from pathlib import Path
 import torch
 from fairseq import checkpoint_utils
 from fairseq_cli.train import should_stop_early
-from helpers.commands import REPO, USER_DIR, fairseq_command, run_command
+from helpers.commands import REPO, USER_DIR
+from helpers.processes import run_forked
 
 from fairseq_speedup.sweeps import forget_earlier_training
 
 
 def sweep(folder: Path, config: str, *overrides) -> None:
     """Two jobs, of which the second learns nothing."""
-    run_command(
-        fairseq_command("fairseq-hydra-train"),
+    run_forked(
+        "fairseq-hydra-train",
         "--multirun",
         "--config-dir",
         REPO / "config" / Path(config).parent,

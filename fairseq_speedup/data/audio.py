@@ -48,7 +48,7 @@ class CheckedAudioDataset(FileAudioDataset):
         """Never puts the utterance into a batch."""
         self.left_out[index] = True
 
-    def ordered_indices(self):
+    def ordered_indices(self) -> np.ndarray:
         indices = super().ordered_indices()
         return indices[~self.left_out[indices]]
 
@@ -74,7 +74,7 @@ class CheckedAudioDataset(FileAudioDataset):
         name = name if isinstance(name, (str, bytes)) else name.as_py()
         return self.text_compressor.decompress(name)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict:
         if self.was_bad[index]:
             return _left_out(index)
         self.was_read[index] = True

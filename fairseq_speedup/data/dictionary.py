@@ -3,10 +3,14 @@ share."""
 
 import io
 import os
+from typing import TYPE_CHECKING
 
 from fairseq_speedup.data.characters import told_apart
 from fairseq_speedup.data.manifest import ManifestError, read_lines
 from fairseq_speedup.relative_paths import looked_for
+
+if TYPE_CHECKING:  # fairseq takes seconds to import
+    from fairseq.data import Dictionary
 
 FORM = "each of its lines is a label and a count"
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]  # fairseq's, before the file's
@@ -42,7 +46,7 @@ def read_symbols(path: str) -> list[str]:
     return symbols
 
 
-def dictionary_of(symbols: list[str]):
+def dictionary_of(symbols: list[str]) -> "Dictionary":
     """fairseq's dictionary of ``symbols``, whose first ones it has by itself."""
     from fairseq.data import Dictionary
 
@@ -52,7 +56,7 @@ def dictionary_of(symbols: list[str]):
     return dictionary
 
 
-def read_dictionary(path: str, name: str = "dictionary"):
+def read_dictionary(path: str, name: str = "dictionary") -> "Dictionary":
     """fairseq's, from ``dict.{labels}.txt``, without a byte order mark before its first label.
 
     Args:

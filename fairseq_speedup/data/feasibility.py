@@ -31,7 +31,7 @@ class Feasibility:
         return 100 * self.num_infeasible / max(1, self.num_utterances)
 
 
-def check_feasibility(num_frames, labels: list[list]) -> Feasibility:
+def check_feasibility(num_frames: np.ndarray, labels: list[list]) -> Feasibility:
     """
     Args:
         num_frames: output frames of each utterance

@@ -122,7 +122,9 @@ def infer_labels(folder: str) -> str:
     return found[0]
 
 
-def check_post_process(labels: str | None, post_process: str | None, option="--post-process "):
+def check_post_process(
+    labels: str | None, post_process: str | None, option: str = "--post-process "
+) -> None:
     """Raises ManifestError where sentencepiece labels would be put together into words as if they
     were something else, which gives a wrong WER."""
     if labels == "spm" and post_process != "sentencepiece":

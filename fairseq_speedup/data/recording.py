@@ -5,7 +5,9 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -82,7 +84,7 @@ def read_recording(
 
 
 @contextlib.contextmanager
-def _source(path: str):
+def _source(path: str) -> Any:
     """What soundfile opens: of standard input a temporary file, as it must be sought in."""
     if path != STDIN:
         yield path
@@ -114,14 +116,14 @@ def _changes(file: soundfile.SoundFile, sample_rate: int) -> list[str]:
     return changes
 
 
-def _blocks(file: soundfile.SoundFile):
+def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
     """Blocks (S, channels) to the end of the file, of which soundfile's own know nothing where a
     format cannot be sought in, such as GSM 6.10."""
     while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
         yield block
 
 
-def _resampled(file: soundfile.SoundFile, sample_rate: int):
+def _resampled(file: soundfile.SoundFile, sample_rate: int) -> Iterator[np.ndarray]:
     """Blocks (S,) of one channel at the rate that is asked for."""
     mono = (block.mean(axis=1) for block in _blocks(file))
     if file.samplerate == sample_rate:
@@ -136,7 +138,7 @@ def _resampled(file: soundfile.SoundFile, sample_rate: int):
 class _Statistics:
     """Of samples, as they come."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count = 0
         self.total = self.squares = 0.0
 

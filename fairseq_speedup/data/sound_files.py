@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -58,7 +59,7 @@ def _bytes_of(path: str, first: int, length: int) -> bytes:
         return file.read(length)
 
 
-def _patiently(read: Callable):
+def _patiently(read: Callable) -> Any:
     for pause in PAUSES_SECONDS:
         try:
             return read()

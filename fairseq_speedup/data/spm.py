@@ -3,7 +3,9 @@
 import logging
 import os
 import tempfile
+from argparse import Namespace
 from collections import Counter
+from typing import Any
 
 import sentencepiece
 
@@ -13,7 +15,7 @@ from fairseq_speedup.data.manifest import ManifestError, read_lines
 logger = logging.getLogger(__name__)
 
 
-def run(args) -> None:
+def run(args: Namespace) -> None:
     splits = args.splits.split(",") if args.splits else _splits_in(args.data)
     if args.train_split not in splits:
         splits.insert(0, args.train_split)
@@ -71,7 +73,7 @@ def read_transcripts(folder: str, split: str) -> list[str]:
     return transcripts
 
 
-def train(lines: list[str], prefix: str, vocab_size: int, model_type: str):
+def train(lines: list[str], prefix: str, vocab_size: int, model_type: str) -> Any:
     """Trains a sentencepiece model on ``lines`` and writes ``{prefix}.model`` and ``.vocab``.
 
     Raises:
@@ -100,7 +102,7 @@ def _splits_in(folder: str) -> list[str]:
     return sorted({stem for stem, ending in names if ending in (".wrd", ".ltr")})
 
 
-def _check_known(processor, encoded, transcripts) -> None:
+def _check_known(processor: Any, encoded: dict, transcripts: dict) -> None:
     for split, lines in encoded.items():
         for number, pieces in enumerate(lines, start=1):
             if any(processor.is_unknown(processor.piece_to_id(piece)) for piece in pieces):

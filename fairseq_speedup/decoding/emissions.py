@@ -1,5 +1,6 @@
 """Log-probabilities on their way to a beam search: on the CPU, without sure blanks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ def emissions_of(
     log_probs: torch.Tensor,
     lengths: torch.Tensor,
     blank: int,
-    unspoken=(),
+    unspoken: Sequence[int] = (),
     blank_skip_threshold: float = 1.0,
 ) -> list[Emission]:
     """

@@ -74,7 +74,7 @@ class _FlashlightSearch:
                 break
         return found
 
-    def _found(self, result, num_frames: int) -> Found:
+    def _found(self, result: Any, num_frames: int) -> Found:
         # flashlight's begins with where it started from and ends with where it finished
         path = np.array(result.tokens[1:-1], dtype=np.int64)
         silent_frames = int((path[:num_frames] == self.silence).sum())
@@ -92,15 +92,15 @@ class _FlashlightSearch:
         """What flashlight is given of an utterance (T, V)."""
         return log_probs
 
-    def words_of(self, result) -> tuple:
+    def words_of(self, result: Any) -> tuple:
         """What tells hypotheses apart."""
         raise NotImplementedError
 
-    def num_words(self, result) -> int:
+    def num_words(self, result: Any) -> int:
         """Words that word_score counts."""
         return 0
 
-    def cleaned(self, path: np.ndarray, result) -> np.ndarray:
+    def cleaned(self, path: np.ndarray, result: Any) -> np.ndarray:
         """Of a path (T,), what belongs to the hypothesis."""
         return path
 
@@ -162,7 +162,7 @@ class LexiconSearch(_FlashlightSearch):
             options, self.trie, self.lm, *places, no_transitions, over_labels
         )
 
-    def _trie(self, lexicon: Lexicon):
+    def _trie(self, lexicon: Lexicon) -> Any:
         """Spellings with what the language model says of each word alone, for prefixes too."""
         index = {symbol: label for label, symbol in enumerate(self.words.symbols)}
         trie = flashlight.Trie(self.num_labels, self.silence)
@@ -184,7 +184,7 @@ class LexiconSearch(_FlashlightSearch):
         end[0, self.silence] = -self.options.sil_score
         return np.concatenate([log_probs, end])
 
-    def cleaned(self, path: np.ndarray, result) -> np.ndarray:
+    def cleaned(self, path: np.ndarray, result: Any) -> np.ndarray:
         """Without silence that ends no word, and without the letters of a word that the utterance's
         end cut off, where the beam had no whole one left."""
         ends = np.flatnonzero(np.array(result.words[1:-1]) >= 0).tolist()
@@ -197,10 +197,10 @@ class LexiconSearch(_FlashlightSearch):
                 kept[start:end] = self.silence if start in word_ends else self.blank
         return kept
 
-    def words_of(self, result) -> tuple[int, ...]:
+    def words_of(self, result: Any) -> tuple[int, ...]:
         return tuple(word for word in result.words if word >= 0)
 
-    def num_words(self, result) -> int:
+    def num_words(self, result: Any) -> int:
         return sum(word >= 0 for word in result.words)
 
 
@@ -236,6 +236,6 @@ class LexiconFreeSearch(_FlashlightSearch):
             options, self.lm, self.silence, self.blank, no_transitions
         )
 
-    def words_of(self, result) -> tuple[str, ...]:
+    def words_of(self, result: Any) -> tuple[str, ...]:
         path = np.array(result.tokens[1:-1], dtype=np.int64)
         return self.words.of_path(path, self.blank)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Protocol
 
 from fairseq_speedup.data.manifest import read_lines
 
@@ -17,6 +18,22 @@ def nbest_path(folder: str, subset: str) -> str:
 
 def ctm_path(folder: str, subset: str) -> str:
     return os.path.join(folder, f"generate-{subset}.ctm")
+
+
+class ResultFile(Protocol):
+    """Written beside fairseq's results, batch by batch."""
+
+    path: str
+
+    def add(self, ids: list[int], nbest: list[list[dict]]) -> None:
+        """
+        Args:
+            ids: numbers of the utterances of a batch, as in fairseq's results
+            nbest: their hypotheses, best first
+        """
+
+    def close(self) -> None:
+        """Once everything is decoded."""
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """The generator that stock ``fairseq-generate`` drives for CTC models."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from fairseq import utils
@@ -8,6 +10,7 @@ from fairseq.data import Dictionary
 from torch import nn
 
 from fairseq_speedup.decoding.decoder import Decoder
+from fairseq_speedup.decoding.generated import ResultFile
 from fairseq_speedup.decoding.hypothesis import without_empty_words
 from fairseq_speedup.decoding.windows import Windows
 from fairseq_speedup.decoding.words import Words
@@ -43,7 +46,7 @@ class CtcGenerator:
         dictionary: Dictionary,
         blank: int,
         meter: ComputeMeter,
-        files=(),
+        files: Sequence[ResultFile] = (),
         windows: Windows | None = None,
         words: Words | None = None,
     ):
@@ -51,15 +54,18 @@ class CtcGenerator:
         self.words = words
         self.windows = windows
         self.progress = _unseen
-        self.upcoming = None  # the next batch, where it is known
-        self._ahead = None  # that batch and what the models gave for it
+        self.upcoming: dict | None = None  # the next batch, where it is known
+        # that batch and what the models gave for it
+        self._ahead: tuple[torch.Tensor, Encoded] | None = None
         self.decoder = decoder
         self.meter = meter
         self.warm = False
         self.symbols_to_strip_from_output = symbols_to_strip(dictionary, blank)
 
     @torch.no_grad()
-    def generate(self, models, sample, **unused) -> list[list[dict]]:
+    def generate(
+        self, models: Sequence[nn.Module], sample: dict, **unused: Any
+    ) -> list[list[dict]]:
         """
         Args:
             models: CTC models whose posteriors are averaged; their frames must agree
@@ -84,7 +90,7 @@ class CtcGenerator:
             return hypotheses
         return [[without_empty_words(each, self.words) for each in nbest] for nbest in hypotheses]
 
-    def _encoded(self, models, sample) -> "Encoded":
+    def _encoded(self, models: Sequence[nn.Module], sample: dict) -> "Encoded":
         if self._ahead is not None:
             (ids, encoded), self._ahead = self._ahead, None
             if torch.equal(ids, sample["id"].cpu()):
@@ -94,11 +100,11 @@ class CtcGenerator:
             self.warm = True
         return self._encode(models, sample)
 
-    def _encode(self, models, sample) -> "Encoded":
+    def _encode(self, models: Sequence[nn.Module], sample: dict) -> "Encoded":
         with self.meter.encoding():
             return encode(models, sample["net_input"], self.windows, self.progress)
 
-    def _encode_ahead(self, models) -> None:
+    def _encode_ahead(self, models: Sequence[nn.Module]) -> None:
         """The next batch, while this one is searched elsewhere."""
         upcoming, self.upcoming = self.upcoming, None
         if not upcoming or "net_input" not in upcoming:
@@ -133,7 +139,12 @@ def _unseen(num_samples: int) -> None:
     """Shows no progress."""
 
 
-def encode(models, net_input: dict, windows: Windows | None = None, progress=_unseen) -> Encoded:
+def encode(
+    models: Sequence[nn.Module],
+    net_input: dict,
+    windows: Windows | None = None,
+    progress: Callable[[int], Any] = _unseen,
+) -> Encoded:
     """Runs the models, in windows where the batch is longer than one.
 
     Args:
@@ -193,7 +204,9 @@ def _first_window(net_input: dict, windows: Windows | None) -> dict:
     }
 
 
-def log_posteriors(models, net_input: dict):
+def log_posteriors(
+    models: Sequence[nn.Module], net_input: dict
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """
     Returns:
         log-probabilities (T, B, V) averaged over ``models``; valid frames (B,); frames

@@ -3,6 +3,7 @@
 import gzip
 import re
 from collections import Counter
+from typing import Any
 
 from fairseq_speedup.data.manifest import TEXT, begins_with_mark
 from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY
@@ -28,7 +29,7 @@ class LanguageModelError(ValueError):
     """A language model that cannot be used."""
 
 
-def load_kenlm(path: str, vocabulary: list[str]):
+def load_kenlm(path: str, vocabulary: list[str]) -> Any:
     """A KenLM model whose indices are those of ``vocabulary``.
 
     Raises:

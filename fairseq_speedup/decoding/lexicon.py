@@ -4,7 +4,9 @@ A line is a word, a tab and its labels: CAT<TAB>C A T |.
 """
 
 import os
+from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fairseq_speedup.data.characters import told_apart
@@ -20,7 +22,7 @@ MAX_CHARACTERS = 20
 NO_WORDS = {"<s>", "</s>", "<unk>", "<UNK>"}  # of a language model's vocabulary
 
 
-def run(args) -> None:
+def run(args: Namespace) -> None:
     if os.path.exists(args.output) and not args.overwrite:
         raise ManifestError(f"{args.output} exists; give --overwrite to replace it")
     labels = args.labels or infer_labels(args.data)
@@ -101,7 +103,9 @@ def lexicon_of_labels(lines: list[list[str]], words: Words) -> Lexicon:
     return Lexicon(list(spellings), spellings)
 
 
-def lexicon_of_words(listed: list[str], spell, words: Words, path: str) -> Lexicon:
+def lexicon_of_words(
+    listed: list[str], spell: Callable[[str], list[str]], words: Words, path: str
+) -> Lexicon:
     """
     Args:
         listed: the words
@@ -136,7 +140,7 @@ def _spells(spelling: list[str], word: str, words: Words) -> bool:
     return words.of(spelling) == [word] and words.is_bounded(spelling)
 
 
-def _speller(words: Words, spm_model: str):
+def _speller(words: Words, spm_model: str) -> Callable[[str], list[str]]:
     if words.boundary == LETTER_BOUNDARY:
         return lambda word: words.closed(list(word))
     if not os.path.isfile(spm_model):

@@ -1,9 +1,11 @@
 """The results of shards as those of one run, and their WER."""
 
 import os
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from fairseq_speedup.data.manifest import read_lines
 from fairseq_speedup.decoding.generated import (
@@ -34,7 +36,7 @@ class MergeError(ValueError):
     """Results that are not the shards of one run."""
 
 
-def run(args) -> None:
+def run(args: Namespace) -> None:
     output = generate_path(args.output, args.gen_subset)
     if os.path.abspath(args.output) in map(os.path.abspath, args.results):
         raise MergeError(f"--output {args.output} is one of the shards: give another folder")
@@ -142,7 +144,9 @@ def _with_wer(line: str, wer: float) -> str:
     return f"{line.partition('WER: ')[0]}WER: {wer:.{WER_DIGITS}f}"
 
 
-def _merge_rows(path_of, args, header: bool, key) -> list[str]:
+def _merge_rows(
+    path_of: Callable[[str, str], str], args: Namespace, header: bool, key: Callable[[str], Any]
+) -> list[str]:
     """Joins the shards' files of one kind, where all have one, sorted by ``key``."""
     paths = [path_of(folder, args.gen_subset) for folder in args.results]
     output = path_of(args.output, args.gen_subset)

@@ -1,5 +1,7 @@
 """A model and a split to decode outside of fairseq-generate, for choosing options by WER."""
 
+from collections.abc import Iterator
+
 import torch
 from fairseq import utils
 
@@ -34,7 +36,7 @@ class Offline:
         self.dictionary = self.task.target_dictionary
         self.blank = self.dictionary.index(self.task.blank_symbol)
 
-    def batches(self):
+    def batches(self) -> Iterator[dict]:
         """Batches of the split, on the model's device, with their progress."""
         batches = self.task.get_batch_iterator(self.dataset, max_sentences=self.batch_size)
         batches = batches.next_epoch_itr(shuffle=False)
@@ -49,6 +51,6 @@ class Offline:
             found = LabelWords.of(f"the dictionary of {self.subset}", symbols)
         return found
 
-    def references(self, sample) -> list[torch.Tensor]:
+    def references(self, sample: dict) -> list[torch.Tensor]:
         """The labels of a batch's utterances."""
         return [utils.strip_pad(each, self.dictionary.pad()).cpu() for each in sample["target"]]

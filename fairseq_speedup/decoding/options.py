@@ -4,7 +4,9 @@ them: neither fairseq nor torch is imported."""
 import ast
 import math
 import os
+from argparse import Namespace
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 DECODERS = ["greedy", "beam"]
 
@@ -114,7 +116,7 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def options_of_search(args) -> DecodingOptions:
+def options_of_search(args: Namespace) -> DecodingOptions:
     """Of the arguments of tune-lm, without the weights that it finds."""
     return DecodingOptions(ctc_decoder="beam", **{name: getattr(args, name) for name in OF_SEARCH})
 
@@ -139,7 +141,7 @@ def given(options: DecodingOptions) -> list[str]:
     ]
 
 
-def describe(options: DecodingOptions, generation) -> dict:
+def describe(options: DecodingOptions, generation: Any) -> dict:
     """What decoded a data set, for compute.json."""
     windows = {}
     if options.window_seconds:
@@ -152,7 +154,7 @@ def describe(options: DecodingOptions, generation) -> dict:
     return described | ({"lm_weight": generation.lm_weight} if options.kenlm_model else {})
 
 
-def check_options(options: DecodingOptions, generation) -> None:
+def check_options(options: DecodingOptions, generation: Any) -> None:
     """
     Args:
         generation: fairseq's GenerationConfig
@@ -175,7 +177,7 @@ def check_options(options: DecodingOptions, generation) -> None:
         _check_beam(options, generation)
 
 
-def _check_windows(options) -> None:
+def _check_windows(options: DecodingOptions) -> None:
     seconds, overlap = options.window_seconds, options.window_overlap
     if seconds == 0:
         if overlap != DEFAULTS["window_overlap"]:
@@ -193,7 +195,7 @@ def _check_windows(options) -> None:
         )
 
 
-def _check_greedy(options, generation) -> None:
+def _check_greedy(options: DecodingOptions, generation: Any) -> None:
     if getattr(generation, "nbest", 1) > 1:
         raise ValueError(
             f"--nbest {generation.nbest}: greedy decoding has one hypothesis; use --nbest 1 or "
@@ -208,7 +210,7 @@ def _check_greedy(options, generation) -> None:
         )
 
 
-def _check_beam(options, generation) -> None:
+def _check_beam(options: DecodingOptions, generation: Any) -> None:
     if generation.beam < 1:
         raise ValueError(f"--beam {generation.beam} is out of range; it must be 1 or more")
     if not 1 <= generation.nbest <= generation.beam:
@@ -244,7 +246,7 @@ def _check_beam(options, generation) -> None:
         raise FileNotFoundError(f"--kenlm-model {options.kenlm_model} does not exist")
 
 
-def _check_language_model(options, lm_weight: float) -> None:
+def _check_language_model(options: DecodingOptions, lm_weight: float) -> None:
     """That options which need each other come together."""
     if lm_weight < 0:
         raise ValueError(f"--lm-weight {lm_weight} is out of range; it must be 0 or more")

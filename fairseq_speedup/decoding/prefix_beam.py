@@ -103,7 +103,7 @@ class PrefixBeamSearch:
         place = np.where(stays, kept, extension // labels.shape[1])
         label = np.take_along_axis(labels, extension % labels.shape[1], axis=1)
 
-        def of(values):
+        def of(values: np.ndarray) -> np.ndarray:
             return np.take_along_axis(values, place, axis=1)
 
         _, best, in_blank = now.before((now.rows(), place), label)
@@ -155,7 +155,9 @@ class PrefixBeamSearch:
                 found.append(Found(path, float(scores[place]), float(scores[place])))
         return found
 
-    def _path(self, history, utterance: int, place: int, in_blank: bool) -> np.ndarray:
+    def _path(
+        self, history: list["Step"], utterance: int, place: int, in_blank: bool
+    ) -> np.ndarray:
         """The best alignment (T,) of a prefix at the end of ``history``."""
         path = np.full(len(history), self.blank)
         for frame in range(len(history) - 1, -1, -1):
@@ -221,7 +223,7 @@ class Beams:
         beams.total = np.logaddexp(beams.blanks, beams.spoken)
         return beams
 
-    def set(self, **values) -> None:
+    def set(self, **values: np.ndarray) -> None:
         for name, value in values.items():
             getattr(self, name)[...] = value
 
@@ -231,7 +233,7 @@ class Beams:
     def places(self) -> np.ndarray:
         return np.tile(np.arange(self.last.shape[1]), (len(self.last), 1))
 
-    def families(self):
+    def families(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(utterance, place of a prefix, place of its parent) of pairs both in the beam."""
         alive = (self.total > -np.inf).ravel()
         prefix, parent = np.where(alive, self.prefix.ravel(), 0), self.parent.ravel()
@@ -242,7 +244,9 @@ class Beams:
         utterance, place = np.divmod(child, self.last.shape[1])
         return utterance, place, found[child] % self.last.shape[1]
 
-    def before(self, where, label):
+    def before(
+        self, where: tuple[np.ndarray, np.ndarray], label: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the prefixes at ``where``, which are extended by ``label``: the log-probability of all
         alignments that can be, of the best, and whether that ends in blank."""
         repeat = self.last[where] == label

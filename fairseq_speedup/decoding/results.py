@@ -3,10 +3,12 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fairseq_speedup.data.audio import CheckedAudioDataset
 from fairseq_speedup.data.sound_files import split_row
-from fairseq_speedup.decoding.generated import ctm_path, nbest_path
+from fairseq_speedup.decoding.generated import ResultFile, ctm_path, nbest_path
+from fairseq_speedup.decoding.options import DecodingOptions
 from fairseq_speedup.decoding.timestamps import TimedWord, word_times
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.lengths import FrameGrid
@@ -21,7 +23,14 @@ def clear_files(folder: str, subset: str) -> None:
             os.remove(path)
 
 
-def result_files(options, cfg, words: Words, audio, lengths, sample_rate: int) -> list:
+def result_files(
+    options: DecodingOptions,
+    cfg: Any,
+    words: Words,
+    audio: Any,
+    lengths: Any,
+    sample_rate: int,
+) -> list[ResultFile]:
     """The files that a run of fairseq-generate writes beside fairseq's own.
 
     Args:
@@ -33,7 +42,7 @@ def result_files(options, cfg, words: Words, audio, lengths, sample_rate: int) -
         ValueError: --ctm where utterances have no names
     """
     folder, subset = cfg.common_eval.results_path, cfg.dataset.gen_subset
-    files: list[NbestFile | CtmFile] = []
+    files: list[ResultFile] = []
     if folder is not None and options.ctc_decoder == "beam":
         files.append(NbestFile(nbest_path(folder, subset), words))
     if options.ctm:
@@ -88,7 +97,7 @@ class CtmFile:
     num_samples: list[int]
     sample_rate: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.rows: dict[int, list[str]] = {}
         Path(self.path).write_text("")
 

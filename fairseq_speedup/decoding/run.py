@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from fairseq.data import FairseqDataset
 from torch import nn
 
 from fairseq_speedup.decoding import scoring
@@ -30,11 +33,11 @@ class DecodingRun:
         cfg: the config of fairseq-generate
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any):
         self.cfg = cfg
         self.generator: CtcGenerator  # set when it is built
-        self.decoding = {}  # how it decodes, for compute.json
-        self.max_samples = None  # of a batch; set when batches are made
+        self.decoding: dict = {}  # how it decodes, for compute.json
+        self.max_samples: int | None = None  # of a batch; set when batches are made
         self.num_shards, self.shard_id = shard_of(cfg)
         if cfg.common_eval.results_path is not None:
             clear_report(cfg.common_eval.results_path, cfg.dataset.gen_subset)
@@ -62,8 +65,12 @@ class DecodingRun:
             file.write(f"{name}\n")
 
     def admit_longest(
-        self, dataset, max_samples: int | None, max_utterances: int | None, in_windows: bool
-    ):
+        self,
+        dataset: FairseqDataset,
+        max_samples: int | None,
+        max_utterances: int | None,
+        in_windows: bool,
+    ) -> int | None:
         """The batch size in samples, checked: it must admit the longest utterance, unless that is
         cut into windows."""
         if max_samples == FAIRSEQ_DEFAULT_MAX_TOKENS and max_utterances is None:
@@ -85,7 +92,7 @@ class DecodingRun:
         self.max_samples = max_samples
         return max_samples
 
-    def watch(self, iterator, dataset) -> None:
+    def watch(self, iterator: Any, dataset: FairseqDataset) -> None:
         """Reports when the epoch iterator's one epoch ends.
 
         Args:
@@ -100,17 +107,17 @@ class DecodingRun:
             )
         next_epoch_itr = iterator.next_epoch_itr
 
-        def watched(*args, **kwargs):
+        def watched(*args: Any, **kwargs: Any) -> "_Watched":
             epoch = next_epoch_itr(*args, **kwargs)
             return _Watched(epoch, self._begin, lambda: self._end(dataset))
 
         iterator.next_epoch_itr = watched
 
-    def _begin(self, upcoming) -> None:
+    def _begin(self, upcoming: dict | None) -> None:
         """A batch is handed out; ``upcoming`` is the one after it, None at the end."""
         self.generator.upcoming = upcoming
 
-    def _end(self, dataset) -> None:
+    def _end(self, dataset: FairseqDataset) -> None:
         self.generator.decoder.close()
         meter, files = self.generator.meter, self.generator.files
         for file in files:
@@ -161,7 +168,7 @@ class DecodingRun:
             )
 
 
-def padding_gets_in(model) -> bool:
+def padding_gets_in(model: nn.Module) -> bool:
     """Whether an utterance's numbers depend on its padding, as in fairseq: by statistics of a group
     norm over the padded length, or by a Conformer's convolutions."""
     w2v_model = getattr(model.w2v_encoder, "w2v_model", None)
@@ -173,7 +180,7 @@ def padding_gets_in(model) -> bool:
     )
 
 
-def shard_of(cfg) -> tuple[int, int]:
+def shard_of(cfg: Any) -> tuple[int, int]:
     """How many shards there are and which one is decoded, from the config of fairseq-generate;
     fairseq itself looks at its options for distributed training alone."""
     num_shards, shard_id = cfg.dataset.num_shards, cfg.dataset.shard_id
@@ -192,16 +199,21 @@ class _Watched:
     """An iterator that looks one item ahead: calls ``begin`` with the next item before it hands one
     out, and ``at_end`` after the last."""
 
-    def __init__(self, iterator, begin, at_end):
+    def __init__(
+        self,
+        iterator: Any,
+        begin: Callable[[dict | None], None],
+        at_end: Callable[[], None],
+    ):
         self.iterator = iterator
         self.begin = begin
         self.at_end = at_end
         self.n = getattr(iterator, "n", 0)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.iterator)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[dict]:
         items = iter(self.iterator)
         item = next(items, None)
         while item is not None:

@@ -2,6 +2,7 @@
 compute.json, and what it counts with them."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 MEASURES = {"words": "WER", "characters": "CER", "labels": "UER"}
 APART = ("none", "silence")  # values of --post-process that leave each label a word of its own
@@ -103,7 +104,7 @@ class Scoring:
 DEFAULTS = {each.name: each.default for each in fields(Scoring) if each.name != "post_process"}
 
 
-def of_generate(cfg) -> dict:
+def of_generate(cfg: Any) -> dict:
     """How fairseq-generate scores, for compute.json.
 
     Args:

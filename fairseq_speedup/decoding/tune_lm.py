@@ -6,10 +6,12 @@ import math
 import multiprocessing
 import os
 import shlex
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import editdistance
 import numpy as np
@@ -37,7 +39,7 @@ FIRST_STEP = 0.5  # halved from round to round
 DIGITS = 4
 
 
-def run(args) -> None:
+def run(args: Namespace) -> None:
     options = options_of_search(args)
     split = observed(args)
     if split.post_process == "none":
@@ -64,7 +66,7 @@ def run(args) -> None:
     )
 
 
-def _check_lexicon(args, split: "ObservedSplit") -> None:
+def _check_lexicon(args: Namespace, split: "ObservedSplit") -> None:
     if args.lexicon and Words(split.symbols, split.unspoken).boundary is not None:
         raise NoWordsError(
             f"--lexicon {args.lexicon} finds words, and no label line of {args.gen_subset} has the "
@@ -139,7 +141,7 @@ class ObservedSplit:
             raise ValueError(f"--emissions {path} cannot be read: {error}") from None
 
 
-def observed(args) -> ObservedSplit:
+def observed(args: Namespace) -> ObservedSplit:
     """From the file of --emissions where that exists, else from the model."""
     origin = {
         "path": os.path.abspath(args.path),
@@ -165,7 +167,7 @@ def observed(args) -> ObservedSplit:
 
 
 @torch.no_grad()
-def observe(args, origin: dict) -> ObservedSplit:
+def observe(args: Namespace, origin: dict) -> ObservedSplit:
     """Runs the model over the split."""
     offline = Offline(
         args.path,
@@ -222,7 +224,9 @@ class Tuning:
         num_workers: processes; each decodes the whole split at a setting
     """
 
-    def __init__(self, search, split: ObservedSplit, blank_skip_threshold: float, num_workers: int):
+    def __init__(
+        self, search: Any, split: ObservedSplit, blank_skip_threshold: float, num_workers: int
+    ):
         log_probs = [_searched(each, split.blank, blank_skip_threshold) for each in split.log_probs]
         self.wers: dict[Setting, float] = {}
         # forked: they share the split and the language model
@@ -233,7 +237,9 @@ class Tuning:
             (search, split, log_probs),
         )
 
-    def best_of(self, lm_weights, word_scores, rounds: int) -> Setting:
+    def best_of(
+        self, lm_weights: Sequence[float], word_scores: Sequence[float], rounds: int
+    ) -> Setting:
         """The best setting of a grid, and of steps around it that are halved ``rounds`` times."""
         self.decode(Setting(*pair) for pair in itertools.product(lm_weights, word_scores))
         step = FIRST_STEP
@@ -245,7 +251,7 @@ class Tuning:
             step /= 2
         return self.best
 
-    def decode(self, settings) -> None:
+    def decode(self, settings: Iterable[Setting]) -> None:
         """Prints and keeps the WER of settings that are not decoded yet."""
         new = [setting for setting in settings if setting not in self.wers]
         for setting, wer in zip(new, self.pool.map(_wer_percent, new), strict=True):
@@ -276,7 +282,7 @@ def _around(setting: Setting, step: float, fixed_score: bool) -> list[Setting]:
 _work: tuple = ()  # of a worker: search, split, log_probs
 
 
-def _start(*work) -> None:
+def _start(*work: Any) -> None:
     global _work
     _work = work
 
@@ -295,7 +301,7 @@ def _searched(log_probs: np.ndarray, blank: int, threshold: float) -> np.ndarray
     return skip_blanks(emission, blank, threshold).log_probs
 
 
-def _command(args, split: ObservedSplit, best: Setting) -> str:
+def _command(args: Namespace, split: ObservedSplit, best: Setting) -> str:
     user_dir = args.user_dir or str(Path(fairseq_speedup.__file__).parent)
     command = [
         *("fairseq-generate", args.data, "--user-dir", user_dir),

@@ -1,6 +1,7 @@
 """How labels make words: letters with a boundary symbol, or sentencepiece's pieces."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Words:
             self.boundary = PIECE_BOUNDARY
 
     @classmethod
-    def of_dictionary(cls, dictionary) -> "Words":
+    def of_dictionary(cls, dictionary: Any) -> "Words":
         """
         Args:
             dictionary: fairseq's

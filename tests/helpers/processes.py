@@ -1,9 +1,9 @@
 """A fresh Python for every command without importing torch and fairseq each time: a server that
 has imported them, and has run nothing, forks. That import takes longer than most commands here."""
 
-import importlib.metadata
 import multiprocessing
 import os
+import pkgutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +17,11 @@ PRELOADED = [
     "soundfile",
     "torch.fx.experimental.symbolic_shapes",
 ]
+SCRIPTS = {  # as the environment's console scripts have them
+    "fairseq-generate": "fairseq_cli.generate:cli_main",
+    "fairseq-hydra-train": "fairseq_cli.hydra_train:cli_main",
+    "fairseq-speedup": "fairseq_speedup.commands:main",
+}
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
 
@@ -24,8 +29,7 @@ _context.set_forkserver_preload(PRELOADED)
 def run_forked(
     *command, cwd=None, check=True, env: dict | None = None
 ) -> subprocess.CompletedProcess:
-    """Runs a console script of the environment, such as ``fairseq-generate``, with its arguments;
-    its output is in the error when it fails."""
+    """Runs one of SCRIPTS with its arguments; its output is in the error when it fails."""
     words = [str(word) for word in command]
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/stdout", f"{folder}/stderr"]
@@ -46,12 +50,9 @@ def _console_script(words, paths, cwd, env) -> None:
     os.environ.update(env or {})
     if cwd is not None:
         os.chdir(cwd)
-    (script,) = importlib.metadata.entry_points(
-        group="console_scripts", name=os.path.basename(words[0])
-    )
     sys.argv = words
     try:
-        status = script.load()()
+        status = pkgutil.resolve_name(SCRIPTS[words[0]])()
     except Exception:  # as Python ends a script; multiprocessing asks no hook
         sys.excepthook(*sys.exc_info())
         status = 1
