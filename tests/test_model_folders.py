@@ -11,6 +11,7 @@ from conftest import (
     batch_of,
     build_model,
     generate_here,
+    train,
     write_dictionary,
     write_split,
 )
@@ -266,3 +267,15 @@ def test_a_pretrained_folder_is_no_model_to_decode_with(tmp_path, capsys):
     assert f"--path {folder} holds a wav2vec2 model; it must be fine-tuned" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("option", ["finetune_from_model", "restore_file"])
+def test_a_start_that_fairseq_would_pass_over_is_refused(
+    option, folder, corpus, pretrained, tmp_path
+):
+    start = f"++checkpoint.{option}={folder}"
+    done = train(tmp_path / "run", corpus, pretrained, start, check=False)
+    said = f"checkpoint.{option}={folder} is a folder, which fairseq would pass over"
+    assert said in done.stderr.splitlines()[-1]
+    assert f"fairseq_speedup convert {folder} MODEL.pt makes one" in done.stderr
+    assert not (tmp_path / "run/checkpoints/checkpoint_last.pt").exists()
