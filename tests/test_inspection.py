@@ -120,7 +120,7 @@ def test_what_is_a_part_of_a_folder_is_told_and_the_whole_asked_for(tmp_path, ca
             build_model(path)
     text = as_text(inspect_file(str(tmp_path)))
     assert text.startswith(f"{tmp_path}\n  cannot be used    {tmp_path} is a folder without config")
-    assert "size" not in text and "safe" not in text  # nothing was there to look at
+    assert "  size  " not in text and "safe to load" not in text  # there is nothing to look at
     saved = tmp_path / "checkpoints"
     saved.mkdir()
     (saved / "checkpoint_best.pt").write_bytes(b"")

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from helpers.commands import generate_here
+from helpers.commands import generate_here, train
 from helpers.corpora import LETTERS, write_dictionary, write_split
 from helpers.models import Labels, batch_of, build_model
 from omegaconf import OmegaConf
@@ -293,3 +293,15 @@ def test_a_family_of_a_known_architecture_is_an_entry_of_each_table(tmp_path, mo
     state["model"]["ctc_proj.weight"] = torch.zeros(3, 3)
     torch.save(state, path)
     assert read_file(str(path)).dropped == ["ctc_proj.weight"]
+
+
+@pytest.mark.parametrize("option", ["finetune_from_model", "restore_file"])
+def test_a_start_that_fairseq_would_pass_over_is_refused(
+    option, folder, corpus, pretrained, tmp_path
+):
+    start = f"++checkpoint.{option}={folder}"
+    done = train(tmp_path / "run", corpus, pretrained, start, check=False)
+    said = f"checkpoint.{option}={folder} is a folder, which fairseq would pass over"
+    assert said in done.stderr.splitlines()[-1]
+    assert f"fairseq_speedup convert {folder} MODEL.pt makes one" in done.stderr
+    assert not (tmp_path / "run/checkpoints/checkpoint_last.pt").exists()

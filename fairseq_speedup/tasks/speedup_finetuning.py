@@ -149,6 +149,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             raise _other_kind(model_cfg)
         if not from_checkpoint:
             forget_earlier_training()
+            self._check_start()
         model = super().build_model(model_cfg, from_checkpoint)
         if not hasattr(model, "w2v_encoder"):
             raise _other_kind(model_cfg)
@@ -161,6 +162,24 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             self._watch_for_inference(model)
             self._watch_for_other_labels(model)
         return model
+
+    def _check_start(self) -> None:
+        """That the training starts from what it is told to: fairseq takes a folder for a checkpoint
+        that is not there yet, and says nothing.
+
+        Raises:
+            CheckpointError: naming the option
+        """
+        root = self.cfg._get_root() if OmegaConf.is_config(self.cfg) else {}
+        for name in ("finetune_from_model", "restore_file"):
+            path = OmegaConf.select(root, f"checkpoint.{name}") if root else None
+            if path and os.path.isdir(path):
+                raise CheckpointError(
+                    f"checkpoint.{name}={path} is a folder, which fairseq would pass over; it must "
+                    "be a file. Of a folder in Hugging Face's form, python -m fairseq_speedup "
+                    f"convert {path} MODEL.pt makes one, and model.w2v_path takes it as it is, "
+                    "with its head where the labels agree"
+                )
 
     def build_criterion(self, cfg: DictConfig, from_checkpoint=False):
         if cfg.get("post_process") is not None:
