@@ -117,6 +117,7 @@ def config_options(path: str, cfg: DictConfig, conv_layers) -> dict:
     """
     model, variant = cfg.model, cfg.get("encoder_variant") or {}
     check_fixed(path, model, FIXED_THERE)
+    _check_cut(path, variant.get("pruned") or {})
     feature_layer_norm = variant.get("feature_layer_norm", True)
     positions = variant.get("relative_positions")
     dims, kernels, strides = zip(*conv_layers, strict=True)
@@ -146,6 +147,16 @@ def config_options(path: str, cfg: DictConfig, conv_layers) -> dict:
     if variant.get("family") == "hubert" or not feature_layer_norm:
         return options | {"model_type": "hubert", "feat_proj_layer_norm": feature_layer_norm}
     return options | {"model_type": "wav2vec2"}
+
+
+def _check_cut(path: str, pruned) -> None:
+    """Raises CheckpointError for layers of several sizes."""
+    several = [part for part in ("heads", "units") if pruned.get(part) is not None]
+    if several:
+        raise CheckpointError(
+            f"{path} is pruned: its layers have {' and '.join(several)} in several numbers, for "
+            "which a Hugging Face config has one; prune_parts=channels can be converted"
+        )
 
 
 def check_fixed(path: str, options, valid: dict) -> None:

@@ -13,6 +13,7 @@ from fairseq_speedup.inference.layer import FusedLayer
 from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16, multiplies_int8
 from fairseq_speedup.inference.positions import FourierConv1d
 from fairseq_speedup.inference.transformer import PackedLoop
+from fairseq_speedup.pruning.cut import cut
 
 AS_SAVED = "auto"
 
@@ -64,6 +65,7 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
         valid = ", ".join(["none", *LINEARS])
         raise ValueError(f"--inference {form} is unknown; valid values: {valid}")
     linear = LINEARS.lookup(form)
+    cut(model)
     encoder = model.w2v_encoder
     w2v_model = encoder.w2v_model
     device = next(model.parameters()).device
@@ -121,7 +123,7 @@ def _layers(layers, linear, packing: Packing) -> str:
     for name, layer in layers.named_children():
         if type(layer) is not TransformerSentenceEncoderLayer:
             return f"as it is: {type(layer).__name__} has no fused form"
-        attention = FusedAttention(layer.self_attn, linear, packing)
+        attention = FusedAttention.of(layer.self_attn, linear, packing)
         layers._modules[name] = FusedLayer.of(layer, linear, attention)
     return "fused"
 
@@ -142,5 +144,5 @@ def _packing(encoder, transformer, packing: Packing, layers: str) -> str:
 def _other_linears(model, linear) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and child.weight.numel():  # none where all was pruned
                 setattr(module, name, linear(child))

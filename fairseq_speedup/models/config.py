@@ -11,6 +11,7 @@ from fairseq_speedup.frontend import FrontEndConfig, check_front_end
 from fairseq_speedup.heads import HeadConfig, check_head
 from fairseq_speedup.inference.linear import LINEARS
 from fairseq_speedup.models.speeds import SpeedsConfig
+from fairseq_speedup.pruning import PruningConfig, check_pruning
 from fairseq_speedup.transformer.early_exit import EarlyExitConfig, check_exit
 from fairseq_speedup.transformer.layer_removal import LayerRemovalConfig
 from fairseq_speedup.transformer.token_merging import TokenMergingConfig, check_merging
@@ -62,6 +63,7 @@ def check_inference_form(cfg: InferenceFormConfig) -> None:
 class SpeedupCtcConfig(
     InferenceFormConfig,
     SpeedsConfig,
+    PruningConfig,
     PaddingConfig,
     HeadConfig,
     EarlyExitConfig,
@@ -85,6 +87,7 @@ def check_options(cfg: SpeedupCtcConfig) -> None:
         check_merging,
         check_head,
         check_exit,
+        check_pruning,
     ):
         check(cfg)
     pools = [cfg.frame_pool, *cfg.frame_pools]

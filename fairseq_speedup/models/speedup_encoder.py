@@ -25,6 +25,7 @@ from fairseq_speedup.pretrained import (
     load_weights,
     read_pretrained,
 )
+from fairseq_speedup.pruning.gates import build_pruning
 from fairseq_speedup.transformer.conformer import mask_convolutions
 from fairseq_speedup.transformer.early_exit import EarlyExit, parse_exit_layers
 from fairseq_speedup.transformer.layer_removal import KeptLayers, parse_keep_layers
@@ -87,6 +88,7 @@ class SpeedupEncoder(Wav2VecEncoder):
         self.logit_upsample = cfg.logit_upsample
         self._build_loop(cfg, num_labels)
         self.switch(speeds.default)
+        self.pruning = build_pruning(self, cfg)
 
     # -- building --------------------------------------------------------------------------------
 

@@ -104,7 +104,7 @@ class MacCounter:
             pooled = self.frames.output_lengths(num_frames)
         if layer_frames is None:
             num_heads = 1
-            layer_frames = self._foretold(pooled)
+            layer_frames = self.layer_frames(pooled)
         else:
             layer_frames = np.asarray(layer_frames)
             num_heads = self._num_heads_run(layer_frames)
@@ -116,8 +116,8 @@ class MacCounter:
             head=num_frames * self.head_macs_per_frame * num_heads,
         )
 
-    def _foretold(self, num_frames):
-        """Frames (utterances, layers) that the layers are given of ``num_frames``."""
+    def layer_frames(self, num_frames):
+        """Frames (utterances, layers) that the layers are given of ``num_frames`` (utterances,)."""
         given = []
         for position, _ in enumerate(self.w2v.encoder.layers):
             given.append(num_frames)
@@ -171,7 +171,7 @@ class MacCounter:
         if not self.with_attention:
             return 0
         width = attention.num_heads * attention.head_dim
-        macs = num_frames * 4 * width * width  # q, k, v, out
+        macs = num_frames * 4 * self.w2v.encoder.embedding_dim * width  # q, k, v, out
         macs = macs + 2 * num_frames * num_frames * width  # q.k and weights.v
         gate = getattr(attention, "macs_per_frame", None)  # of a relative position bias
         return macs + (num_frames * gate() if gate is not None else 0)
