@@ -37,6 +37,7 @@ REDUCTIONS = {
     },
     "pools": {"frame_pool": 2, "frame_pools": [1, 2]},
     "depths": {"depths": [2, 3, 4]},
+    "prune": {"prune_target": 0.999},
 }
 PAIRS = [
     {**REDUCTIONS[left], **REDUCTIONS[right]}

@@ -27,7 +27,7 @@ class CtcPruningCriterion(CtcCriterion):
         if "pruning_loss" in output:
             loss = loss + sample_size * output["pruning_loss"]
             log["loss"] = utils.item(loss.data)
-            log |= {name: sample_size * float(output[name]) for name in LOGGED}
+            log |= {name: sample_size * utils.item(output[name]) for name in LOGGED}
         return loss, sample_size, log
 
     @staticmethod
