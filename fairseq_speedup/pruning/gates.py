@@ -16,6 +16,8 @@ from fairseq_speedup.pruning.sizes import pruned_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.transformer.relative_attention import RelativeAttention
 
+MEET_STEPS = 40  # tried of the logits' last unit
+
 logger = logging.getLogger(__name__)
 
 
@@ -124,7 +126,12 @@ class PruningGates(nn.Module):
     def settle(self) -> None:
         """The gates of evaluation: of each group those likeliest to be open, as many as are on
         average, in whole numbers whose MACs are not above the average's."""
-        expected = {gate: gate.open_probs().sum().item() for gate in self.all()}
+        for gate, num_open in self._whole_numbers().items():
+            gate.settle(num_open)
+
+    def _whole_numbers(self, shift: float = 0.0) -> dict:
+        """Open gates of each group, were all logits ``shift`` larger."""
+        expected = {gate: gate.open_probs(shift).sum().item() for gate in self.all()}
         counts = {gate: max(gate.least, math.floor(each)) for gate, each in expected.items()}
         most = self._share(expected.get) + 1e-9
         for gate in sorted(counts, key=lambda gate: counts[gate] - expected[gate]):
@@ -132,8 +139,7 @@ class PruningGates(nn.Module):
             counts[gate] = min(floor + 1, gate.size)
             if self._share(counts.get) > most:
                 counts[gate] = floor
-        for gate, num_open in counts.items():
-            gate.settle(num_open)
+        return counts
 
     def share(self) -> torch.Tensor:
         """Expected MACs over the whole model's, of an utterance of ``prune_length_seconds``."""
@@ -143,6 +149,25 @@ class PruningGates(nn.Module):
         """MACs over the whole model's, of what evaluation leaves open."""
         self.settle()
         return self._share(lambda gate: int((gate.values > 0).sum()))
+
+    @torch.no_grad()
+    def meet_target(self) -> None:
+        """Moves all logits alike until what is left is ``prune_target``, as nearly as whole numbers
+        can: what training left above or below it is made up for by the gates that are nearest to
+        opening or closing."""
+        low, high = -20.0, 20.0
+        for _ in range(50):
+            shift = (low + high) / 2
+            share = self._share(lambda gate: gate.open_probs(shift).sum().item())  # noqa: B023
+            low, high = (low, shift) if share > self.prune_target else (shift, high)
+        # the expected share is met; whole numbers are below it, and a little further are nearer
+        shifts = [low + step / MEET_STEPS for step in range(MEET_STEPS)]
+        nearest = min(shifts, key=self._distance)
+        for gate in self.all():
+            gate.score += nearest / gate.lr_scale
+
+    def _distance(self, shift: float) -> float:
+        return abs(self._share(self._whole_numbers(shift).get) - self.prune_target)
 
     def smallest_share(self) -> float:
         """With every gate closed that can be."""

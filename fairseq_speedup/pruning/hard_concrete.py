@@ -49,9 +49,11 @@ class HardConcrete(nn.Module):
         """(size,), float32"""
         return faster(self.score, self.lr_scale)
 
-    def open_probs(self) -> torch.Tensor:
-        """(size,), the probability that each gate is above 0."""
-        return torch.sigmoid(self.logits() - TEMPERATURE * math.log(STRETCH / (1 + STRETCH)))
+    def open_probs(self, shift: float = 0.0) -> torch.Tensor:
+        """(size,), the probability that each gate is above 0, were its logit ``shift`` larger."""
+        return torch.sigmoid(
+            self.logits() + shift - TEMPERATURE * math.log(STRETCH / (1 + STRETCH))
+        )
 
     def draw(self) -> None:
         """Random values, of training."""
