@@ -24,6 +24,7 @@ from fairseq_speedup.hugging_face.folder import (
     pretraining_weights,
     weight_files,
 )
+from fairseq_speedup.macs import MacCounter, UncountableError
 from fairseq_speedup.model_folders import CONFIG
 from fairseq_speedup.models.config import SpeedupCtcConfig, reductions, switched_on
 from fairseq_speedup.models.speedup_encoder import CNN_PREFIX
@@ -39,8 +40,8 @@ from fairseq_speedup.pretrained.finetuned import (
     where_pretraining_is,
 )
 from fairseq_speedup.pretrained.pretraining import FORMS
-from fairseq_speedup.profiling.macs import MacCounter, UncountableError
 from fairseq_speedup.profiling.profile import Labels, random_model, stage_parameters
+from fairseq_speedup.pruning.sizes import pruned_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.saved_configs import evaluate
 
@@ -200,6 +201,7 @@ def _architecture(pretraining) -> dict:
         "cnn_norm": model.extractor_mode,
         "layer_norm_first": model.layer_norm_first,
         "normalize": pretraining.task.normalize,
+        "pruned": pruned_of(pretraining),
     }
 
 
@@ -288,6 +290,7 @@ def _model_rows(report: dict) -> list[tuple[str, str]]:
             f"{len(report['cnn'])} convolutions, a frame every {report['frame_samples']} samples, "
             f"{CNN_NORMS.get(report['cnn_norm'], report['cnn_norm'])}",
         ),
+        *([("pruned", _pruned(report["pruned"]))] if report["pruned"] else []),
         ("task.normalize", str(report["normalize"]).lower()),
         ("parameters", _by_stage(report["parameters"], report["parameters_by_stage"], "{:,}")),
     ]
@@ -304,6 +307,16 @@ def _model_rows(report: dict) -> list[tuple[str, str]]:
     ]
     rows.append(("left out", ", ".join(dropped) or "nothing"))
     return rows
+
+
+def _pruned(pruned: dict) -> str:
+    heads, units = pruned.get("heads"), pruned.get("units")
+    parts = [f"to {pruned['share']:.3f} of its MACs"]
+    if heads:
+        parts.append(f"heads of each layer {' '.join(str(len(kept)) for kept in heads)}")
+    if units:
+        parts.append(f"units {' '.join(map(str, units))}")
+    return "; ".join(parts)
 
 
 def _dictionary(report: dict) -> str:

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from fairseq_speedup.criterions import CtcExitsConfig, CtcExitsCriterion
 from fairseq_speedup.decoding.generator import CtcGenerator
 from fairseq_speedup.decoding.greedy import GreedyDecoder
+from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.compute import ComputeMeter
 from fairseq_speedup.profiling.fvcore_count import check_macs, fvcore_macs
-from fairseq_speedup.profiling.macs import MacCounter
 
 PAIRS = [
     {**REDUCTIONS[left], **REDUCTIONS[right]}

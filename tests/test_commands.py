@@ -27,7 +27,7 @@ from fairseq_speedup.data.dictionary import SPECIALS, ManifestError, read_symbol
 from fairseq_speedup.decoding.options import DEFAULTS, OF_FAIRSEQ
 from fairseq_speedup.inference import InferenceConfig
 from fairseq_speedup.inference.linear import LINEARS
-from fairseq_speedup.profiling.macs import COUNTS
+from fairseq_speedup.macs import COUNTS
 from fairseq_speedup.profiling.utterance_lengths import read_lengths
 from fairseq_speedup.transcription.transcript import FORMATS
 from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA

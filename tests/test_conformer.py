@@ -12,8 +12,8 @@ from torch import nn
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.decoding.run import padding_gets_in
 from fairseq_speedup.lengths import multiple_length, padding_mask_of
+from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.fvcore_count import check_macs
-from fairseq_speedup.profiling.macs import MacCounter
 from fairseq_speedup.transformer.conformer import ConformerLayer, Rotations, ValidBatchNorm
 
 CONFORMER = {

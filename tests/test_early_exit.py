@@ -8,7 +8,7 @@ from helpers.models import Labels, batch_of, build_model, write_pretrained
 from omegaconf import OmegaConf
 
 from fairseq_speedup.criterions import CtcExitsConfig, CtcExitsCriterion
-from fairseq_speedup.profiling.macs import MacCounter
+from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.transformer.early_exit import (
     mean_entropy,
     mean_similarity,

@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 from public_checkpoints import FINETUNED, FORMS, reference, write_finetuned  # noqa: E402
 
 from fairseq_speedup.inspection import inspect_file  # noqa: E402
-from fairseq_speedup.profiling.macs import MacCounter  # noqa: E402
+from fairseq_speedup.macs import MacCounter  # noqa: E402
 
 NUM_LABELS = 4 + len(LETTERS)
 

@@ -8,8 +8,8 @@ from helpers.commands import REPO
 from helpers.models import batch_of, build_model, write_pretrained
 
 from fairseq_speedup.inference import to_inference_form
+from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.fvcore_count import check_macs
-from fairseq_speedup.profiling.macs import MacCounter
 from fairseq_speedup.transformer.frame_batch import FrameBatch
 from fairseq_speedup.transformer.frame_dropping import FRAME_DROPS, blank_frames
 

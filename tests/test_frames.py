@@ -6,7 +6,7 @@ from helpers.models import batch_of, build_model, write_pretrained
 from torch import nn
 
 from fairseq_speedup.frames.pooling import FRAME_POOLS, Upsampling
-from fairseq_speedup.profiling.macs import MacCounter
+from fairseq_speedup.macs import MacCounter
 
 COUNTS = [9000, 4000, 7000, 5500, 8000]
 

@@ -14,7 +14,7 @@ from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion
 from fairseq_speedup.frontend import FbankFrontEnd, FrontEndConfig
 from fairseq_speedup.frontend.fbank import LogMel
 from fairseq_speedup.lengths import conv_stack_length
-from fairseq_speedup.profiling.macs import MacCounter
+from fairseq_speedup.macs import MacCounter
 
 COUNTS = [9000, 4000, 7000, 5500, 8000]
 WAV2VEC_CNN = [(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512, 2, 2)] * 2

@@ -14,7 +14,7 @@ from fairseq_speedup.inference.cnn import PIECE_FRAMES
 from fairseq_speedup.inference.linear import LINEARS, Fp32Linear, Int8Linear, multiplies_int8
 from fairseq_speedup.inference.positions import FourierConv1d
 from fairseq_speedup.inference.transformer import CapturedLayers
-from fairseq_speedup.profiling.macs import MacCounter
+from fairseq_speedup.macs import MacCounter
 
 needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this CPU cannot multiply int8")
 INT8 = pytest.param("int8", marks=needs_int8)

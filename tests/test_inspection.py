@@ -14,7 +14,7 @@ from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.inspection import inspect_file
 from fairseq_speedup.inspection import text as as_text
-from fairseq_speedup.profiling.macs import MacCounter
+from fairseq_speedup.macs import MacCounter
 
 REDUCTIONS = {
     "conv2": {"downsample": "conv", "downsample_factor": 2.0},

@@ -5,8 +5,8 @@ import torch
 from helpers.models import batch_of, build_model, write_pretrained
 from torch import nn
 
+from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.fvcore_count import fvcore_macs
-from fairseq_speedup.profiling.macs import MacCounter
 from fairseq_speedup.transformer.layer_removal import parse_keep_layers
 
 

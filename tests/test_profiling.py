@@ -12,8 +12,8 @@ from helpers.models import build_model, write_pretrained
 from torch import nn
 
 from fairseq_speedup.__main__ import main
+from fairseq_speedup.macs import MacCounter, UncountableError
 from fairseq_speedup.profiling.fvcore_count import fvcore_macs
-from fairseq_speedup.profiling.macs import MacCounter, UncountableError
 from fairseq_speedup.profiling.profile import batch_lengths, read_lengths
 
 OPTIONS = [

@@ -31,8 +31,8 @@ from fairseq_speedup.inference.linear import (
     multiplies_bf16,
     multiplies_int8,
 )
+from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.environment import hardware, versions
-from fairseq_speedup.profiling.macs import MacCounter
 from fairseq_speedup.profiling.utterance_lengths import read_lengths
 
 HERE = Path(__file__).parent

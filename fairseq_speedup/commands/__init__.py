@@ -32,6 +32,7 @@ TASKS: dict[str, dict[str, str | None]] = {
     },
     "Fine-tune a faster one": {
         "fairseq-hydra-train": "(fairseq's) Any reduction in one line of config.",
+        "prune": None,
         "spm": None,
         "convert": None,
     },

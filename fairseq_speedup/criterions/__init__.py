@@ -3,6 +3,7 @@ from fairseq_speedup.criterions.ctc_distillation import (
     CtcDistillationCriterion,
 )
 from fairseq_speedup.criterions.ctc_exits import CtcExitsConfig, CtcExitsCriterion
+from fairseq_speedup.criterions.ctc_pruning import CtcPruningConfig, CtcPruningCriterion
 from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion
 from fairseq_speedup.criterions.layer_distillation import LayerDistillationCriterion
 
@@ -11,6 +12,8 @@ __all__ = [
     "CtcDistillationCriterion",
     "CtcExitsConfig",
     "CtcExitsCriterion",
+    "CtcPruningConfig",
+    "CtcPruningCriterion",
     "FrontEndMatchCriterion",
     "LayerDistillationCriterion",
 ]

@@ -5,15 +5,21 @@ from dataclasses import dataclass, field
 
 from fairseq import utils
 from fairseq.criterions import register_criterion
-from fairseq.criterions.ctc import CtcCriterion, CtcCriterionConfig
 from fairseq.logging import metrics
+
+from fairseq_speedup.criterions.ctc_pruning import (
+    Computed,
+    CtcPruningConfig,
+    CtcPruningCriterion,
+    unwrapped,
+)
 
 PREFIX = "loss_exit_"
 SIZE_PREFIX = "size_exit_"  # sample size of the batches in which that exit was reached
 
 
 @dataclass
-class CtcExitsConfig(CtcCriterionConfig):
+class CtcExitsConfig(CtcPruningConfig):
     exit_loss_weight: float = field(
         default=1.0,
         metadata={"help": "weight of each exit's CTC loss; the last layer's weighs 1"},
@@ -21,7 +27,7 @@ class CtcExitsConfig(CtcCriterionConfig):
 
 
 @register_criterion("ctc_exits", dataclass=CtcExitsConfig)
-class CtcExitsCriterion(CtcCriterion):
+class CtcExitsCriterion(CtcPruningCriterion):
     """The last layer's CTC loss plus, in training, the weighted losses of every exit
     (arXiv 2303.06740 sums them). Validation is fairseq's: the loss and WER of what the model would
     output, at its exits if exit_criterion is set."""
@@ -40,7 +46,7 @@ class CtcExitsCriterion(CtcCriterion):
 
     def losses(self, model, output: dict, sample):
         """As fairseq's forward, of what the model already gave."""
-        loss, sample_size, logging_output = super().forward(_Computed(model, output), sample)
+        loss, sample_size, logging_output = super().forward(Computed(model, output), sample)
         if model.training:
             # every exit on every worker, also one whose layer was dropped: logs are summed
             for layer in getattr(unwrapped(model).w2v_encoder, "exit_layers", []):
@@ -49,7 +55,7 @@ class CtcExitsCriterion(CtcCriterion):
         for layer, logits in output.get("exit_logits", {}).items():
             # fairseq writes into a padded batch's logits: each exit gets a dict of its own
             exit_output = {"encoder_out": logits, "padding_mask": output["padding_mask"]}
-            exit_loss, _, _ = super().forward(_Computed(model, exit_output), sample)
+            exit_loss, _, _ = super().forward(Computed(model, exit_output), sample)
             loss = loss + self.exit_loss_weight * exit_loss
             logging_output[f"{PREFIX}{layer}"] = utils.item(exit_loss.data)
             logging_output[f"{SIZE_PREFIX}{layer}"] = sample_size
@@ -58,7 +64,7 @@ class CtcExitsCriterion(CtcCriterion):
 
     @staticmethod
     def reduce_metrics(logging_outputs) -> None:
-        CtcCriterion.reduce_metrics(logging_outputs)
+        CtcPruningCriterion.reduce_metrics(logging_outputs)
         names = {name for log in logging_outputs for name in log if name.startswith(PREFIX)}
         for name in sorted(names):
             layer = name[len(PREFIX) :]
@@ -66,20 +72,3 @@ class CtcExitsCriterion(CtcCriterion):
             size = utils.item(sum(log.get(f"{SIZE_PREFIX}{layer}", 0) for log in logging_outputs))
             if size > 0:
                 metrics.log_scalar(name, loss / size / math.log(2), size, round=3)
-
-
-class _Computed:
-    """A model whose output is already there: fairseq's criterion calls the model itself."""
-
-    def __init__(self, model, output):
-        self.training = model.training
-        self.get_normalized_probs = unwrapped(model).get_normalized_probs
-        self.output = output
-
-    def __call__(self, **net_input):
-        return self.output
-
-
-def unwrapped(model):
-    """The model inside a distributed wrapper."""
-    return model if hasattr(model, "get_normalized_probs") else model.module

@@ -11,6 +11,7 @@ from fairseq_speedup.models.config import switched_on
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.profiling.environment import versions
+from fairseq_speedup.pruning.cut import cut
 
 EXPORT_PACKAGES = ["onnx", "onnxruntime"]
 
@@ -39,7 +40,8 @@ def load(path: str, data: str | None, overrides: dict):
         # an option of ours makes it one, without changing its numbers
         overrides = {**overrides, "padding": "stock"}
         model, _, task = load_finetuned(path, "--path ", overrides)
-    return model.eval(), task
+    cut(model.eval())
+    return model, task
 
 
 def metadata_of(model, task, path: str) -> Metadata:

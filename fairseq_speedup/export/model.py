@@ -9,6 +9,7 @@ from fairseq_speedup.export.transformer import ExportableTransformer
 from fairseq_speedup.frontend import MaskedCnn
 from fairseq_speedup.heads import upsample_logits
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
+from fairseq_speedup.pruning.cut import cut
 
 
 class ExportableModel(nn.Module):
@@ -24,6 +25,7 @@ class ExportableModel(nn.Module):
     def __init__(self, model):
         super().__init__()
         check_exportable(model)
+        cut(model)
         encoder = model.float().eval().requires_grad_(False).w2v_encoder
         encoder.switch(encoder.speeds.default)
         w2v_model = encoder.w2v_model

@@ -7,6 +7,7 @@ from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from torch import nn
 from torch.nn.utils import remove_weight_norm
 
+from fairseq_speedup.inference.attention import NoHeads
 from fairseq_speedup.inference.layer import FusedLayer
 from fairseq_speedup.inference.linear import stacked
 from fairseq_speedup.lengths import padding_mask_of
@@ -178,4 +179,6 @@ def exportable_layer(layer) -> nn.Module:
     """
     if type(layer) is not TransformerSentenceEncoderLayer:
         raise ValueError(f"an encoder of {type(layer).__name__} cannot be exported to ONNX")
-    return FusedLayer.of(layer, ExportableLinear.of, ExportableAttention(layer.self_attn))
+    attention = layer.self_attn
+    exportable = ExportableAttention(attention) if attention.num_heads else NoHeads(attention)
+    return FusedLayer.of(layer, ExportableLinear.of, exportable)

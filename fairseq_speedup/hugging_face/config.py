@@ -119,6 +119,7 @@ def config_options(path: str, cfg: DictConfig, conv_layers) -> dict:
     """
     model, variant = cfg.model, cfg.get("encoder_variant") or {}
     check_fixed(path, model, FIXED_THERE)
+    _check_cut(path, variant.get("pruned") or {})
     feature_layer_norm = variant.get("feature_layer_norm", True)
     positions = variant.get("relative_positions")
     dims, kernels, strides = zip(*conv_layers, strict=True)
@@ -160,6 +161,16 @@ def without_prefix(name: str) -> str:
     first, _, rest = name.partition(".")
     prefixes = {model_type.replace("-", "_") for model_type in (*MODEL_TYPES, "wav2vec2-conformer")}
     return rest if first in prefixes else name
+
+
+def _check_cut(path: str, pruned) -> None:
+    """Raises CheckpointError for layers of several sizes."""
+    several = [part for part in ("heads", "units") if pruned.get(part) is not None]
+    if several:
+        raise CheckpointError(
+            f"{path} is pruned: its layers have {' and '.join(several)} in several numbers, for "
+            "which a Hugging Face config has one; prune_parts=channels can be converted"
+        )
 
 
 def check_fixed(path: str, options, valid: dict) -> None:

@@ -28,6 +28,10 @@ class FusedAttention(nn.Module):
             for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
                 delattr(self.relative, name)
 
+    @classmethod
+    def of(cls, attention, linear) -> "FusedAttention | NoHeads":
+        return cls(attention, linear) if attention.num_heads else NoHeads(attention)
+
     def forward(self, frames, padding_mask=None, packed_lengths=None):
         """
         Args:
@@ -58,6 +62,21 @@ class FusedAttention(nn.Module):
 
     def macs_per_frame(self) -> int:
         return self.relative.macs_per_frame() if self.relative is not None else 0
+
+
+class NoHeads(nn.Module):
+    """Attention of a layer whose heads were all pruned: its bias, for every frame."""
+
+    num_heads = 0
+
+    def __init__(self, attention):
+        super().__init__()
+        self.head_dim = attention.head_dim
+        self.bias = attention.out_proj.bias
+
+    def forward(self, frames, padding_mask=None, packed_lengths=None):
+        """Of frames (..., C)."""
+        return self.bias.expand_as(frames)
 
 
 def attend_in_parts(query, key, value, bias, padding_mask):

@@ -15,6 +15,7 @@ from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16, multiplie
 from fairseq_speedup.inference.positions import FourierConv1d
 from fairseq_speedup.inference.transformer import CapturedLayers, PackedLayers
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
+from fairseq_speedup.pruning.cut import cut
 
 AS_SAVED = "auto"
 
@@ -66,6 +67,7 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
         valid = ", ".join(["none", *LINEARS])
         raise ValueError(f"--inference {form} is unknown; valid values: {valid}")
     linear = LINEARS.lookup(form)
+    cut(model)
     check_device(form, next(model.parameters()).device)
     model.eval()  # fairseq's may return None
     model.requires_grad_(False)
@@ -122,7 +124,7 @@ def _layers(layers, linear) -> str:
     for name, layer in layers.named_children():
         if type(layer) is not TransformerSentenceEncoderLayer:
             return f"as it is: {type(layer).__name__} has no fused form"
-        attention = FusedAttention(layer.self_attn, linear)
+        attention = FusedAttention.of(layer.self_attn, linear)
         layers._modules[name] = FusedLayer.of(layer, linear, attention)
     return "fused"
 
@@ -143,5 +145,5 @@ def _padding(encoder, transformer, layers: str, on_cpu: bool) -> str:
 def _other_linears(model, linear) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and child.weight.numel():  # none where all was pruned
                 setattr(module, name, linear(child))

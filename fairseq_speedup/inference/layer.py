@@ -7,6 +7,8 @@ from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 class FusedLayer(TransformerSentenceEncoderLayer):
     """fairseq's layer without dropout, with fused attention and the form's linear layers."""
 
+    counts_as = TransformerSentenceEncoderLayer  # its MACs
+
     @classmethod
     def of(cls, layer: TransformerSentenceEncoderLayer, linear, self_attn) -> "FusedLayer":
         """Takes the weights and the hooks of ``layer``, which is not to be used any more.
@@ -18,7 +20,8 @@ class FusedLayer(TransformerSentenceEncoderLayer):
         fused = cls.__new__(cls)
         fused.__dict__.update(layer.__dict__)
         fused.self_attn = self_attn
-        fused.fc1, fused.fc2 = linear(layer.fc1), linear(layer.fc2)
+        if layer.fc1.out_features:  # none where all units were pruned
+            fused.fc1, fused.fc2 = linear(layer.fc1), linear(layer.fc2)
         fused.uses_gelu = layer.activation_fn is utils.get_activation_fn("gelu")
         return fused
 
@@ -41,4 +44,6 @@ class FusedLayer(TransformerSentenceEncoderLayer):
         return x, (None, None)
 
     def _feed_forward(self, x):
+        if self.fc1.out_features == 0:
+            return self.fc2.bias.expand_as(x)
         return self.fc2(self.fc1.gelu(x) if self.uses_gelu else self.activation_fn(self.fc1(x)))

@@ -11,6 +11,7 @@ from fairseq_speedup.frontend import FrontEndConfig, check_front_end
 from fairseq_speedup.heads import HeadConfig, check_head
 from fairseq_speedup.inference_forms import LINEARS
 from fairseq_speedup.models.speeds import SpeedsConfig
+from fairseq_speedup.pruning import PruningConfig, check_pruning
 from fairseq_speedup.transformer.layer_removal import LayerRemovalConfig
 from fairseq_speedup.transformer.stages import STAGES
 from fairseq_speedup.waveform import WaveformReductionConfig
@@ -61,6 +62,7 @@ def check_inference_form(cfg: InferenceFormConfig) -> None:
 class SpeedupCtcConfig(
     InferenceFormConfig,
     SpeedsConfig,
+    PruningConfig,
     PaddingConfig,
     HeadConfig,
     *(stage.options for stage in STAGES),
@@ -82,6 +84,7 @@ def check_options(cfg: SpeedupCtcConfig) -> None:
         check_frame_pool,
         check_head,
         *(stage.check for stage in STAGES),
+        check_pruning,
     ):
         check(cfg)
     pools = [cfg.frame_pool, *cfg.frame_pools]

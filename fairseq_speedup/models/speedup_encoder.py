@@ -26,6 +26,7 @@ from fairseq_speedup.pretrained import (
     load_weights,
     read_pretrained,
 )
+from fairseq_speedup.pruning.gates import build_pruning
 from fairseq_speedup.transformer.conformer import mask_convolutions
 from fairseq_speedup.transformer.early_exit import EarlyExit
 from fairseq_speedup.transformer.frame_batch import FrameBatch
@@ -112,6 +113,7 @@ class SpeedupEncoder(Wav2VecEncoder):
             masked=cfg.padding == "masked",
         )
         self.switch(self.speeds.default)
+        self.pruning = build_pruning(self, cfg)
 
     def _load_pretrained(self, pretrained: Pretrained, cfg: SpeedupCtcConfig) -> None:
         """Copies the weights of a pretrained checkpoint into the encoder."""
@@ -314,6 +316,8 @@ class SpeedupEncoder(Wav2VecEncoder):
         """
         training = self.training and self.speeds.many
         self.switch(self.speeds.drawn(self.num_updates) if training else self.speeds.default)
+        if self.pruning is not None:
+            self.pruning.prepare(self.training)
         num_samples = lengths_of(padding_mask, source)
         self._check_long_enough(num_samples)
         waveform, lengths = self.waveform_reduction(source, num_samples)
@@ -351,6 +355,9 @@ class SpeedupEncoder(Wav2VecEncoder):
                 for index, hidden in batch.exit_hidden.items()
             }
             output["exit_measured"] = batch.measured
+        if self.pruning is not None and self.training:
+            # here, and not in the criterion: distributed training wants every weight in forward
+            output |= self.pruning.loss(self.num_updates)
         return output
 
     def frames(self, waveform: torch.Tensor, lengths: torch.Tensor):

@@ -3,6 +3,7 @@
 import logging
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.pruning.gates import fit_gates
 from fairseq_speedup.transformer.layer_removal import KeptLayers, drop_removed_layers
 
 logger = logging.getLogger(__name__)
@@ -15,6 +16,7 @@ OPTIONS = {
     "fbank.": "frontend, frontend_frame_ms",
     "w2v_model.feature_extractor.": "frontend",
     "frame_reduction.": "frame_pool_method",
+    "pruning.": "prune_target, prune_parts",
     "proj.": "head, head_dim, logit_upsample, or the dictionary",
     "exit_heads.": "head, head_dim, logit_upsample, or the dictionary",
 }
@@ -29,6 +31,7 @@ def fit_state(state_dict: dict, model) -> None:
     - exit heads that are not wanted are left out; one that is missing begins as the last head
     - frame pooling that is not wanted is left out; one that is missing begins as mean and
       repetition
+    - gates that are missing begin open
 
     Raises:
         CheckpointError: weights that are missing or of another shape otherwise, with the option
@@ -43,6 +46,7 @@ def fit_state(state_dict: dict, model) -> None:
     ours = model.state_dict()
     _fit_waveform_reduction(state_dict, ours)
     _fit_frame_reduction(state_dict, ours)
+    fit_gates(state_dict, ours, f"{PREFIX}pruning.")
     _check(state_dict, ours)
 
 

@@ -5,6 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.pruning.sizes import pruned_of, shrink
 from fairseq_speedup.transformer.relative_attention import use_relative_positions
 
 
@@ -28,6 +29,9 @@ def adapt(w2v_model, pretraining: DictConfig) -> None:
     positions = variant.get("relative_positions")
     if positions is not None:
         use_relative_positions(w2v_model.encoder, **positions)
+    pruned = pruned_of(pretraining)
+    if pruned is not None:
+        shrink(w2v_model.encoder, pruned)
 
 
 def keep_layer_type(cfg) -> None:

@@ -23,6 +23,7 @@ from fairseq_speedup.pretrained.families import (
     sort_weights,
 )
 from fairseq_speedup.pretrained.pretraining import read_pretraining
+from fairseq_speedup.pruning.sizes import pruned_of
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,15 @@ def from_finetuned(path: str, cfg: DictConfig, state: dict) -> Pretrained:
 
     if cfg.model._name == "speedup_ctc":
         reduced = named_reductions(cfg.model)
-        if reduced:
+        if reduced and pruned_of(cfg.model.get("w2v_args")) is not None:
+            # nothing else has its sizes
+            logger.warning(
+                "%s is reduced (%s): its encoder alone is taken; give those options too, and the "
+                "file as checkpoint.finetune_from_model for the rest of its weights",
+                path,
+                reduced,
+            )
+        elif reduced:
             raise CheckpointError(
                 f"{path} is a reduced model ({reduced}), not a pretrained one; to go on training "
                 "it, give it as checkpoint.finetune_from_model, with its model.w2v_path and options"

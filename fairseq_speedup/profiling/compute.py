@@ -5,10 +5,10 @@ import contextlib
 import numpy as np
 import torch
 
+from fairseq_speedup.macs import MacCounter, UncountableError
 from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
 from fairseq_speedup.profiling.fvcore_count import check_macs
-from fairseq_speedup.profiling.macs import MacCounter, UncountableError
 
 
 class ComputeMeter:

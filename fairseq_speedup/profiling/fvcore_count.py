@@ -10,7 +10,7 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
-from fairseq_speedup.profiling.macs import MacCounter, Macs
+from fairseq_speedup.macs import MacCounter, Macs
 
 # Operators without multiply-accumulates of the kind counted here, which fvcore would count
 # or complain of.

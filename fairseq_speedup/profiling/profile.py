@@ -14,13 +14,13 @@ from fairseq_speedup import progress
 from fairseq_speedup.architectures import architecture_config
 from fairseq_speedup.data.manifest import ManifestError
 from fairseq_speedup.lengths import padding_mask_of
+from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.models.config import REDUCTION_OPTIONS, SpeedupCtcConfig, switched_on
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc
 from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
 from fairseq_speedup.profiling.fvcore_count import check_macs
-from fairseq_speedup.profiling.macs import MacCounter
 from fairseq_speedup.profiling.utterance_lengths import read_lengths
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 

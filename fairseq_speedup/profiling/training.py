@@ -5,8 +5,8 @@ import logging
 from fairseq.logging import metrics
 
 from fairseq_speedup.lengths import lengths_of
+from fairseq_speedup.macs import MacCounter, UncountableError
 from fairseq_speedup.profiling.clock import now
-from fairseq_speedup.profiling.macs import MacCounter, UncountableError
 
 logger = logging.getLogger(__name__)
 

@@ -57,6 +57,7 @@ from fairseq_speedup.sweeps import forget_earlier_training
 logger = logging.getLogger(__name__)
 
 EXIT_CRITERIONS = ["ctc_exits", "ctc_distillation"]
+PRUNING_CRITERIONS = ["ctc_pruning", *EXIT_CRITERIONS]
 WITHOUT_LABELS = "; python -m fairseq_speedup transcribe decodes audio files without labels"
 # of a batch: the option, by whether it is of training
 MAX_SAMPLES = {True: "dataset.max_tokens", False: "dataset.max_tokens_valid"}
@@ -90,7 +91,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.lengths = None  # of the model being trained or decoded
         self.label_words: dict[str, LabelWords] = {}  # of splits that are scored
         self.post_process = None  # the criterion's, of its wer
-        self.has_exits = False
+        self.has_exits = self.has_gates = False
         self.matches_frontend = False  # while training, for the first match_updates updates
         self.frontend_match: FrontEndMatchCriterion | None = None  # the criterion then
         self.match_updates = 0
@@ -155,6 +156,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             raise _other_kind(model_cfg)
         self.lengths = model_lengths(model)
         self.has_exits = getattr(model.w2v_encoder, "exit", None) is not None
+        self.has_gates = getattr(model.w2v_encoder, "pruning", None) is not None
         self.matches_frontend = getattr(model.w2v_encoder, "cnn_teacher", None) is not None
         self.match_updates = model_cfg.get("frontend_match_updates", 0)
         self.profile = TrainingProfile(model, self.sample_rate)
@@ -188,6 +190,11 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             raise ValueError(
                 f"criterion={cfg._name} does not train the heads of model.exit_layers: "
                 f"set criterion._name={' or '.join(EXIT_CRITERIONS)}"
+            )
+        if self.has_gates and cfg._name not in PRUNING_CRITERIONS:
+            raise ValueError(
+                f"criterion={cfg._name} does not train the gates of model.prune_target: "
+                f"set criterion._name={' or '.join(PRUNING_CRITERIONS)}"
             )
         if self.matches_frontend:
             self.frontend_match = FrontEndMatchCriterion(self)

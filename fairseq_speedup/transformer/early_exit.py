@@ -18,7 +18,7 @@ from torch import nn
 from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.registry import Registry
 from fairseq_speedup.transformer.frame_batch import FrameBatch
-from fairseq_speedup.transformer.layer_removal import parse_indices
+from fairseq_speedup.transformer.layer_removal import numbers, parse_indices
 from fairseq_speedup.transformer.layers import check_layers
 from fairseq_speedup.transformer.stage import LayerStage
 
@@ -217,6 +217,11 @@ class EarlyExit(LayerStage):
             batch.measured[index] = measured
         else:
             batch.leave(self.criterion.leave(measured, self.threshold), logits)
+
+    def renumber(self, cfg, place) -> None:
+        cfg.exit_layers = numbers(place, self.exits)
+        if self.criterion is not None and self.criterion.by_layer:
+            cfg.exit_threshold = float(sum(index < cfg.exit_threshold for index in place))
 
     def num_heads_run(self, layer_frames: np.ndarray):
         """The exits that each utterance came to."""

@@ -17,7 +17,7 @@ from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.registry import Registry
 from fairseq_speedup.transformer.early_exit import ExitOptionError, parse_exit_layers
 from fairseq_speedup.transformer.frame_batch import FrameBatch
-from fairseq_speedup.transformer.layer_removal import parse_indices
+from fairseq_speedup.transformer.layer_removal import numbers, parse_indices
 from fairseq_speedup.transformer.layers import check_layers
 from fairseq_speedup.transformer.stage import LayerStage, frames_by_layer
 
@@ -208,6 +208,9 @@ class FrameDropping(LayerStage):
         )
         least = groups[..., BLANK].argmin(dim=1)[:, None, :, None]
         return groups.gather(1, least.expand(-1, -1, -1, groups.size(3)))[:, 0]
+
+    def renumber(self, cfg, place) -> None:
+        cfg.drop_layers = numbers(place, self.layers)
 
     def num_heads_run(self, layer_frames: np.ndarray):
         """The exits that were asked for blanks."""

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fairseq.dataclass import FairseqDataclass
@@ -58,6 +58,11 @@ def parse_indices(option: str, value: str, other_values: str) -> list[int]:
     if sorted(set(numbers)) != numbers:
         raise ValueError(f"{option}={value} repeats a layer or is not in rising order")
     return numbers
+
+
+def numbers(place: Mapping[int, int], indices: list[int]) -> str:
+    """``indices`` as an option names them, by their places."""
+    return ",".join(str(place[index]) for index in sorted(indices))
 
 
 class KeptLayers(nn.ModuleList):

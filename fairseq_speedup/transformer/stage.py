@@ -54,6 +54,10 @@ class LayerStage:
         they hold (int, numpy array or tensor)."""
         return lengths
 
+    def renumber(self, cfg, place: Mapping[int, int]) -> None:
+        """Names layers in the options of ``cfg`` by their places, in place: the others are cut out
+        of the model for good."""
+
     def num_heads_run(self, layer_frames: np.ndarray):
         """Heads that an utterance asks beside the last (utterances,), of the frames that each layer
         was given (utterances, layers)."""

@@ -16,7 +16,7 @@ from fairseq.dataclass import FairseqDataclass
 
 from fairseq_speedup.lengths import merged_length, padding_mask_of
 from fairseq_speedup.transformer.frame_batch import FrameBatch
-from fairseq_speedup.transformer.layer_removal import parse_indices
+from fairseq_speedup.transformer.layer_removal import numbers, parse_indices
 from fairseq_speedup.transformer.layers import check_layers
 from fairseq_speedup.transformer.stage import LayerStage, frames_by_layer
 
@@ -146,6 +146,9 @@ class TokenMerging(LayerStage):
 
     def _merges_any(self, merges) -> bool:
         return bool(merges.any())
+
+    def renumber(self, cfg, place) -> None:
+        cfg.merge_layers = numbers(place, self.layers)
 
     def report(self, layer_frames: np.ndarray) -> dict:
         return frames_by_layer(layer_frames.sum(axis=0))

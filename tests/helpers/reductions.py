@@ -23,6 +23,7 @@ REDUCTIONS = {
     },
     "pools": {"frame_pool": 2, "frame_pools": [1, 2]},
     "depths": {"depths": [2, 3, 4]},
+    "prune": {"prune_target": 0.999},
 }
 
 

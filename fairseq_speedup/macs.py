@@ -14,13 +14,12 @@ from torch import nn
 
 from fairseq_speedup.frontend import CnnFrontEnd
 from fairseq_speedup.heads import head_macs_per_frame
-from fairseq_speedup.inference.layer import FusedLayer
 from fairseq_speedup.lengths import conv_length, multiple_length
 from fairseq_speedup.transformer.conformer import ConformerAttention, ConformerLayer
 from fairseq_speedup.waveform import NoReduction
 
 COUNTS = ("full", "modules")
-COUNTABLE_LAYERS = (TransformerSentenceEncoderLayer, ConformerLayer, FusedLayer)
+COUNTABLE_LAYERS = (TransformerSentenceEncoderLayer, ConformerLayer)
 
 
 class UncountableError(NotImplementedError):
@@ -77,7 +76,7 @@ class MacCounter:
         self.head_macs_per_frame = head_macs_per_frame(encoder.proj)
         self.with_attention = count == "full"
         for layer in self.w2v.encoder.layers:
-            if type(layer) not in COUNTABLE_LAYERS:
+            if getattr(layer, "counts_as", type(layer)) not in COUNTABLE_LAYERS:
                 raise UncountableError(f"MACs of {type(layer).__name__} are not known")
 
     def count(self, num_samples, layer_frames=None) -> Macs:
@@ -103,7 +102,7 @@ class MacCounter:
             pooled = self.frames.output_lengths(num_frames)
         if layer_frames is None:
             num_heads = 1
-            layer_frames = self._expected(pooled)
+            layer_frames = self.layer_frames(pooled)
         else:
             layer_frames = np.asarray(layer_frames)
             num_heads = self._num_heads_run(layer_frames)
@@ -115,9 +114,9 @@ class MacCounter:
             head=num_frames * self.head_macs_per_frame * num_heads,
         )
 
-    def _expected(self, num_frames):
-        """Frames (utterances, layers) that the layers are given of ``num_frames``, as far as that
-        follows from their number."""
+    def layer_frames(self, num_frames):
+        """Frames (utterances, layers) that the layers are given of ``num_frames`` (utterances,),
+        as far as that follows from their number."""
         given = []
         for position, _ in enumerate(self.w2v.encoder.layers):
             given.append(num_frames)
@@ -170,7 +169,7 @@ class MacCounter:
         if not self.with_attention:
             return 0
         width = attention.num_heads * attention.head_dim
-        macs = num_frames * 4 * width * width  # q, k, v, out
+        macs = num_frames * 4 * self.w2v.encoder.embedding_dim * width  # q, k, v, out
         macs = macs + 2 * num_frames * num_frames * width  # q.k and weights.v
         gate = getattr(attention, "macs_per_frame", None)  # of a relative position bias
         return macs + (num_frames * gate() if gate is not None else 0)

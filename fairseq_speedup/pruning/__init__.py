@@ -1,0 +1,6 @@
+"""Structured pruning: gates on CNN channels, attention heads and feed-forward units are learned in
+fine-tuning, then what they close is cut out."""
+
+from fairseq_speedup.pruning.config import PruningConfig, check_pruning
+
+__all__ = ["PruningConfig", "check_pruning"]
