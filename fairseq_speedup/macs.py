@@ -72,7 +72,7 @@ class MacCounter:
         self.front_end = front_end or CnnFrontEnd(self.w2v.feature_extractor)
         self.frames = getattr(encoder, "frame_reduction", None)
         self.stages = getattr(encoder, "stages", [])
-        self.indices = getattr(encoder, "kept_layers", None)
+        self.indices = getattr(encoder, "kept_layers", [])
         self.head_macs_per_frame = head_macs_per_frame(encoder.proj)
         self.with_attention = count == "full"
         for layer in self.w2v.encoder.layers:

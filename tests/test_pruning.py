@@ -5,18 +5,11 @@ import re
 
 import pytest
 import torch
-from conftest import (
-    LETTERS,
-    Labels,
-    batch_of,
-    build_model,
-    generate_here,
-    train,
-    write_finetuned,
-    write_pretrained,
-)
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
+from helpers.commands import generate_here, train
+from helpers.corpora import LETTERS
+from helpers.models import Labels, batch_of, build_model, write_finetuned, write_pretrained
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main

@@ -150,7 +150,7 @@ class FrameReduction(nn.Module):
         pooled_by = [factor for factor in factors if factor > 1]
         self.pools = nn.ModuleDict({str(k): pool(dim, k) for k in pooled_by})
         self.upsamplings = nn.ModuleDict({str(k): Upsampling(dim, k) for k in pooled_by})
-        self._last_pos_conv = ()
+        self._last_pos_conv: tuple[nn.Conv1d, ...] = ()
         if pooled_by and encoder.pos_conv is not None:
             convolutions = [m for m in encoder.pos_conv.modules() if isinstance(m, nn.Conv1d)]
             self._last_pos_conv = (convolutions[-1],)  # in a tuple: it is the encoder's, not ours

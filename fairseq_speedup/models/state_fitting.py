@@ -109,8 +109,8 @@ def _check(state_dict: dict, ours: dict) -> None:
                 has, lacks = ("model", "checkpoint") if key in ours else ("checkpoint", "model")
                 reason = f"the {has} has {key}, which the {lacks} lacks"
             elif key.endswith(".factor") and state_dict[key] != ours[key]:
-                theirs, factor = int(state_dict[key]), int(ours[key])
-                reason = f"{key} is {theirs} in the checkpoint and {factor} in the model"
+                factors = int(state_dict[key]), int(ours[key])
+                reason = f"{key} is {factors[0]} in the checkpoint and {factors[1]} in the model"
             elif state_dict[key].shape != ours[key].shape:
                 theirs, shape = tuple(state_dict[key].shape), tuple(ours[key].shape)
                 reason = f"{key} is {theirs} in the checkpoint and {shape} in the model"

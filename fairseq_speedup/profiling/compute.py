@@ -112,7 +112,7 @@ def layer_report(models, layer_frames: list[list[int]]) -> dict:
     if not layer_frames:
         return {}
     (model,) = models
-    report = {}
+    report: dict = {}
     for stage in model.w2v_encoder.stages:
         report |= stage.report(np.array(layer_frames))
     return report

@@ -74,8 +74,8 @@ def merge_reports(reports: list[dict]) -> dict:
 
 
 def _merged_layers(reports: list[dict]) -> dict:
-    merged = {}
-    histogram = Counter()
+    merged: dict = {}
+    histogram: Counter = Counter()
     for report in reports:
         histogram.update(report.get("layers_run_histogram", {}))
     if histogram:

@@ -26,11 +26,11 @@ class TrainingProfile:
 
     def __init__(self, model, sample_rate: int):
         self.sample_rate = sample_rate
+        self.counter: MacCounter | None = None
         try:
             self.counter = MacCounter(model)
         except UncountableError as error:
             logger.warning("MACs are not logged: %s", error)
-            self.counter = None
 
     def cost(self, sample: dict) -> dict:
         """Seconds of audio and MACs of a batch, under keys that fairseq sums over workers."""

@@ -53,8 +53,8 @@ class SomeRelativeHeads(RelativeAttention):
 
     def __init__(self, attention: RelativeAttention, kept: list[int]):
         nn.Module.__init__(self)
-        self.__dict__.update(attention.__dict__)
-        self._modules, self._parameters = dict(self._modules), dict(self._parameters)
+        copied = {name: dict(vars(attention)[name]) for name in ("_modules", "_parameters")}
+        self.__dict__.update(attention.__dict__, **copied)
         self.all_heads = attention.num_heads
         self.kept = list(kept)
         self.num_heads = len(self.kept)

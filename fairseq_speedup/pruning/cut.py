@@ -43,7 +43,8 @@ def cut(model) -> None:
 def _say_sizes(model, share: float, heads: dict, units: dict, num_heads: int) -> None:
     """Brings the model's config up to date: its layers are all that there are."""
     cfg, encoder = model.cfg, model.w2v_encoder
-    kept, pruned = encoder.kept_layers, {"share": round(share, 6)}
+    kept = encoder.kept_layers
+    pruned: dict = {"share": round(share, 6)}
     with open_dict(cfg):
         pretraining = OmegaConf.create(OmegaConf.to_container(cfg.w2v_args, enum_to_str=True))
         sizes = pretraining.model

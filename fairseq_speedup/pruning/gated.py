@@ -9,6 +9,10 @@ from torch import nn
 class Gated:
     """Takes the weights of another layer."""
 
+    gate: tuple
+    repeats: int
+    replaced: type[nn.Module]
+
     @classmethod
     def of(cls, layer: nn.Module, gate, repeats: int = 1):
         """

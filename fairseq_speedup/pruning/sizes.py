@@ -47,7 +47,7 @@ def shrink(transformer, pruned) -> None:
 def _heads(heads, position: int, num_heads: int) -> list[int]:
     kept = list(heads[position]) if len(heads) > position else None
     valid = kept is not None and all(type(head) is int and 0 <= head < num_heads for head in kept)
-    if not valid or sorted(set(kept)) != kept:
+    if kept is None or not valid or sorted(set(kept)) != kept:
         raise CheckpointError(
             f"{FIELD}.heads: for layer {position} it has {kept}, which are none of its "
             f"{num_heads} heads in rising order"

@@ -60,7 +60,8 @@ class FrameBatch:
         self.keep_everyone = keep_everyone
         self.is_last = False
         self.utterances = torch.arange(len(lengths), device=lengths.device)
-        self.index_now = self.sizes = None
+        self.index_now: torch.Tensor | None = None
+        self.sizes: torch.Tensor | None = None
         self.left: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.exit_hidden: dict[int, torch.Tensor] = {}
         self.measured: dict[int, torch.Tensor] = {}
@@ -90,10 +91,10 @@ class FrameBatch:
         Args:
             merges: (T', A), True for frames that merge into the one before
         """
-        self._begin()
+        index_now, sizes = self._where()
         index_after = (~merges).long().cumsum(dim=0) - 1  # (T', A): where each frame goes
-        hidden, sizes = merge_frames(self.hidden, self.sizes, index_after)
-        self._go_to(index_after, merges, hidden, sizes)
+        hidden, sizes = merge_frames(self.hidden, sizes, index_after)
+        self._go_to(index_after, merges, hidden, sizes, index_now)
 
     def drop(self, drops: torch.Tensor) -> None:
         """Frames go no further: they come back as copies of the frame before them that stayed.
@@ -101,13 +102,13 @@ class FrameBatch:
         Args:
             drops: (T', A), True for frames that go; none at padding, and not the first
         """
-        self._begin()
+        index_now, sizes = self._where()
         index_after = (~drops).long().cumsum(dim=0) - 1
         index = index_after[:, :, None].expand_as(self.hidden)
         staying = self.hidden.masked_fill(drops[:, :, None], 0)
         hidden = torch.zeros_like(staying).scatter_add(0, index, staying)
-        sizes = torch.zeros_like(self.sizes).scatter_add(0, index_after, self.sizes)
-        self._go_to(index_after, drops, hidden, sizes)
+        sizes = torch.zeros_like(sizes).scatter_add(0, index_after, sizes)
+        self._go_to(index_after, drops, hidden, sizes, index_now)
 
     def any_of(self, flags: torch.Tensor) -> torch.Tensor:
         """Of flags (T, A) of the frames of the beginning, whether any that a frame stands for has
@@ -118,17 +119,19 @@ class FrameBatch:
         counts = torch.zeros_like(self.hidden[:, :, 0], dtype=torch.long)
         return counts.scatter_add(0, index, flags.long()) > 0
 
-    def _begin(self) -> None:
-        if self.index_now is None:
-            frames = torch.arange(self.begin_frames, device=self.hidden.device)
-            self.index_now = frames.expand(self.hidden.size(1), -1)
-            self.sizes = torch.ones_like(self.hidden[:, :, 0], dtype=torch.float)
+    def _where(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``index_now`` and ``sizes``, also where no frames have merged."""
+        if self.index_now is not None and self.sizes is not None:
+            return self.index_now, self.sizes
+        frames = torch.arange(self.begin_frames, device=self.hidden.device)
+        sizes = torch.ones_like(self.hidden[:, :, 0], dtype=torch.float)
+        return frames.expand(self.hidden.size(1), -1), sizes
 
-    def _go_to(self, index_after, gone, hidden, sizes) -> None:
+    def _go_to(self, index_after, gone, hidden, sizes, index_now) -> None:
         self.lengths = self.lengths - gone.long().sum(dim=0)
         last = index_after.size(0) - 1  # padding may lie beyond
-        self.index_now = index_after.T.gather(1, self.index_now.clamp(max=last))
-        self._cut(hidden, sizes, self.lengths.max())
+        index_now = index_after.T.gather(1, index_now.clamp(max=last))
+        self._cut(hidden, sizes, index_now)
 
     def leave(self, leaves: torch.Tensor, logits: torch.Tensor) -> None:
         """Utterances go, and the others are cut to the longest of them.
@@ -144,16 +147,17 @@ class FrameBatch:
         self.utterances, self.lengths = self.utterances[stays], self.lengths[stays]
         if self.is_empty:
             return
-        if self.index_now is not None:
-            self.index_now, self.sizes = self.index_now[stays], self.sizes[:, stays]
-        self._cut(self.hidden[:, stays], self.sizes, self.lengths.max())
+        index_now, sizes = self.index_now, self.sizes
+        if index_now is not None and sizes is not None:
+            index_now, sizes = index_now[stays], sizes[:, stays]
+        self._cut(self.hidden[:, stays], sizes, index_now)
 
-    def _cut(self, hidden, sizes, longest) -> None:
-        """``longest`` is a tensor, so that a graph that is traced keeps it open."""
+    def _cut(self, hidden, sizes, index_now) -> None:
+        """To the longest utterance; that is a tensor, so that a traced graph keeps it open."""
+        longest = self.lengths.max()
         self.hidden = hidden[:longest]
-        if sizes is not None:
-            self.sizes = sizes[:longest]
-            self.index_now = self.index_now.clamp(max=longest - 1)
+        if index_now is not None:
+            self.index_now, self.sizes = index_now.clamp(max=longest - 1), sizes[:longest]
         self.padding_mask = padding_mask_of(self.lengths, self.hidden.size(0))
 
     @property

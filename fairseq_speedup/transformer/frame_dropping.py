@@ -146,7 +146,10 @@ class FrameDropping(LayerStage):
 
     options = FrameDroppingConfig
     check = staticmethod(check_dropping)
-    known_lengths = False  # of any utterance
+
+    @property
+    def known_lengths(self) -> bool:
+        return False
 
     @classmethod
     def build(cls, cfg, encoder) -> "FrameDropping | None":

@@ -71,7 +71,7 @@ class PaddedLayers:
         """
         missing = -int(batch.hidden.size(0)) % self.encoder.required_seq_len_multiple
         self._pad(batch, missing)
-        results = []
+        results: list[tuple] = []
 
         def call(layer, batch):
             options = {"need_weights": False}

@@ -8,6 +8,7 @@ from torch import nn
 from fairseq_speedup.frames import FrameReduction
 from fairseq_speedup.transformer.frame_batch import FrameBatch
 from fairseq_speedup.transformer.positions import positions_of
+from fairseq_speedup.transformer.relative_attention import sharing_positions
 
 
 class TransformerPath:
@@ -79,7 +80,8 @@ class TransformerPath:
             num_frames=num_frames,
             keep_everyone=keep_everyone,
         )
-        results = self.layers(batch, **options)
+        with sharing_positions(encoder):
+            results = self.layers(batch, **options)
         if batch.is_empty:
             return None, batch, results
         if encoder.layer_norm_first:

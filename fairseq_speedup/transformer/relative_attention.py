@@ -4,6 +4,7 @@ A learned bias for each head and each bucket of distances is shared by all layer
 it for every frame by a gate, a function of what the frame holds.
 """
 
+import contextlib
 import math
 
 import torch
@@ -28,7 +29,7 @@ def bucket_of(distance: torch.Tensor, num_buckets: int, max_distance: int) -> to
 
 
 class RelativePositions:
-    """The bias of all layers, looked up once for a batch.
+    """The bias of all layers.
 
     Args:
         embedding: (buckets, heads), learned
@@ -38,23 +39,41 @@ class RelativePositions:
     def __init__(self, embedding: nn.Embedding, max_distance: int):
         self.embedding = embedding
         self.max_distance = max_distance
-        self.looked_up = None
+        self._shared: torch.Tensor | None = None
+        self._sharing = False
 
-    def forget(self) -> None:
-        """Call before each batch: the weights may have changed."""
-        self.looked_up = None
+    @contextlib.contextmanager
+    def shared(self):
+        """Within this, layers that run without autograd look the bias up once. With it each has one
+        of its own: a layer may be run again in the backward pass (checkpoint_activations), and a
+        graph is gone through once."""
+        self._sharing = True
+        try:
+            yield
+        finally:
+            self._sharing, self._shared = False, None
 
     def bias(self, num_frames: int) -> torch.Tensor:
         """(heads, T, T)"""
-        if self.looked_up is None or self.looked_up.size(1) < num_frames:
-            weight = self.embedding.weight
-            frame = torch.arange(num_frames, device=weight.device)
-            distance = torch.arange(1 - num_frames, num_frames, device=weight.device)
-            by_distance = weight[bucket_of(distance, weight.size(0), self.max_distance)]
-            # row t of the table is the distances from frame t to every other
-            index = frame[None, :] - frame[:, None] + num_frames - 1
-            self.looked_up = by_distance.T[:, index]
-        return self.looked_up[:, :num_frames, :num_frames]
+        if not self._sharing or torch.is_grad_enabled():
+            return self._look_up(num_frames)
+        if self._shared is None or self._shared.size(1) < num_frames:
+            self._shared = self._look_up(num_frames)
+        return self._shared[:, :num_frames, :num_frames]
+
+    def _look_up(self, num_frames: int) -> torch.Tensor:
+        weight = self.embedding.weight
+        distance = torch.arange(1 - num_frames, num_frames, device=weight.device)
+        by_distance = weight[bucket_of(distance, weight.size(0), self.max_distance)]
+        # window i of the table is what frame T - 1 - i has for the distances to every other
+        return by_distance.T.unfold(1, num_frames, 1).flip(1)
+
+
+def sharing_positions(encoder: nn.Module):
+    """A context in which the layers of fairseq's transformer share their relative positions, if
+    they have any."""
+    positions = getattr(encoder, "relative_positions", None)
+    return contextlib.nullcontext() if positions is None else positions.shared()
 
 
 class RelativeAttention(nn.Module):
@@ -125,4 +144,4 @@ def use_relative_positions(encoder, num_buckets: int, max_distance: int, gated: 
     positions = RelativePositions(encoder.relative_attention_bias, max_distance)
     for layer in encoder.layers:
         layer.self_attn = RelativeAttention(layer.self_attn, positions, gated)
-    encoder.register_forward_pre_hook(lambda *_: positions.forget())
+    encoder.relative_positions = positions

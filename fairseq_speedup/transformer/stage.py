@@ -21,13 +21,16 @@ class LayerStage:
 
     Attributes:
         options: dataclass of the model options that it is built by
-        known_lengths: whether the frames that it leaves follow from their number alone
         ends_early: whether utterances may leave before the last layer
     """
 
     options: type
-    known_lengths = True
     ends_early = False
+
+    @property
+    def known_lengths(self) -> bool:
+        """Whether the frames that it leaves follow from their number alone."""
+        return True
 
     @classmethod
     def check(cls, cfg) -> None:
