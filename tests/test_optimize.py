@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,7 +227,7 @@ def labelled(tmp_path_factory, corpus, model_path):
     folder = tmp_path_factory.mktemp("labelled")
     rows = (corpus / "test.tsv").read_text().splitlines()
     audio = [f"{rows[0]}/{row.split()[0]}" for row in rows[1:]]
-    command = ["python", "-m", "fairseq_speedup", "transcribe", "--path", model_path, *audio]
+    command = [sys.executable, "-m", "fairseq_speedup", "transcribe", "--path", model_path, *audio]
     lines = run_command(*command).stdout.splitlines()
     texts = [line.split("\t")[1] for line in lines]
     (folder / "valid.tsv").write_text("\n".join(rows) + "\n")
@@ -237,7 +238,7 @@ def labelled(tmp_path_factory, corpus, model_path):
 
 
 def optimize(*arguments, check=True):
-    command = ["python", "-m", "fairseq_speedup", "optimize", *arguments, "--cpu"]
+    command = [sys.executable, "-m", "fairseq_speedup", "optimize", *arguments, "--cpu"]
     return run_command(*command, check=check)
 
 
