@@ -28,6 +28,7 @@ SUBJECT = Subject(
     kept_layers=[0, 1, 2, 3, 4, 5],
     exits=[],
     can_merge=True,
+    can_prune=True,
     many={},
     padding_gets_in=False,
     forms=["fp32", "bf16"],
@@ -368,8 +369,11 @@ def test_a_time_limit_is_a_time(capsys, corpus, model_path, tmp_path):
 def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
     few = suggestions(SUBJECT, {}, hours=1)
     many = suggestions(SUBJECT, {}, hours=100)
-    assert few[0].options == ("model.keep_layers=4",)
-    assert many[0].options == ("model.downsample=conv", "model.downsample_factor=2")
+    assert "prune checkpoints/checkpoint_last.pt" in few[0].then
+    whole = replace(SUBJECT, can_prune=False)
+    assert suggestions(whole, {}, hours=1)[0].options == ("model.keep_layers=4",)
+    assert few[0].options[0] == many[0].options[0] == "model.prune_target=0.7"
+    assert many[1].options == ("model.downsample=conv", "model.downsample_factor=2")
     halved = suggestions(SUBJECT, {"downsample": "conv"}, hours=100)
     assert all("downsample" not in each.options[0] for each in halved)
     config_dir = REPO / "config/finetuning"

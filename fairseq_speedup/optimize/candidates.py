@@ -73,6 +73,7 @@ class Subject:
     kept_layers: indices of its layers
     exits: of them, those with a head
     can_merge: frames may merge between its layers
+    can_prune: it has transformer layers that nothing was cut out of
     many: options of a model of many speeds, by name the values that it was trained for and the
         one that it runs at
     padding_gets_in: an utterance's numbers depend on its batch
@@ -85,6 +86,7 @@ class Subject:
     kept_layers: list[int]
     exits: list[int]
     can_merge: bool
+    can_prune: bool
     many: dict
     padding_gets_in: bool
     forms: list[str]

@@ -216,7 +216,12 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
         commands=[shlex.join(each) for each in commands],
         confirmed=confirmed,
         training=[
-            {"command": command, "share_of_macs": each.share, "expectation": each.expectation}
+            {
+                "command": command,
+                "share_of_macs": each.share,
+                "expectation": each.expectation,
+                "then": each.then,
+            }
             for command, each in training
         ],
         hardware=hardware(setup.device),
@@ -361,4 +366,6 @@ def page_of(bench, lines, best, budget, commands, confirmed, training) -> str:
         text += ["", "What fine-tuning would add, with this model as start and teacher:", ""]
         for command, each in training:
             text += [f"    # {each.share:.2f} of the MACs; {each.expectation}", f"    {command}"]
+            if each.then:
+                text.append(f"    # then: {each.then}")
     return "\n".join(text) + "\n"

@@ -16,11 +16,13 @@ class Suggestion:
     options: of fairseq-hydra-train
     share: of the MACs that are left
     expectation: words about what it loses, with their source
+    then: what comes after the training, in words; empty where nothing does
     """
 
     options: tuple[str, ...]
     share: float
     expectation: str
+    then: str = ""
 
 
 STUDY = "arXiv 2303.06740, WavLM Large, 100 h of labels"
@@ -36,6 +38,17 @@ def suggestions(subject: Subject, reduced: dict, hours: float) -> list[Suggestio
     num_layers = len(subject.kept_layers)
     kept = max(1, round(2 * num_layers / 3))
     found = []
+    if subject.can_prune:
+        found.append(
+            Suggestion(
+                ("model.prune_target=0.7", "model.feature_grad_mult=1.0"),
+                0.7,
+                "WER 27.0 to 26.8; with prune_target=0.5 to 28.2 (docs/pruning.md, a small HuBERT, "
+                "0.6 h of labels)",
+                "python -m fairseq_speedup prune checkpoints/checkpoint_last.pt --output "
+                "pruned.pt; then train on, with model.w2v_path=pruned.pt and without model.prune_target",
+            )
+        )
     if "downsample" not in reduced and "frontend" not in reduced:
         found.append(
             Suggestion(
@@ -50,7 +63,8 @@ def suggestions(subject: Subject, reduced: dict, hours: float) -> list[Suggestio
     if "keep_layers" not in reduced and num_layers > 2 and not subject.exits:
         found.append(Suggestion((f"model.keep_layers={kept}",), 0.74, f"WER 39.3 to 41.5 ({HERE})"))
     few = 0 < hours < 10
-    order = ["keep_layers", "frame_pool", "downsample"] if few or not hours else []
+    by_need = ["prune_target", "keep_layers", "frame_pool", "downsample"]  # of labels
+    order = by_need if few or not hours else []
     if order:  # with few labels a shorter waveform comes last
         found.sort(key=lambda each: order.index(each.options[0].split(".")[1].split("=")[0]))
     return found[:MOST]

@@ -26,6 +26,7 @@ from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.optimize.candidates import Candidate, Subject
 from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.compute import ComputeMeter, macs_report
+from fairseq_speedup.pruning.gates import can_be_pruned
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask, completed
 
 BATCH_SECONDS = 100  # of audio, where nothing is timed
@@ -133,6 +134,7 @@ class Worker:
             kept_layers=list(encoder.kept_layers),
             exits=encoder.exit_layers,
             can_merge=model.cfg.merge_ratio == 0 and len(encoder.kept_layers) > 1,
+            can_prune=can_be_pruned(model),
             many=_many(encoder),
             padding_gets_in=gets_in,
             forms=_forms(self.setup.device),

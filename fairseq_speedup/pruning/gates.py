@@ -39,6 +39,13 @@ def build_pruning(encoder, cfg) -> "PruningGates | None":
     return gates
 
 
+def can_be_pruned(model) -> bool:
+    """Whether a SpeedupCtc has parts that gates can close, and none that were cut already."""
+    layers = model.w2v_encoder.w2v_model.encoder.layers
+    whole = model.cfg.prune_target == 1 and pruned_of(model.cfg.w2v_args) is None
+    return whole and all(type(layer) is TransformerSentenceEncoderLayer for layer in layers)
+
+
 class PruningGates(nn.Module):
     """
     Attributes:
