@@ -46,7 +46,8 @@ def suggestions(subject: Subject, reduced: dict, hours: float) -> list[Suggestio
                 "WER 27.0 to 26.8; with prune_target=0.5 to 28.2 (docs/pruning.md, a small HuBERT, "
                 "0.6 h of labels)",
                 "python -m fairseq_speedup prune checkpoints/checkpoint_last.pt --output "
-                "pruned.pt; then train on, with model.w2v_path=pruned.pt and without model.prune_target",
+                "pruned.pt; then train on, with model.w2v_path=pruned.pt and without "
+                "model.prune_target",
             )
         )
     if "downsample" not in reduced and "frontend" not in reduced:
