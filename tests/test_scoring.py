@@ -13,6 +13,7 @@ from helpers.models import write_finetuned
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.decoding.words import Words
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,10 @@ def test_a_mixture_of_measures_is_refused(data, model, tmp_path, capsys):
 )
 def test_what_is_counted(scoring, errors, units):
     assert scoring.counts([("AB , CDEF", "ab , CDEG")]) == ([errors], [units])
+
+
+def test_of_no_labels_none_is_left_out():
+    assert Words(["|", "A"], ()).says_something([]) == []
 
 
 @pytest.mark.parametrize("boundary", ["|", "▁"])

@@ -63,7 +63,7 @@ class Words:
     def says_something(self, symbols: list[str]) -> list[bool]:
         """Of each label of a line, whether its words are others without it as they are joined: a
         boundary that another one follows ends or begins no word."""
-        following = [*symbols[1:], ""]
+        following = [*symbols[1:], ""][: len(symbols)]
         return [
             self.boundary is None or symbol != self.boundary or not after.startswith(symbol)
             for symbol, after in zip(symbols, following, strict=True)
