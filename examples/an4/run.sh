@@ -10,5 +10,5 @@
 # W2V_PATH=FILE starts from another checkpoint than examples/open_corpus/hubert_ctc.pt.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-UPDATES=600
+OVERRIDES=(updates=600)
 source "$HERE/../recorded/recipe.sh"

@@ -1,6 +1,6 @@
 # Sourced by the run.sh of a recipe: the corpus's folder, an output folder, options of the recipe's
 # prepare.py (--skip, --min-age=18) and overrides of examples/study/recorded.yaml become a report.
-# HERE is the recipe's folder, UPDATES of 20 s of audio fine-tune a row.
+# HERE is the recipe's folder, OVERRIDES those that the corpus needs.
 
 if [ $# -lt 2 ] || [ "${1#-}" != "$1" ] || [ "${2#-}" != "$2" ] || [ "${2#*=}" != "$2" ]; then
     sed -n '2,/^set/s/^# \{0,1\}//p' "$HERE/run.sh" >&2
@@ -34,9 +34,10 @@ echo "== fine-tuning and decoding; logs in $OUT/models and $OUT/results"
 cd "$EXAMPLES/study"
 STATUS=0 # a row that failed leaves the others, and their report
 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" python study.py --config-dir . --config-name recorded \
-    "out='$OUT'" "data='$DATA'" "w2v_path='$W2V_PATH'" "updates=$UPDATES" \
+    "out='$OUT'" "data='$DATA'" "w2v_path='$W2V_PATH'" "${OVERRIDES[@]}" \
     hydra/launcher=joblib "hydra.launcher.n_jobs=${JOBS:-2}" "$@" -m || STATUS=$?
 
+[ -d "$OUT/results" ] || exit "$STATUS"
 echo "== report"
 BASELINE=()
 [ ! -d "$OUT/results/train/full" ] || BASELINE=(--baseline train/full)

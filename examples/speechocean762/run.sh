@@ -12,5 +12,5 @@
 # W2V_PATH=FILE starts from another checkpoint than examples/open_corpus/hubert_ctc.pt.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-UPDATES=1500
+OVERRIDES=(updates=1000 max_tokens=480000) # some utterances are longer than 20 s
 source "$HERE/../recorded/recipe.sh"
