@@ -19,8 +19,8 @@ torch.set_num_threads(1)  # models are tiny: more threads only wait for each oth
 # the slowest files, slowest first: begun first, they leave short ones to even out workers with
 SLOW = """
     test_optimize test_malicious_checkpoints test_study test_end_to_end test_open_corpus
-    test_pretraining_recipe test_librispeech test_combinations test_export test_convert
-    test_decoding_end_to_end test_boundaries test_bad_checkpoints test_distillation
+    test_pretraining_recipe test_librispeech test_recorded_speech test_combinations test_export
+    test_convert test_decoding_end_to_end test_boundaries test_bad_checkpoints test_distillation
 """.split()  # noqa: SIM905
 
 

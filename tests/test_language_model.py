@@ -75,6 +75,14 @@ def test_modified_kneser_ney_by_hand(make_lm):
     assert probabilities[1][("a", "b")] == pytest.approx(expected)
 
 
+def test_a_model_is_written_whole_or_not_at_all(tmp_path, make_lm):
+    probabilities, backoffs = make_lm.estimate([line.split() for line in SENTENCES], 2)
+    probabilities[1][("a", "b")] = 0.0  # which has no logarithm
+    with pytest.raises(ValueError):
+        make_lm.write_arpa(tmp_path / "words.arpa", probabilities, backoffs)
+    assert not list(tmp_path.iterdir())
+
+
 def test_kenlm_reads_what_the_example_writes(arpa, make_lm):
     probabilities, _ = make_lm.estimate([line.split() for line in SENTENCES], 3)
     vocabulary = ["the", "cat", "sat"]

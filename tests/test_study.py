@@ -245,8 +245,8 @@ def test_a_bad_study_is_named_before_any_training(folder, tmp_path, overrides, m
     assert not list(tmp_path.rglob("*.pt"))
 
 
-def test_the_open_corpus_students_are_distilled_with_options_that_there_are():
-    study = OmegaConf.load(REPO / "examples/study/open_corpus.yaml")
+def test_the_students_of_small_models_are_distilled_with_options_that_there_are():
+    study = OmegaConf.load(REPO / "examples/study/small.yaml")
     given = OmegaConf.to_container(study.distillation, resolve=False)["overrides"]
     rows = OmegaConf.to_container(OmegaConf.load(REPO / "examples/study/rows.yaml"))
     folder = ["--config-dir", str(REPO / "config/distillation"), "--config-name", "base"]

@@ -9,11 +9,14 @@ dict.ltr.txt, whose order is that of the public fine-tuned checkpoints.
 
 import argparse
 import sys
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import soundfile
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "quickstart"))
+
+from labels import write_dictionary, write_manifest
 
 EVALUATION = ["dev-clean", "dev-other", "test-clean", "test-other"]
 # of fairseq's published models: by frequency in 960 hours
@@ -70,16 +73,11 @@ def read_subset(root: Path, subset: str, pool) -> list[tuple[Path, int, str]]:
     return [utterance for chapter in pool.map(read_chapter, chapters) for utterance in chapter]
 
 
-def write_split(data: Path, split: str, root: Path, utterances) -> Counter:
-    """Counts of the letters."""
-    letters = [" ".join(text.replace(" ", "|")) + " |" for _, _, text in utterances]
-    rows = [f"{path.relative_to(root)}\t{count}" for path, count, _ in utterances]
-    (data / f"{split}.tsv").write_text("\n".join([str(root), *rows]) + "\n")
-    (data / f"{split}.ltr").write_text("\n".join(letters) + "\n")
-    (data / f"{split}.wrd").write_text("\n".join(text for _, _, text in utterances) + "\n")
+def write_split(data: Path, split: str, root: Path, utterances) -> None:
+    rows = [(str(path.relative_to(root)), count, text) for path, count, text in utterances]
+    write_manifest(data, root, split, rows)
     hours = sum(count for _, count, _ in utterances) / SAMPLE_RATE / 3600
     print(f"{split}: {len(utterances)} utterances, {hours:.2f} hours")
-    return Counter(" ".join(letters).split())
 
 
 def main() -> None:
@@ -96,15 +94,14 @@ def main() -> None:
     args.data.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor() as pool:
         train = [each for name in args.train for each in read_subset(root, name, pool)]
-        counts = write_split(args.data, "train", root, train)
+        write_split(args.data, "train", root, train)
         for subset in EVALUATION:
             if (root / subset).is_dir():
                 split = subset.replace("-", "_")
                 write_split(args.data, split, root, read_subset(root, subset, pool))
             else:
                 print(f"{subset}: not there")
-    lines = [f"{letter} {counts[letter]}\n" for letter in LETTERS]
-    (args.data / "dict.ltr.txt").write_text("".join(lines))
+    write_dictionary(args.data, [text for _, _, text in train], LETTERS)
 
 
 if __name__ == "__main__":

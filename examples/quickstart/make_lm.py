@@ -13,6 +13,8 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from fairseq_speedup.files import written_whole
+
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the text is too small to estimate them
 LOWEST = -99.0  # log10-probability of the start, which is never predicted
@@ -83,7 +85,7 @@ def estimate(sentences: list[list[str]], order: int):
 
 
 def write_arpa(path: Path, probabilities: list[dict], backoffs: dict) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    with written_whole(str(path)) as part, open(part, "w", encoding="utf-8") as file:
         file.write("\\data\\\n")
         for size, level in enumerate(probabilities, start=1):
             file.write(f"ngram {size}={len(level) + (size == 1)}\n")  # the start is added below
