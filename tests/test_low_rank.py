@@ -14,6 +14,7 @@ from helpers.corpora import LETTERS
 from helpers.models import batch_of, build_model, write_finetuned, write_pretrained, write_wavlm
 from torch import nn
 
+from fairseq_speedup import factorize
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.inference import to_inference_form
@@ -60,10 +61,10 @@ def dictionary():
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
-    """Two recordings, of which one is cut into pieces."""
+    """Two recordings, 11 seconds."""
     folder = tmp_path_factory.mktemp("speech")
     rng = np.random.default_rng(0)
-    for name, seconds in (("a", 2), ("b", 32)):
+    for name, seconds in (("a", 2), ("b", 9)):
         samples = 0.1 * rng.standard_normal(16000 * seconds)
         soundfile.write(folder / f"{name}.wav", samples, 16000)
     return folder
@@ -112,7 +113,7 @@ def low(tmp_path_factory, whole, speech):
         if path not in made:
             made[path] = folder / path.name
             command = ["low-rank", str(path), "--audio", str(speech), "--output", str(made[path])]
-            assert main([*command, "--minutes", "0.4", "--cpu"]) == 0
+            assert main([*command, "--minutes", "0.15", "--cpu"]) == 0
         return made[path]
 
     return of
@@ -172,6 +173,21 @@ def test_a_layer_of_low_rank_gives_its_outputs_projected():
     torch.testing.assert_close(low(inputs), expected)
     torch.testing.assert_close(LowRankLinear.of(linear, mean, basis)(inputs), linear(inputs))
     assert low.macs_per_frame() == 2 * (7 + 5)
+
+
+def test_long_recordings_come_in_pieces_until_there_is_enough(
+    whole, speech, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(factorize, "PIECE_SECONDS", 4)
+    given = []
+    monkeypatch.setattr(factorize, "_watch", lambda model, pieces: given.extend(pieces) or 1 / 0)
+    for minutes, expected in ((10, [1, 2, 4, 4]), (0.125, [4, 3.5]), (0.05, [3])):
+        given.clear()
+        audio = ["--audio", str(speech / "b.wav"), str(speech / "a.wav")]
+        with pytest.raises(ZeroDivisionError):
+            output = ["--output", str(tmp_path / "low.pt"), "--minutes", str(minutes)]
+            main(["low-rank", str(whole("base")), *audio, *output])
+        assert sorted(len(piece) / 16000 for piece in given) == sorted(expected)
 
 
 # -- the checkpoint ------------------------------------------------------------------------------
