@@ -24,6 +24,7 @@ from fairseq_speedup.hugging_face.folder import (
     pretraining_weights,
     weight_files,
 )
+from fairseq_speedup.low_rank.ranks import LINEARS, low_rank_of
 from fairseq_speedup.macs import MacCounter, UncountableError
 from fairseq_speedup.model_folders import CONFIG
 from fairseq_speedup.models.config import SpeedupCtcConfig, reductions, switched_on
@@ -202,6 +203,7 @@ def _architecture(pretraining) -> dict:
         "layer_norm_first": model.layer_norm_first,
         "normalize": pretraining.task.normalize,
         "pruned": pruned_of(pretraining),
+        "low_rank": low_rank_of(pretraining),
     }
 
 
@@ -291,6 +293,7 @@ def _model_rows(report: dict) -> list[tuple[str, str]]:
             f"{CNN_NORMS.get(report['cnn_norm'], report['cnn_norm'])}",
         ),
         *([("pruned", _pruned(report["pruned"]))] if report["pruned"] else []),
+        *([("low rank", _low_rank(report["low_rank"]))] if report["low_rank"] else []),
         ("task.normalize", str(report["normalize"]).lower()),
         ("parameters", _by_stage(report["parameters"], report["parameters_by_stage"], "{:,}")),
     ]
@@ -316,6 +319,15 @@ def _pruned(pruned: dict) -> str:
         parts.append(f"heads of each layer {' '.join(str(len(kept)) for kept in heads)}")
     if units:
         parts.append(f"units {' '.join(map(str, units))}")
+    return "; ".join(parts)
+
+
+def _low_rank(low_rank: dict) -> str:
+    """Ranks by linear layer, - where it is whole."""
+    parts = [f"to {low_rank['share']:.3f} of its MACs"]
+    for name in LINEARS:
+        if any(name in ranks for ranks in low_rank["ranks"]):
+            parts.append(f"{name} {' '.join(str(r.get(name, '-')) for r in low_rank['ranks'])}")
     return "; ".join(parts)
 
 

@@ -159,7 +159,7 @@ class MacCounter:
         if isinstance(layer, ConformerLayer):
             macs = layer.macs(num_frames)
         else:
-            macs = num_frames * (layer.fc1.weight.numel() + layer.fc2.weight.numel())
+            macs = num_frames * (linear_macs(layer.fc1) + linear_macs(layer.fc2))
         return macs + self._attention(layer.self_attn, num_frames)
 
     def _attention(self, attention, num_frames):
@@ -169,10 +169,27 @@ class MacCounter:
         if not self.with_attention:
             return 0
         width = attention.num_heads * attention.head_dim
-        macs = num_frames * 4 * self.w2v.encoder.embedding_dim * width  # q, k, v, out
+        macs = num_frames * _projection_macs(attention)
         macs = macs + 2 * num_frames * num_frames * width  # q.k and weights.v
         gate = getattr(attention, "macs_per_frame", None)  # of a relative position bias
         return macs + (num_frames * gate() if gate is not None else 0)
+
+
+def linear_macs(linear) -> int:
+    """Of one frame through a linear layer, which may be of low rank."""
+    own = getattr(linear, "macs_per_frame", None)
+    return own() if own is not None else linear.weight.numel()
+
+
+def _projection_macs(attention) -> int:
+    """Of one frame: query, key, value, and what follows the products."""
+    if attention.num_heads == 0:  # what is left is a bias
+        return 0
+    own = getattr(attention, "projection_macs", None)  # of an inference form
+    if own is not None:
+        return own
+    names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    return sum(linear_macs(getattr(attention, name)) for name in names)
 
 
 def _conv_weights(conv: nn.Conv1d) -> int:

@@ -9,7 +9,14 @@ from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from helpers.commands import generate_here, train
 from helpers.corpora import LETTERS
-from helpers.models import Labels, batch_of, build_model, write_finetuned, write_pretrained
+from helpers.models import (
+    Labels,
+    batch_of,
+    build_model,
+    write_finetuned,
+    write_pretrained,
+    write_wavlm,
+)
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
@@ -65,45 +72,7 @@ def start(tmp_path_factory):
 @pytest.fixture(scope="module")
 def wavlm(tmp_path_factory):
     """A WavLM in Microsoft's form, whose bias tables and gates are not all alike."""
-    from fairseq_speedup.architectures import pretraining_config
-    from fairseq_speedup.pretrained.encoder import build_encoder
-
-    torch.manual_seed(3)
-    positions = {"num_buckets": 16, "max_distance": 20, "gated": True}
-    sizes = {**TINY_WAVLM}
-    cfg = pretraining_config(True, **sizes)
-    cfg = OmegaConf.merge(
-        cfg, {"encoder_variant": {"family": "wavlm", "relative_positions": positions}}
-    )
-    model = build_encoder(cfg)
-    for name, weight in model.named_parameters():
-        if "grep_a" in name or "relative_attention_bias" in name:
-            torch.nn.init.normal_(weight)
-    weights = model.state_dict()
-    table = weights.pop("encoder.relative_attention_bias.weight")
-    weights["encoder.layers.0.self_attn.relative_attention_bias.weight"] = table
-    flat = OmegaConf.to_container(cfg.model, enum_to_str=True) | {
-        "relative_position_embedding": True,
-        "num_buckets": 16,
-        "max_distance": 20,
-        "gru_rel_pos": True,
-        "normalize": True,
-    }
-    path = tmp_path_factory.mktemp("wavlm") / "wavlm.pt"
-    torch.save({"cfg": flat, "model": weights}, path)
-    return path
-
-
-TINY_WAVLM = {
-    "encoder_layers": 2,
-    "encoder_embed_dim": 16,
-    "encoder_ffn_embed_dim": 32,
-    "encoder_attention_heads": 4,
-    "conv_feature_layers": "[(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8, 2, 2)] * 2",
-    "conv_pos": 8,
-    "conv_pos_groups": 2,
-    "extractor_mode": "default",
-}
+    return write_wavlm(tmp_path_factory.mktemp("wavlm") / "wavlm.pt", encoder_attention_heads=4)
 
 
 @torch.no_grad()

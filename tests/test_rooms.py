@@ -14,10 +14,10 @@ ROOMS = [
     "relative_paths", "sampling", "sweeps",
     "saved_configs", "architectures", "checkpoints",
     "data", "waveform", "frames", "frontend", "transformer", "heads",
-    "macs", "pruning", "inference_forms", "pretrained", "models", "criterions", "inference",
-    "profiling", "decoding", "calibration", "tasks", "export",
-    "transcription", "prune", "hugging_face", "plugin", "inspection", "report", "optimize",
-    "commands", "__main__", "__init__",
+    "macs", "pruning", "low_rank", "inference_forms", "pretrained", "models", "criterions",
+    "inference", "profiling", "decoding", "calibration", "tasks", "export",
+    "transcription", "prune", "hugging_face", "factorize", "plugin", "inspection", "report",
+    "optimize", "commands", "__main__", "__init__",
 ]
 # fmt: on
 # (from, to): why

@@ -29,6 +29,7 @@ TASKS: dict[str, dict[str, str | None]] = {
         "profile": None,
         "calibrate": None,
         "export": None,
+        "low-rank": None,
     },
     "Fine-tune a faster one": {
         "fairseq-hydra-train": "(fairseq's) Any reduction in one line of config.",

@@ -9,7 +9,7 @@ from torch.nn.utils import remove_weight_norm
 
 from fairseq_speedup.inference.attention import NoHeads
 from fairseq_speedup.inference.layer import FusedLayer
-from fairseq_speedup.inference.linear import stacked
+from fairseq_speedup.inference.low_rank import beside, times
 from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.transformer.frame_batch import FrameBatch
 from fairseq_speedup.transformer.layers import run_layers
@@ -41,12 +41,10 @@ class ExportableAttention(nn.Module):
     def __init__(self, attention):
         super().__init__()
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
-        self.in_proj = stacked([attention.q_proj, attention.k_proj, attention.v_proj])
+        query = times(attention.q_proj, self.head_dim**-0.5)  # the products' scale
+        projections = [query, attention.k_proj, attention.v_proj]
+        self.in_proj = beside(projections, ExportableLinear.of)
         self.out_proj = attention.out_proj
-        with torch.no_grad():  # the products' scale
-            queries = slice(0, self.num_heads * self.head_dim)
-            self.in_proj.weight[queries] *= self.head_dim**-0.5
-            self.in_proj.bias[queries] *= self.head_dim**-0.5
         self.relative = None
         if isinstance(attention, RelativeAttention):
             self.relative = attention

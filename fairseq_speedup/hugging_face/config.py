@@ -120,6 +120,11 @@ def config_options(path: str, cfg: DictConfig, conv_layers) -> dict:
     model, variant = cfg.model, cfg.get("encoder_variant") or {}
     check_fixed(path, model, FIXED_THERE)
     _check_cut(path, variant.get("pruned") or {})
+    if variant.get("low_rank"):
+        raise CheckpointError(
+            f"{path} is of low rank: it has two matrices where a Hugging Face model has one; "
+            "convert the model it was made of"
+        )
     feature_layer_norm = variant.get("feature_layer_norm", True)
     positions = variant.get("relative_positions")
     dims, kernels, strides = zip(*conv_layers, strict=True)

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from fairseq_speedup.inference.linear import stacked
+from fairseq_speedup.inference.low_rank import beside, in_form
+from fairseq_speedup.macs import linear_macs
 from fairseq_speedup.transformer.attention import attend
 from fairseq_speedup.transformer.relative_attention import RelativeAttention
 
@@ -19,8 +20,10 @@ class FusedAttention(nn.Module):
     def __init__(self, attention, linear):
         super().__init__()
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
-        self.in_proj = linear(stacked([attention.q_proj, attention.k_proj, attention.v_proj]))
-        self.out_proj = linear(attention.out_proj)
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.projection_macs = sum(map(linear_macs, [*projections, attention.out_proj]))
+        self.in_proj = beside(projections, linear)
+        self.out_proj = in_form(attention.out_proj, linear)
         self.dtype = self.out_proj.dtype
         # keeps the gate and the table of distances
         self.relative = attention if isinstance(attention, RelativeAttention) else None

@@ -3,6 +3,8 @@
 from fairseq import utils
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 
+from fairseq_speedup.inference.low_rank import in_form
+
 
 class FusedLayer(TransformerSentenceEncoderLayer):
     """fairseq's layer without dropout, with fused attention and the form's linear layers."""
@@ -21,7 +23,7 @@ class FusedLayer(TransformerSentenceEncoderLayer):
         fused.__dict__.update(layer.__dict__)
         fused.self_attn = self_attn
         if layer.fc1.out_features:  # none where all units were pruned
-            fused.fc1, fused.fc2 = linear(layer.fc1), linear(layer.fc2)
+            fused.fc1, fused.fc2 = in_form(layer.fc1, linear), in_form(layer.fc2, linear)
         fused.uses_gelu = layer.activation_fn is utils.get_activation_fn("gelu")
         return fused
 

@@ -14,7 +14,11 @@ def stacked(linears: list[nn.Linear]) -> nn.Linear:
     """One linear layer that gives what several give of the same input, in order."""
     joined = nn.Linear(linears[0].in_features, sum(each.out_features for each in linears))
     joined.weight = nn.Parameter(torch.cat([each.weight.detach() for each in linears]))
-    joined.bias = nn.Parameter(torch.cat([each.bias.detach() for each in linears]))
+    biases = [
+        each.weight.new_zeros(each.out_features) if each.bias is None else each.bias.detach()
+        for each in linears
+    ]
+    joined.bias = nn.Parameter(torch.cat(biases))
     return joined
 
 

@@ -5,6 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.low_rank.ranks import low_rank_of, lower_ranks
 from fairseq_speedup.pruning.sizes import pruned_of, shrink
 from fairseq_speedup.transformer.relative_attention import use_relative_positions
 
@@ -32,6 +33,9 @@ def adapt(w2v_model, pretraining: DictConfig) -> None:
     pruned = pruned_of(pretraining)
     if pruned is not None:
         shrink(w2v_model.encoder, pruned)
+    low_rank = low_rank_of(pretraining)
+    if low_rank is not None:
+        lower_ranks(w2v_model.encoder, low_rank)
 
 
 def keep_layer_type(cfg) -> None:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
+from fairseq_speedup.low_rank.ranks import low_rank_of
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights, first_of
 from fairseq_speedup.pretrained.families import (
     FAMILIES,
@@ -138,7 +139,8 @@ def from_finetuned(path: str, cfg: DictConfig, state: dict) -> Pretrained:
 
     if cfg.model._name == "speedup_ctc":
         reduced = named_reductions(cfg.model)
-        if reduced and pruned_of(cfg.model.get("w2v_args")) is not None:
+        pretraining = cfg.model.get("w2v_args")
+        if reduced and (pruned_of(pretraining) or low_rank_of(pretraining)):
             # nothing else has its sizes
             logger.warning(
                 "%s is reduced (%s): its encoder alone is taken; give those options too, and the "

@@ -254,6 +254,13 @@ def _check_layers(encoder, cfg) -> None:
                 f"prune_target={cfg.prune_target} prunes transformer layers; this model has "
                 f"{type(layer).__name__}: set prune_target=1"
             )
+        attention = layer.self_attn
+        linears = [layer.fc1, layer.fc2, attention.q_proj, attention.k_proj, attention.v_proj]
+        if not all(isinstance(each, nn.Linear) for each in [*linears, attention.out_proj]):
+            raise ValueError(
+                f"prune_target={cfg.prune_target}: the model {cfg.w2v_path} is of low rank; prune "
+                "first, or set prune_target=1"
+            )
     if "channels" in parse_parts(cfg.prune_parts) and encoder.cnn is None:
         if parse_parts(cfg.prune_parts) == ["channels"]:
             raise ValueError(

@@ -12,6 +12,7 @@ from fairseq_speedup.architectures import pretraining_config
 from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.models import SpeedupCtc, SpeedupCtcConfig
 from fairseq_speedup.models.lengths import model_lengths
+from fairseq_speedup.pretrained.encoder import build_encoder
 from fairseq_speedup.tasks import SpeedupFinetuningConfig, SpeedupFinetuningTask
 
 BLANK = 0
@@ -30,6 +31,12 @@ TINY = {
     "latent_vars": 4,
     "dropout": 0.0,
     "attention_dropout": 0.0,
+}
+
+ENCODER_SIZES = ("encoder_", "conv_")
+WAVLM = {
+    **{name: size for name, size in TINY.items() if name.startswith(ENCODER_SIZES)},
+    "extractor_mode": "default",
 }
 
 
@@ -70,6 +77,32 @@ def write_pretrained(path: Path, normalize: bool = True, seed: int = 0, **option
     model = AudioPretrainingTask.setup_task(cfg.task).build_model(cfg.model)
     state = state_of(model, OmegaConf.to_container(cfg, enum_to_str=True))
     torch.save(state, path)
+    return path
+
+
+def write_wavlm(path: Path, **sizes) -> Path:
+    """A WavLM in Microsoft's form, whose bias tables and gates are not all alike."""
+    torch.manual_seed(3)
+    positions = {"num_buckets": 16, "max_distance": 20, "gated": True}
+    cfg = pretraining_config(True, **(WAVLM | sizes))
+    cfg = OmegaConf.merge(
+        cfg, {"encoder_variant": {"family": "wavlm", "relative_positions": positions}}
+    )
+    model = build_encoder(cfg)
+    for name, weight in model.named_parameters():
+        if "grep_a" in name or "relative_attention_bias" in name:
+            torch.nn.init.normal_(weight)
+    weights = model.state_dict()
+    table = weights.pop("encoder.relative_attention_bias.weight")
+    weights["encoder.layers.0.self_attn.relative_attention_bias.weight"] = table
+    flat = OmegaConf.to_container(cfg.model, enum_to_str=True) | {
+        "relative_position_embedding": True,
+        "num_buckets": 16,
+        "max_distance": 20,
+        "gru_rel_pos": True,
+        "normalize": True,
+    }
+    torch.save({"cfg": flat, "model": weights}, path)
     return path
 
 

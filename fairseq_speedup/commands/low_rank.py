@@ -1,0 +1,86 @@
+"""Give a fine-tuned model linear layers of low rank, from some minutes of audio, without training.
+
+    python -m fairseq_speedup low-rank checkpoint_best.pt --audio RECORDINGS --output low.pt
+
+What each linear layer of the transformer gives on the audio is looked at: the fewest directions
+that hold a share of its variance are kept, and its matrix becomes two, through them (LiteASR, arXiv
+2502.20583). A layer whose two matrices would cost more than the one stays as it is. The result
+decodes, exports and is a model.w2v_path to train on, with the model it was made of as teacher.
+"""
+
+import os
+
+from fairseq_speedup.commands import arguments
+from fairseq_speedup.data.find_recordings import find_recordings
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help=f"a fine-tuned checkpoint, {arguments.FORMS_OF_CHECKPOINTS}",
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="checkpoint to write")
+    arguments.add_overwrite(parser, "replace FILE if it exists")
+    audio = parser.add_argument_group("audio")
+    audio.add_argument("--audio", nargs="+", metavar="AUDIO", help="files, folders or globs")
+    audio.add_argument("--data", metavar="FOLDER", help="with manifests and labels, in its place")
+    audio.add_argument("--gen-subset", default="valid", metavar="SPLIT", help="split of --data")
+    audio.add_argument(
+        "--minutes",
+        type=float,
+        default=10,
+        metavar="N",
+        help="of audio that are used, drawn from all that is given",
+    )
+    arguments.add_cpu(audio)
+    ranks = parser.add_argument_group("ranks")
+    ranks.add_argument(
+        "--energy-attention",
+        type=float,
+        default=0.99,
+        metavar="SHARE",
+        help="of the variance that is kept in query, key, value and output of attention",
+    )
+    ranks.add_argument(
+        "--energy-ffn",
+        type=float,
+        default=0.999,
+        metavar="SHARE",
+        help="likewise in the feed-forward layers",
+    )
+    ranks.add_argument(
+        "--max-layer-macs",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="a linear layer that would keep this share of its MACs, or more, stays as it is",
+    )
+
+
+def check(args) -> None:
+    arguments.check_checkpoint(args.checkpoint)
+    arguments.check_free(args.output, args.overwrite)
+    for name in ("energy_attention", "energy_ffn", "max_layer_macs"):
+        value = getattr(args, name)
+        if not 0 < value <= 1:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {value} is out of range; it must be above 0 and at "
+                "most 1"
+            )
+    if not 0 < args.minutes < float("inf"):
+        raise ValueError(f"--minutes {args.minutes} is out of range; it must be above 0")
+    if (args.data is None) == (args.audio is None):
+        raise ValueError("give either --audio, files, or --data, a folder with manifests")
+    if args.data is not None and not os.path.isdir(args.data):
+        raise FileNotFoundError(f"--data {args.data} is not a folder")
+    args.audio_files = [each.path for each in find_recordings(args.audio or [])]
+    for each in args.audio_files:
+        if not os.path.exists(each):
+            raise FileNotFoundError(f"--audio {each} does not exist")
+
+
+def run(args) -> None:
+    from fairseq_speedup import factorize
+
+    factorize.run(args)

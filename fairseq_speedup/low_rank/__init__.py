@@ -1,0 +1,1 @@
+"""Linear layers of low rank: two matrices in place of one."""
