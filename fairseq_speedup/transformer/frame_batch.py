@@ -59,7 +59,7 @@ class FrameBatch:
         self.num_frames = num_frames
         self.keep_everyone = keep_everyone
         self.is_last = False
-        self.utterances = torch.arange(len(lengths), device=lengths.device)
+        self.utterances = torch.arange(lengths.size(0), device=lengths.device)
         self.index_now: torch.Tensor | None = None
         self.sizes: torch.Tensor | None = None
         self.left: list[tuple[torch.Tensor, torch.Tensor]] = []
