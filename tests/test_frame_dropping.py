@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 from helpers.commands import REPO
-from helpers.models import batch_of, build_model, write_pretrained
+from helpers.models import batch_of, build_model, check_alone, write_pretrained
 
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.macs import MacCounter
@@ -102,12 +102,7 @@ def test_an_utterance_gives_the_same_alone_as_in_a_batch(six_layers, more):
     layer_frames = output["layer_frames"]
     given = layer_frames[layer_frames[:, 2] > 0]
     assert (given[:, 2] < given[:, 0]).any()  # else the test shows nothing
-    for i, count in enumerate(COUNTS):
-        alone = {"source": net_input["source"][i : i + 1, :count], "padding_mask": None}
-        expected, alone_output = run(model, alone)
-        assert alone_output["layer_frames"].tolist() == [layer_frames[i].tolist()]
-        frames = expected.size(0)
-        torch.testing.assert_close(logits[:frames, i], expected[:, 0], atol=1e-5, rtol=1e-4)
+    check_alone(model, net_input, logits, layer_frames)
 
 
 def test_a_threshold_that_no_frame_is_above_changes_nothing(six_layers):
@@ -144,10 +139,7 @@ def test_a_part_of_ones_own_goes_all_the_way(steady, six_layers, tmp_path):
     net_input = batch_of(COUNTS)
     logits, output = run(model, net_input)
     assert (output["layer_frames"][:, 3] < output["layer_frames"][:, 0]).all()
-    for i, count in enumerate(COUNTS):
-        alone = {"source": net_input["source"][i : i + 1, :count], "padding_mask": None}
-        expected, _ = run(model, alone)
-        torch.testing.assert_close(logits[: len(expected), i], expected[:, 0], atol=1e-5, rtol=1e-4)
+    check_alone(model, net_input, logits)
     check = check_macs([model], 9000)
     assert check["closed_form"] == check["fvcore"]
     form = build(six_layers, **steady)

@@ -315,7 +315,7 @@ def refused(capsys, *arguments) -> str:
         (["--energy-attention", "0"], "--energy-attention 0.0 is out of range"),
         (["--max-layer-macs", "nan"], "--max-layer-macs nan is out of range"),
         (["--minutes", "0"], "--minutes 0.0 is out of range"),
-        (["--data", "."], "give either --audio, files, or --data"),
+        (["--data", "."], "give either --data, a folder with labels, or --audio"),
         (["--minutes", "0.01"], r"too little audio: its 0\.6 s have 29 frames in q_proj of layer"),
         (["--max-layer-macs", "0.01"], "no layer would keep less than --max-layer-macs 0.01"),
     ],

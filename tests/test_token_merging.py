@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from helpers.models import batch_of, build_model, write_pretrained
+from helpers.models import batch_of, build_model, check_alone, write_pretrained
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,12 +112,7 @@ def test_an_utterance_gives_the_same_alone_as_in_a_batch(six_layers, options):
     logits, output = run(model, net_input)
     layer_frames = output["layer_frames"]
     assert (layer_frames[:, 3] < layer_frames[:, 0]).all()  # else the test shows nothing
-    for i, count in enumerate(COUNTS):
-        alone = {"source": net_input["source"][i : i + 1, :count], "padding_mask": None}
-        expected, alone_output = run(model, alone)
-        assert alone_output["layer_frames"].tolist() == [layer_frames[i].tolist()]
-        frames = expected.size(0)
-        torch.testing.assert_close(logits[:frames, i], expected[:, 0], atol=1e-5, rtol=1e-4)
+    check_alone(model, net_input, logits, layer_frames)
 
 
 def test_layers_are_given_as_many_frames_as_they_say(six_layers):

@@ -4,6 +4,7 @@ import argparse
 import os
 from dataclasses import fields
 
+from fairseq_speedup.data.find_recordings import find_recordings
 from fairseq_speedup.decoding.options import (
     DECODERS,
     OF_FAIRSEQ,
@@ -182,3 +183,20 @@ def check_free(path: str, overwrite: bool) -> None:
     """Raises ValueError where a file would be replaced."""
     if os.path.exists(path) and not overwrite:
         raise ValueError(f"{path} exists; give --overwrite to replace it")
+
+
+def check_data_or_audio(args) -> None:
+    """Of commands that take ``--data`` or ``--audio``; finds the recordings, ``audio_files``.
+
+    Raises:
+        ValueError: both are given, or neither
+        OSError: what is given is not there
+    """
+    if (args.data is None) == (args.audio is None):
+        raise ValueError("give either --data, a folder with labels, or --audio, files without")
+    if args.data is not None and not os.path.isdir(args.data):
+        raise FileNotFoundError(f"--data {args.data} is not a folder")
+    args.audio_files = [each.path for each in find_recordings(args.audio or [])]
+    for each in args.audio_files:
+        if not os.path.exists(each):
+            raise FileNotFoundError(f"--audio {each} does not exist")

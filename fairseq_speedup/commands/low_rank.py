@@ -8,10 +8,7 @@ that hold a share of its variance are kept, and its matrix becomes two, through 
 decodes, exports and is a model.w2v_path to train on, with the model it was made of as teacher.
 """
 
-import os
-
 from fairseq_speedup.commands import arguments
-from fairseq_speedup.data.find_recordings import find_recordings
 
 
 def add_arguments(parser) -> None:
@@ -70,14 +67,7 @@ def check(args) -> None:
             )
     if not 0 < args.minutes < float("inf"):
         raise ValueError(f"--minutes {args.minutes} is out of range; it must be above 0")
-    if (args.data is None) == (args.audio is None):
-        raise ValueError("give either --audio, files, or --data, a folder with manifests")
-    if args.data is not None and not os.path.isdir(args.data):
-        raise FileNotFoundError(f"--data {args.data} is not a folder")
-    args.audio_files = [each.path for each in find_recordings(args.audio or [])]
-    for each in args.audio_files:
-        if not os.path.exists(each):
-            raise FileNotFoundError(f"--audio {each} does not exist")
+    arguments.check_data_or_audio(args)
 
 
 def run(args) -> None:

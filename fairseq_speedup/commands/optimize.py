@@ -14,10 +14,8 @@ Broken off, the same command goes on from what it had measured.
 
 import argparse
 import contextlib
-import os
 
 from fairseq_speedup.commands import arguments
-from fairseq_speedup.data.find_recordings import find_recordings
 from fairseq_speedup.decoding.options import OF_SEARCH, DecodingOptions, check_options
 
 BEAM = ["ctc_decoder", "beam", "lm_weight", "word_score", *OF_SEARCH]
@@ -83,14 +81,7 @@ def check(args) -> None:
     arguments.check_checkpoint(args.path)
     arguments.check_least(args, max_utterances=1)
     arguments.check_wer_budget(args)
-    if (args.data is None) == (args.audio is None):
-        raise ValueError("give either --data, a folder with labels, or --audio, files without")
-    if args.data is not None and not os.path.isdir(args.data):
-        raise FileNotFoundError(f"--data {args.data} is not a folder")
-    args.audio_files = [each.path for each in find_recordings(args.audio or [])]
-    for each in args.audio_files:
-        if not os.path.exists(each):
-            raise FileNotFoundError(f"--audio {each} does not exist")
+    arguments.check_data_or_audio(args)
     args.nbest = 1
     own = {each: getattr(args, each) for each in BEAM if hasattr(DecodingOptions, each)}
     check_options(DecodingOptions(**own), args)

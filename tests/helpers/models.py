@@ -9,7 +9,7 @@ from fairseq.tasks.audio_pretraining import AudioPretrainingTask
 from omegaconf import OmegaConf
 
 from fairseq_speedup.architectures import pretraining_config
-from fairseq_speedup.lengths import padding_mask_of
+from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.models import SpeedupCtc, SpeedupCtcConfig
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.pretrained.encoder import build_encoder
@@ -177,3 +177,16 @@ def task_of(data: Path, model=None, **options) -> SpeedupFinetuningTask:
     if model is not None:
         task.lengths = model_lengths(model)
     return task
+
+
+@torch.no_grad()
+def check_alone(model, net_input: dict, logits, layer_frames=None) -> None:
+    """Each utterance of a batch gives alone what it gave in it: ``logits`` (T, B, V), and the
+    frames that layers were given (B, layers)."""
+    lengths = lengths_of(net_input["padding_mask"], net_input["source"]).tolist()
+    for i, count in enumerate(lengths):
+        alone = model(source=net_input["source"][i : i + 1, :count], padding_mask=None)
+        expected = model.get_logits(alone)
+        torch.testing.assert_close(logits[: len(expected), i], expected[:, 0], atol=1e-5, rtol=1e-4)
+        if layer_frames is not None:
+            assert alone["layer_frames"].tolist() == [layer_frames[i].tolist()]
