@@ -5,6 +5,7 @@ import copy
 import torch
 from omegaconf import OmegaConf
 
+from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint, write_checkpoint
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.pruning.cut import cut, renumbered
@@ -17,8 +18,9 @@ LENGTHS = (24000, 16000)  # samples of it
 
 
 def run(args) -> None:
-    state = open_checkpoint(args.checkpoint)
-    model, cfg, _ = load_finetuned(args.checkpoint, "")
+    with progress.step(f"reading {args.checkpoint}"):
+        state = open_checkpoint(args.checkpoint)
+        model, cfg, _ = load_finetuned(args.checkpoint, "")
     model.eval()
     gates = getattr(model.w2v_encoder, "pruning", None)
     if gates is None:
