@@ -113,8 +113,9 @@ def layer_report(models, layer_frames: list[list[int]]) -> dict:
         return {}
     (model,) = models
     report: dict = {}
+    frames = np.array(layer_frames)
     for stage in model.w2v_encoder.stages:
-        report |= stage.report(np.array(layer_frames))
+        report |= stage.report(frames)
     return report
 
 

@@ -91,6 +91,8 @@ class FrameBatch:
         Args:
             merges: (T', A), True for frames that merge into the one before
         """
+        if not _any(merges):
+            return
         index_now, sizes = self._where()
         index_after = (~merges).long().cumsum(dim=0) - 1  # (T', A): where each frame goes
         hidden, sizes = merge_frames(self.hidden, sizes, index_after)
@@ -102,6 +104,8 @@ class FrameBatch:
         Args:
             drops: (T', A), True for frames that go; none at padding, and not the first
         """
+        if not _any(drops):
+            return
         index_now, sizes = self._where()
         index_after = (~drops).long().cumsum(dim=0) - 1
         index = index_after[:, :, None].expand_as(self.hidden)
@@ -195,6 +199,11 @@ class FrameBatch:
             logits[:, utterances] = 0
             logits[: exit_logits.size(0), utterances] = exit_logits.to(logits.dtype)
         return logits
+
+
+def _any(flags: torch.Tensor) -> bool:
+    """Whether there is something to do; a graph that is traced does it always."""
+    return torch.jit.is_tracing() or bool(flags.any())
 
 
 def merge_frames(hidden, sizes, index_after):

@@ -186,9 +186,7 @@ class FrameDropping(LayerStage):
         if self.drop.needs_exit:  # of the frames of the beginning: one is dropped if all of it is
             drops = ~batch.any_of(~drops)
         first = torch.arange(num_frames, device=drops.device)[:, None] == 0
-        drops = drops & ~padding & ~first
-        if torch.jit.is_tracing() or drops.any():
-            batch.drop(drops)
+        batch.drop(drops & ~padding & ~first)
 
     def _log_probs(self, index: int, batch: FrameBatch) -> torch.Tensor:
         """Log-probabilities (T, A, V) of the frames that the transformer began with, of the logits

@@ -140,12 +140,7 @@ class TokenMerging(LayerStage):
             return
         num_merges = batch.lengths - self.lengths_after(index, batch.lengths)
         start = self.start_of(index)
-        merges = self.second_of_pairs(batch.hidden, batch.lengths, num_merges, start)
-        if self._merges_any(merges):
-            batch.merge(merges)
-
-    def _merges_any(self, merges) -> bool:
-        return bool(merges.any())
+        batch.merge(self.second_of_pairs(batch.hidden, batch.lengths, num_merges, start))
 
     def renumber(self, cfg, place) -> None:
         cfg.merge_layers = numbers(place, self.layers)
@@ -174,13 +169,10 @@ class TokenMerging(LayerStage):
 
 
 class ExportableMerging(TokenMerging):
-    """Without a sort, which ONNX has in no stable form, and without asking what a tensor holds."""
+    """Without a sort, which ONNX has in no stable form."""
 
     def __init__(self, merging: TokenMerging):
         self.__dict__.update(merging.__dict__)
-
-    def _merges_any(self, merges) -> bool:
-        return True
 
     def second_of_pairs(self, hidden, lengths, num_merges, start: int):
         first, second = hidden[start:-1:2], hidden[start + 1 :: 2]
