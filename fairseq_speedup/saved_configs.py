@@ -10,7 +10,7 @@ import argparse
 import ast
 import re
 
-from omegaconf import Container, Node
+from omegaconf import Container, DictConfig, Node, OmegaConf
 
 # What fairseq evaluates as Python. Its models' other such fields belong to text alone.
 EVALUATED_FIELDS = {
@@ -125,3 +125,9 @@ def _value(node):
             raise ValueError
         return left * right
     return ast.literal_eval(node)
+
+
+def encoder_variant(pretraining, field: str) -> dict | None:
+    """What a pretraining's config says of its encoder under ``encoder_variant``, or None."""
+    found = ((pretraining or {}).get("encoder_variant") or {}).get(field)
+    return OmegaConf.to_container(found) if isinstance(found, DictConfig) else found

@@ -6,11 +6,11 @@
 """
 
 from fairseq.modules import MultiheadAttention
-from omegaconf import DictConfig, OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.low_rank.linear import LowRankLinear
 from fairseq_speedup.pruning.attention import SomeHeads
+from fairseq_speedup.saved_configs import encoder_variant
 
 FIELD = "encoder_variant.low_rank"
 OF_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -20,9 +20,7 @@ LINEARS = OF_ATTENTION + OF_FEED_FORWARD
 
 def low_rank_of(pretraining) -> dict | None:
     """What a pretraining's config says of low ranks, or None."""
-    variant = (pretraining or {}).get("encoder_variant") or {}
-    found = variant.get("low_rank")
-    return OmegaConf.to_container(found) if isinstance(found, DictConfig) else found
+    return encoder_variant(pretraining, "low_rank")
 
 
 def linears_of(layer) -> dict:

@@ -11,11 +11,11 @@ that is one for all.
 
 import warnings
 
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.pruning.attention import SomeHeads, SomeRelativeHeads
+from fairseq_speedup.saved_configs import encoder_variant
 from fairseq_speedup.transformer.relative_attention import RelativeAttention
 
 FIELD = "encoder_variant.pruned"
@@ -23,9 +23,7 @@ FIELD = "encoder_variant.pruned"
 
 def pruned_of(pretraining) -> dict | None:
     """What a pretraining's config says of its cut, or None."""
-    variant = (pretraining or {}).get("encoder_variant") or {}
-    pruned = variant.get("pruned")
-    return OmegaConf.to_container(pruned) if isinstance(pruned, DictConfig) else pruned
+    return encoder_variant(pretraining, "pruned")
 
 
 def shrink(transformer, pruned) -> None:
