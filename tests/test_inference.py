@@ -13,7 +13,6 @@ from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.cnn import PIECE_FRAMES
 from fairseq_speedup.inference.linear import LINEARS, Fp32Linear, Int8Linear, multiplies_int8
 from fairseq_speedup.inference.positions import FourierConv1d
-from fairseq_speedup.inference.transformer import CapturedLayers
 from fairseq_speedup.macs import MacCounter
 
 needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this CPU cannot multiply int8")
@@ -149,73 +148,6 @@ def test_int8_is_refused_where_it_would_saturate(four_layers, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     with pytest.raises(ValueError, match=r"int8 needs a CPU that multiplies int8.*use fp32"):
         to_inference_form(build_model(four_layers), "int8")
-
-
-class Captures:
-    """Stands for CUDA graphs: remembers what was captured, runs it as it is."""
-
-    def __init__(self, error: str = ""):
-        self.shapes = []
-        self.error = error
-
-    def __call__(self, function, inputs):
-        self.shapes.append(inputs[0].shape[:2])
-        if self.error:
-            raise RuntimeError(self.error)
-        return function
-
-
-def captured_layers(form, capture) -> CapturedLayers:
-    """Those that a GPU would get, in the place of those that a CPU has."""
-    path = form.w2v_encoder.transformer
-    path.layers = CapturedLayers(path.encoder)
-    path.layers.bucketed.capture = capture
-    return path.layers
-
-
-@pytest.mark.parametrize("family", ["four_layers", "wavlm"])
-def test_lengths_are_rounded_up_for_graphs(four_layers, tmp_path, family):
-    path, normalize = four_layers, True
-    if family != "four_layers":
-        form = next(name for name in FORMS if family in name.lower())
-        write_form(tmp_path / "public.pt", form, reference(form))
-        path, normalize = tmp_path / "public.pt", FORMS[form][2]
-    model, form = pair(path, "fp32", normalize=normalize)
-    loop = captured_layers(form, Captures())
-    for counts in ([7777], COUNTS, [30000], [8000, 9000, 9000]):
-        net_input = batch_of(counts)
-        found, expected = (valid(*run(each, net_input)) for each in (form, model))
-        for ours, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    assert loop.bucketed.capture.shapes == [(64, 1), (64, 3), (128, 1)]
-    assert loop.bucketed.note is None
-
-
-def test_what_cannot_be_captured_runs_as_it_is(four_layers):
-    model, form = pair(four_layers, "fp32")
-    loop = captured_layers(form, Captures("no capture here\nmore"))
-    for _ in range(2):
-        found, expected = (valid(*run(each, batch_of(COUNTS))) for each in (form, model))
-        for ours, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    assert loop.bucketed.note == "not captured: no capture here"
-    assert len(loop.bucketed.capture.shapes) == 1
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
-def test_on_a_gpu(four_layers, name):
-    model, form = (build_model(four_layers).eval().cuda() for _ in range(2))
-    report = to_inference_form(form, name)
-    loop = form.w2v_encoder.transformer.layers
-    for counts in ([7777], COUNTS, [30000]):
-        net_input = {key: value.cuda() for key, value in batch_of(counts).items()}
-        found, expected = (valid(*run(each, net_input)) for each in (form, model))
-        for ours, theirs in zip(found, expected, strict=True):
-            atol = 1e-3 if name == "fp32" else 0.15
-            torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-2)
-    assert len(loop.bucketed.graphs) == 3, loop.bucketed.note
-    assert "CUDA graphs" in report["padding"]
 
 
 @pytest.mark.parametrize("fused", [True, False])

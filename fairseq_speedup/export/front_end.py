@@ -8,8 +8,8 @@ from torch import nn
 
 from fairseq_speedup.frontend.cnn import conv_layers_of
 from fairseq_speedup.frontend.fbank import HOP_SAMPLES, WINDOW_SAMPLES
-from fairseq_speedup.inference.cnn import as_linear, fold_group_norm
-from fairseq_speedup.lengths import conv_length, conv_stack_length, padding_mask_of, pooled_length
+from fairseq_speedup.inference.cnn import as_linear, fold_over_valid
+from fairseq_speedup.lengths import conv_length, conv_stack_length, pooled_length
 
 
 def resized(frames: torch.Tensor, num_frames) -> torch.Tensor:
@@ -100,13 +100,8 @@ class ExportableCnn(nn.Module):
         windows = blocked_windows(resized(samples, needed), kernel_size, stride).double()
         heard = lengths if self.masked else torch.zeros_like(lengths) + samples.size(1)
         count = conv_length(heard, kernel_size, stride)
-        padding = padding_mask_of(count, num_windows)[:, :, None]
-        count = count[:, None, None]
-        mean = windows.masked_fill(padding, 0).sum(dim=1, keepdim=True) / count
-        centred = (windows - mean).masked_fill(padding, 0)
-        covariance = centred.transpose(1, 2) @ centred / count
         weight = self.linears[0].weight
-        weight, bias = fold_group_norm(weight, self.group_norm, mean[:, 0], covariance)
+        weight, bias = fold_over_valid(weight, self.group_norm, windows, count)
         return weight.transpose(1, 2), bias[:, None]
 
 

@@ -54,7 +54,7 @@ class FusedAttention(nn.Module):
                 strict=True,
             )
             attended = torch.cat([self._attend(*part, None) for part in parts], dim=1)
-        return self.out_proj(attended.transpose(0, 1).float())  # B x T x C -> T x B x C
+        return self.out_proj(attended.transpose(0, 1).to(frames.dtype))  # B x T x C -> T x B x C
 
     def _attend(self, projected, frames, padding_mask):
         query, key, value = projected

@@ -1,5 +1,6 @@
-"""The CNN front-end in channels-last form: convolutions as matrix products over windows of frames,
-piece by piece so that what passes between them stays in the cache, and no work for padding."""
+"""The CNN front-end in channels-last form, for CPUs: convolutions as matrix products over windows
+of frames, piece by piece so that what passes between them stays in the cache, and no work for
+padding."""
 
 import torch
 import torch.nn.functional as F
@@ -7,10 +8,14 @@ from fairseq.modules.fp32_group_norm import Fp32GroupNorm
 from torch import nn
 
 from fairseq_speedup.frontend.cnn import conv_layers_of
-from fairseq_speedup.lengths import conv_length, conv_stack_length, needed_conv_stack_length
+from fairseq_speedup.lengths import (
+    conv_length,
+    conv_stack_length,
+    needed_conv_stack_length,
+    padding_mask_of,
+)
 
 PIECE_FRAMES = 100  # of the front-end's output, 2 seconds at the CNN's 20 ms
-GPU_PIECE_FRAMES = 3000  # a GPU wants large products: only its memory is a reason to cut
 
 
 def as_linear(conv: nn.Conv1d) -> nn.Linear:
@@ -44,6 +49,20 @@ def fold_group_norm(weight, norm, mean, covariance):
     scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
     shift = norm.bias.double() - scale * (weight @ mean[..., None])[..., 0]
     return (weight * scale[..., None]).to(dtype), shift.to(dtype)
+
+
+def fold_over_valid(weight, norm, windows, num_valid):
+    """As :func:`fold_group_norm`, over the first ``num_valid`` (B,) of the windows (B, T, K).
+
+    Returns:
+        weights (B, C, K) and bias (B, C)
+    """
+    padding = padding_mask_of(num_valid, windows.size(1))[:, :, None]
+    count = num_valid[:, None, None]
+    mean = windows.masked_fill(padding, 0).sum(dim=1, keepdim=True) / count
+    centred = (windows - mean).masked_fill(padding, 0)
+    covariance = centred.transpose(1, 2) @ centred / count
+    return fold_group_norm(weight, norm, mean[:, 0], covariance)
 
 
 def even_size(num_frames: int, about: int) -> int:
@@ -87,7 +106,6 @@ class ChannelsLastCnn(nn.Module):
             waveform: (B, S)
             lengths: (B,), valid samples
         """
-        about = PIECE_FRAMES if waveform.device.type == "cpu" else GPU_PIECE_FRAMES
         num_frames = conv_stack_length(waveform.size(1), self.layers)
         dim, _, _ = self.layers[-1]
         frames = waveform.new_zeros(waveform.size(0), num_frames, dim)
@@ -95,7 +113,7 @@ class ChannelsLastCnn(nn.Module):
             normalised_over = utterance[:length] if self.masked else utterance
             weight, bias = self._first_weights(normalised_over)
             length_frames = conv_stack_length(length, self.layers)
-            size = even_size(length_frames, about)
+            size = even_size(length_frames, PIECE_FRAMES)
             for start in range(0, length_frames, size):
                 piece = self._piece(utterance[:length], start, size)
                 values = self._run(piece, weight, bias)

@@ -9,11 +9,13 @@ from torch import nn
 
 from fairseq_speedup.frontend import MaskedCnn
 from fairseq_speedup.inference.attention import FusedAttention
+from fairseq_speedup.inference.batched_cnn import BatchedCnn
+from fairseq_speedup.inference.captured import CapturedPath
 from fairseq_speedup.inference.cnn import ChannelsLastCnn
 from fairseq_speedup.inference.layer import FusedLayer
 from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16, multiplies_int8
 from fairseq_speedup.inference.positions import FourierConv1d
-from fairseq_speedup.inference.transformer import CapturedLayers, PackedLayers
+from fairseq_speedup.inference.transformer import MaskedLayers, PackedLayers
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.pruning.cut import cut
 
@@ -75,16 +77,23 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
         model.w2v_encoder = SpeedupEncoder.around(model.w2v_encoder)
     encoder = model.w2v_encoder
     transformer = encoder.w2v_model.encoder
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    on_cpu = is_on_cpu(model)
     report = {"form": form}
     if form == "bf16" and on_cpu and not multiplies_bf16():
         report["note"] = "this CPU has no instructions for bf16: fp32 is faster"
-    report["front_end"] = _front_end(encoder, linear)
+    report["front_end"] = _front_end(encoder, linear, on_cpu)
     report["positional_convolution"] = _positions(transformer, linear, on_cpu)
     report["layers"] = _layers(transformer.layers, linear)
     report["padding"] = _padding(encoder, transformer, report["layers"], on_cpu)
     _other_linears(model, linear)
+    if not on_cpu:
+        use_type_throughout(encoder, linear.dtype)
+        report["graphs"] = _capture(encoder, report["layers"])
     return report
+
+
+def is_on_cpu(model: nn.Module) -> bool:
+    return next(model.parameters()).device.type == "cpu"
 
 
 def check_device(form: str, device: torch.device) -> None:
@@ -100,12 +109,12 @@ def check_device(form: str, device: torch.device) -> None:
         raise ValueError("--inference fp16 is for GPUs: CPUs run none, fp32, bf16 or int8")
 
 
-def _front_end(encoder, linear) -> str:
+def _front_end(encoder, linear, on_cpu: bool) -> str:
     w2v_model = encoder.w2v_model
     if encoder.fbank is not None:
         return "filterbanks, as they are"
-    masked = isinstance(w2v_model.feature_extractor, MaskedCnn)
-    cnn = ChannelsLastCnn(w2v_model.feature_extractor, linear, masked)
+    cnn, masked = w2v_model.feature_extractor, isinstance(w2v_model.feature_extractor, MaskedCnn)
+    cnn = ChannelsLastCnn(cnn, linear, masked) if on_cpu else BatchedCnn(cnn, linear.dtype, masked)
     w2v_model.feature_extractor = cnn
     folded = cnn.group_norm is not None
     return "channels last" + (", group norm folded into the first convolution" if folded else "")
@@ -136,10 +145,30 @@ def _padding(encoder, transformer, layers: str, on_cpu: bool) -> str:
     if encoder.stages:
         return "computed: exits and merging follow the batch through the layers"
     if not on_cpu:
-        encoder.transformer.layers = CapturedLayers(transformer)
-        return "computed: the layers are captured as CUDA graphs, lengths rounded up"
+        encoder.transformer.layers = MaskedLayers(transformer, encoder.kept_layers)
+        return "computed: graphs have one size for many lengths"
     encoder.transformer.layers = PackedLayers(transformer, encoder.kept_layers)
     return "left out of the layers"
+
+
+def use_type_throughout(encoder, dtype: torch.dtype) -> None:
+    """Frames stay in ``dtype`` from the front-end on. Filterbanks, which need float32 for their
+    logarithms, give float32, and every layer after them returns to it."""
+    if encoder.fbank is not None:
+        return
+    for child in encoder.children():
+        if child is not encoder.waveform_reduction:  # waveforms stay in float32
+            child.to(dtype)
+
+
+def _capture(encoder, layers: str) -> str:
+    """Has the encoder run as one graph, where its way does not depend on what frames hold."""
+    if layers != "fused" or encoder.stages:
+        return "none"
+    if getattr(encoder.proj, "needs_lengths", False):
+        return f"none: {type(encoder.proj).__name__} asks for lengths"
+    encoder.captured = CapturedPath(encoder)
+    return "CUDA graphs from the waveform to the logits"
 
 
 def _other_linears(model, linear) -> None:

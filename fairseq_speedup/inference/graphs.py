@@ -1,22 +1,24 @@
-"""CUDA graphs of the transformer's layers: a GPU that is given a whole stack of layers at once does
-not wait for Python between their kernels."""
+"""CUDA graphs: a GPU that is given a whole model at once does not wait for Python between its
+kernels."""
 
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 
 import torch
 
-BUCKET = 64  # frames, 1.28 s at 20 ms: lengths are rounded up to a multiple
-LONGEST = 3072  # frames, 61 s: beyond, kernels are long enough to hide what starting them costs
-MOST_GRAPHS = 32  # the one used least recently gives way
-WARM_UPS = 3  # runs before a capture, in which libraries choose and allocate
+MOST_GRAPHS = 64  # the one used least recently gives way
+WARM_UPS = 2  # runs before a capture, in which libraries choose and allocate
 
 
-def captured(function, inputs: tuple):
+def captured(function: Callable, inputs: tuple, pool=None) -> Callable:
     """A function of the same tensors that replays what the GPU did in one call.
 
     Args:
         function: takes CUDA tensors of fixed shapes, gives one, and asks the GPU for no value
         inputs: example
+        pool: memory that graphs share which are never replayed at the same time
+    Returns:
+        the function; the next replay, of any graph with the same memory, writes over what it gave
     """
     static = tuple(each.clone() for each in inputs)
     stream = torch.cuda.Stream()
@@ -26,7 +28,7 @@ def captured(function, inputs: tuple):
             function(*static)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         output = function(*static)
 
     def replay(*given):
@@ -38,51 +40,51 @@ def captured(function, inputs: tuple):
     return replay
 
 
-class BucketedLayers:
-    """Runs the layers on batches whose length is rounded up, one captured graph for each shape.
+class Graphs:
+    """One captured graph for each shape that comes more than once; what comes once is run as it is.
 
     Attributes:
-        note: why nothing is captured, None while it is
+        note: why nothing is captured, None while it can be
 
     Args:
-        run: takes frames (T, B, C) and a mask (B, T), True at padding; gives (T, B, C)
+        run: as :func:`captured` wants it
         capture: as :func:`captured`
     """
 
-    def __init__(self, run, capture=captured):
+    def __init__(self, run: Callable, capture: Callable = captured):
         self.run = run
         self.capture = capture
-        self.graphs: OrderedDict = OrderedDict()
+        self.graphs: OrderedDict[Hashable, Callable | None] = OrderedDict()  # None: seen once
         self.note: str | None = None
+        self._pool = None
 
-    def __call__(self, frames, padding_mask):
+    def __call__(self, key: Hashable, *inputs: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            frames: (T, B, C)
-            padding_mask: (B, T), True at padding
+            key: whatever changes what is run, other than the inputs' shapes
+        Returns:
+            what ``run`` gives of the inputs, to be used before the next call
         """
-        num_frames, batch_size = frames.shape[:2]
-        if num_frames > LONGEST or self.note is not None:
-            return self.run(frames, padding_mask)
-        more = -num_frames % BUCKET
-        padded = torch.nn.functional.pad(frames, (0, 0, 0, 0, 0, more))
-        mask = torch.nn.functional.pad(padding_mask, (0, more), value=True)
-        graph = self._graph((num_frames + more, batch_size), (padded, mask))
-        if graph is None:
-            return self.run(frames, padding_mask)
-        return graph(padded, mask)[:num_frames].clone()  # the next replay writes over it
+        key = key, *(each.shape for each in inputs)
+        graph = self._graph(key, inputs)
+        return self.run(*inputs) if graph is None else graph(*inputs)
 
-    def _graph(self, shape: tuple[int, int], inputs: tuple):
-        if shape in self.graphs:
-            self.graphs.move_to_end(shape)
-            return self.graphs[shape]
-        try:
-            graph = self.capture(self.run, inputs)
-        except RuntimeError as error:
-            self.note = f"not captured: {str(error).splitlines()[0]}"
-            self.graphs.clear()
+    def _graph(self, key: Hashable, inputs: tuple) -> Callable | None:
+        if self.note is not None:
             return None
-        self.graphs[shape] = graph
+        if key not in self.graphs:
+            self.graphs[key] = None
+        elif self.graphs[key] is None:
+            if self._pool is None and inputs[0].device.type == "cuda":
+                self._pool = torch.cuda.graph_pool_handle()
+            try:
+                self.graphs[key] = self.capture(self.run, inputs, self._pool)
+            except RuntimeError as error:
+                self.note = f"not captured: {str(error).splitlines()[0]}"
+                self.graphs.clear()
+                return None
+        self.graphs.move_to_end(key)
+        graph = self.graphs[key]
         if len(self.graphs) > MOST_GRAPHS:
             self.graphs.popitem(last=False)
         return graph

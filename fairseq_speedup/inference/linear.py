@@ -1,4 +1,5 @@
-"""Linear layers of each inference form. All take and give fp32, whatever they compute in."""
+"""Linear layers of each inference form. What they give is of the type of what they take, whatever
+they compute in: fp32 on CPUs, the form's own on GPUs."""
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,9 @@ class InferenceLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         bias = linear.bias
-        self.bias = torch.zeros(linear.out_features) if bias is None else bias.detach().float()
+        if bias is None:
+            bias = linear.weight.new_zeros(linear.out_features)
+        self.bias = bias.detach().float()
 
     def gelu(self, frames):
         """GELU of what the layer gives."""
@@ -96,7 +99,7 @@ class FloatLinear(InferenceLinear):
         return self._product(frames, "gelu")
 
     def _product(self, frames, activation: str):
-        frames = frames.to(self.dtype)
+        given, frames = frames.dtype, frames.to(self.dtype)
         fused = activation if self.packed and fuses_gelu() else "none"
         if self.packed:
             product = torch.ops.mkldnn._linear_pointwise(
@@ -104,7 +107,7 @@ class FloatLinear(InferenceLinear):
             )
         else:
             product = F.linear(frames, self.weight, self.bias)
-        return (F.gelu(product) if activation != fused else product).float()
+        return (F.gelu(product) if activation != fused else product).to(given)
 
 
 @LINEARS.register("fp32")

@@ -1,9 +1,9 @@
-"""The transformer's layers in their inference form, over batches without padding."""
+"""The transformer's layers in their inference form: over batches without padding on CPUs, over
+padded ones on GPUs."""
 
 import torch
 from torch import nn
 
-from fairseq_speedup.inference.graphs import BucketedLayers
 from fairseq_speedup.transformer.frame_batch import FrameBatch
 from fairseq_speedup.transformer.layers import run_layers
 
@@ -48,28 +48,26 @@ class PackedLayers:
         run_layers(layers, self.indices, len(layers), batch, (), call)
 
 
-class CapturedLayers:
-    """Runs fused layers over a padded batch as CUDA graphs.
+class MaskedLayers:
+    """Runs fused layers over a padded batch, and never asks whether anything is padded.
 
     Args:
         encoder: fairseq's transformer
+        indices: of its layers, in the model before layers were removed
     """
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: nn.Module, indices: list[int]):
         self.encoder = encoder
-        self.bucketed = BucketedLayers(self._run_padded)
+        self.indices = indices
 
     def __call__(self, batch: FrameBatch, **unused) -> list:
         """As PackedLayers."""
-        num_frames, batch_size, _ = batch.hidden.shape
-        padding_mask = batch.padding_mask
-        if padding_mask is None:
-            padding_mask = batch.hidden.new_zeros(batch_size, num_frames, dtype=torch.bool)
-        hidden = self.bucketed(batch.hidden, padding_mask)
-        batch.hidden = hidden.masked_fill(padding_mask.T[:, :, None], 0)
-        return []
 
-    def _run_padded(self, hidden, padding_mask):
-        for layer in self.encoder.layers:
-            hidden, _ = layer(hidden, self_attn_padding_mask=padding_mask)
-        return hidden
+        def call(layer, batch):
+            return layer(batch.hidden, self_attn_padding_mask=batch.padding_mask)[0]
+
+        layers = list(enumerate(self.encoder.layers))
+        run_layers(layers, self.indices, len(layers), batch, (), call)
+        if batch.padding_mask is not None:
+            batch.hidden = batch.hidden.masked_fill(batch.padding_mask.T[:, :, None], 0)
+        return []

@@ -114,6 +114,7 @@ class SpeedupEncoder(Wav2VecEncoder):
         )
         self.switch(self.speeds.default)
         self.pruning = build_pruning(self, cfg)
+        self.captured = None  # how a GPU's inference form runs the path, see CapturedPath
 
     def _load_pretrained(self, pretrained: Pretrained, cfg: SpeedupCtcConfig) -> None:
         """Copies the weights of a pretrained checkpoint into the encoder."""
@@ -320,6 +321,8 @@ class SpeedupEncoder(Wav2VecEncoder):
             self.pruning.prepare(self.training)
         num_samples = lengths_of(padding_mask, source)
         self._check_long_enough(num_samples)
+        if self.captured is not None:
+            return self.captured(source, padding_mask)
         waveform, lengths = self.waveform_reduction(source, num_samples)
         if match_frontend:
             return self._match_frontend(waveform.detach(), lengths)  # the front-end alone learns
@@ -334,7 +337,7 @@ class SpeedupEncoder(Wav2VecEncoder):
                 keep_everyone=not exit_early,
                 corpus_key=corpus_key,
             )
-        logits = None if hidden is None else self._logits(hidden, lengths)
+        logits = None if hidden is None else self.logits(hidden, lengths)
         num_logits = frames.size(1) * self.logit_upsample
         if batch.left:
             logits = batch.with_exit_logits(logits, num_logits)
@@ -360,27 +363,31 @@ class SpeedupEncoder(Wav2VecEncoder):
             output |= self.pruning.loss(self.num_updates)
         return output
 
-    def frames(self, waveform: torch.Tensor, lengths: torch.Tensor):
+    def frames(self, waveform: torch.Tensor, lengths: torch.Tensor, is_padded: bool | None = None):
         """The front-end, and what lies between it and the transformer: norm, projection, dropout
         and, while training, masking.
 
         Args:
             waveform: (B, S), of the waveform reduction
             lengths: (B,), valid samples
+            is_padded: whether there is a mask; without it, where something is padded, which asks
+                the device that computes
         Returns:
             frames (B, T, C), their valid counts (B,), and a mask (B, T), True at padding, or None
             where the waveforms have none
         """
         w2v_model = self.w2v_model
-        is_padded = bool((lengths < waveform.size(1)).any())
         trained = w2v_model.feature_grad_mult > 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             if self.fbank is not None:
                 frames, lengths = self.fbank(waveform, lengths)
-                is_padded = bool((lengths < frames.size(2)).any())
+                are_padded = lengths < frames.size(2)
             else:
+                are_padded = lengths < waveform.size(1)
                 frames = run_cnn(w2v_model.feature_extractor, waveform, lengths)
                 lengths = self.cnn.output_lengths(lengths)
+        if is_padded is None:
+            is_padded = bool(are_padded.any())
         if trained and w2v_model.feature_grad_mult != 1.0:
             frames = GradMultiply.apply(frames, w2v_model.feature_grad_mult)
         padding_mask = padding_mask_of(lengths, frames.size(2)) if is_padded else None
@@ -398,7 +405,7 @@ class SpeedupEncoder(Wav2VecEncoder):
             frames, _ = w2v_model.apply_mask(frames, padding_mask)
         return frames, lengths, padding_mask
 
-    def _logits(self, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(T', B, V) of hidden states (B, T, C) with valid frames (B,)."""
         hidden = self.final_dropout(hidden.transpose(0, 1))  # B x T x C -> T x B x C
         if self.proj:
