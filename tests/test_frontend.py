@@ -229,7 +229,10 @@ def test_an_encoder_without_its_cnn_is_refused_where_it_is_needed(without_cnn, o
     [
         ({"frontend": "mfcc"}, "unknown frontend='mfcc'; valid values: cnn, fbank"),
         ({"frontend_frame_ms": 40}, "frontend_frame_ms=40 needs frontend=fbank"),
-        ({"frontend_match_updates": 5}, "frontend_match_updates=5 needs frontend=fbank"),
+        (
+            {"frontend_match_updates": 5},
+            "frontend_match_updates=5 needs frontend=fbank, or downsample=signal, conv or average",
+        ),
         ({"padding": "none"}, "unknown padding='none'; valid values: masked, stock"),
         ({"frontend": "fbank", "frontend_frame_ms": 30}, "must be a multiple of 20"),
         ({"frontend": "fbank", "frontend_frame_ms": 0}, "must be a multiple of 20"),
