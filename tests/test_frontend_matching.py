@@ -5,13 +5,14 @@ from fractions import Fraction
 import pytest
 import torch
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
-from helpers.models import Labels, batch_of, build_model, write_pretrained
+from helpers.models import Labels, batch_of, build_model, finetuned_state, write_pretrained
 from omegaconf import OmegaConf
 from torch import nn
 
 from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion
 from fairseq_speedup.frontend.matching import forget_momentum
 from fairseq_speedup.lengths import FrameGrid
+from fairseq_speedup.pruning.cut import cut
 
 COUNTS = [9000, 4000, 7000, 5500, 8000]
 CONV2 = {"downsample": "conv", "downsample_factor": 2.0}
@@ -254,3 +255,24 @@ def test_a_cnn_is_matched_on_a_gpu(pretrained):
     for options in SHORTENED:
         errors = learn(matching(pretrained, **options).cuda(), net_input, 25)
         assert errors[-1] < 0.8 * errors[0]
+
+
+def test_a_cnn_that_has_learned_a_shorter_waveform_is_no_teacher(pretrained, tmp_path):
+    model = build_model(pretrained, **CONV2, prune_target=0.9)
+    model.w2v_encoder.pruning.settle()
+    cut(model)
+    state = finetuned_state(model, "speedup_ctc")
+    torch.save(state, tmp_path / "cut.pt")
+    words = "frontend_match_updates=100: the CNN of .*cut.pt was trained with downsample=conv"
+    with pytest.raises(ValueError, match=words):
+        matching(tmp_path / "cut.pt", **CONV2)
+
+
+def test_a_checkpoint_with_another_cnn_than_the_teachers_is_named(pretrained, tmp_path, caplog):
+    model = matching(pretrained, **SIGNAL)
+    model.w2v_encoder.begin_matching()
+    assert not caplog.text
+    other = build_model(write_pretrained(tmp_path / "other.pt", seed=5), **SIGNAL)
+    model.load_state_dict(other.state_dict())  # as of checkpoint.finetune_from_model
+    model.w2v_encoder.begin_matching()
+    assert "CNN of checkpoint.finetune_from_model is not that of model.w2v_path" in caplog.text

@@ -113,3 +113,23 @@ def test_a_cnn_behind_a_shortened_waveform_is_matched_and_then_stays(tmp_path, c
     w2v_path.unlink()
     generate(corpus, last_checkpoint(folder), tmp_path / "results")
     check_results(tmp_path / "results", corpus)
+
+
+def test_a_cnn_is_matched_on_audio_without_labels_and_then_fine_tuned(tmp_path, corpus, pretrained):
+    """The two commands of docs/fine-tune.md."""
+    data = shutil.copytree(corpus, tmp_path / "data")
+    shutil.copy(data / "train.tsv", data / "unlabelled.tsv")
+    num_rows = len((data / "unlabelled.tsv").read_text().splitlines()) - 1
+    (data / "unlabelled.ltr").write_text("\n" * num_rows)
+    conv2 = ["model.downsample=conv", "model.downsample_factor=2"]
+    options = ["dataset.train_subset=unlabelled", "dataset.disable_validation=true"]
+    options += ["model.frontend_match_updates=2", "optimization.max_update=2"]
+    train(tmp_path / "matched", data, pretrained, *conv2, *options)
+    matched = last_checkpoint(tmp_path / "matched")
+    options = [f"+checkpoint.finetune_from_model={matched}", "optimization.max_update=2"]
+    train(tmp_path / "tuned", data, pretrained, *conv2, *options)
+    before, after = weights_in(matched), weights_in(last_checkpoint(tmp_path / "tuned"))
+    kept = same_weights(before, after)
+    assert {name for name in before if name.startswith(CNN)} <= set(kept)
+    assert "w2v_encoder.proj.weight" not in kept
+    assert "w2v_encoder.waveform_reduction.conv.weight" not in kept

@@ -29,6 +29,12 @@ class CnnTeacher:
         """Follows the model to its device and precision."""
         self.feature_extractor._apply(function)
 
+    def is_like(self, feature_extractor) -> bool:
+        """Whether a CNN has the teacher's weights."""
+        theirs = feature_extractor.state_dict()
+        ours = self.feature_extractor.state_dict()
+        return all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
     @torch.no_grad()
     def __call__(self, waveform, num_samples, layer_norm, grid: FrameGrid, num_frames: int):
         """

@@ -74,7 +74,7 @@ class SpeedupEncoder(Wav2VecEncoder):
             self._load_pretrained(pretrained, cfg)
         # Cropping to a multiple serves pretraining on TPUs and would cut frames from utterances.
         self.w2v_model.crop_seq_to_multiple = 1
-        self._build_path(cfg, num_labels, waveform_reduction, teach=pretrained is not None)
+        self._build_path(cfg, num_labels, waveform_reduction, pretrained)
         if cfg.head == "linear" and pretrained is not None and not cfg.no_pretrained_weights:
             self._keep_head(pretrained, labels, cfg)
 
@@ -85,22 +85,22 @@ class SpeedupEncoder(Wav2VecEncoder):
         encoder = cls.__new__(cls)
         encoder.__dict__.update(stock.__dict__)
         off = SpeedupCtcConfig(padding="stock")
-        encoder._build_path(off, 0, build_waveform_reduction("none", [1]), teach=False)
+        encoder._build_path(off, 0, build_waveform_reduction("none", [1]))
         return encoder.train(stock.training)
 
     # -- building --------------------------------------------------------------------------------
 
-    def _build_path(self, cfg, num_labels: int, waveform_reduction, teach: bool) -> None:
+    def _build_path(self, cfg, num_labels: int, waveform_reduction, pretrained=None) -> None:
         """The stages, around what fairseq has built.
 
         Args:
-            teach: a pretrained CNN is there, and can be a teacher
+            pretrained: what training starts from, whose CNN can be a teacher
         """
         self.waveform_reduction = waveform_reduction
         if cfg.padding == "masked":
             mask_convolutions(self.w2v_model.encoder)
         self.speeds = Speeds(cfg)
-        self._build_front_end(cfg, teach)
+        self._build_front_end(cfg, pretrained)
         self._build_transformer(cfg)
         self._build_heads(cfg, num_labels)
         built = [stage.build(cfg, self) for stage in STAGES]
@@ -160,13 +160,13 @@ class SpeedupEncoder(Wav2VecEncoder):
         else:
             logger.warning("the fine-tuned checkpoint has other labels: its head is not kept")
 
-    def _build_front_end(self, cfg, teach: bool) -> None:
+    def _build_front_end(self, cfg, pretrained: Pretrained | None) -> None:
         w2v_model = self.w2v_model
         self.fbank = self.cnn = self.cnn_teacher = None
         self.match_updates = cfg.frontend_match_updates
         self.cnn_held = False  # a CNN that is matched, and then stays as it is
-        if cfg.frontend_match_updates > 0 and teach:
-            self.cnn_teacher = self._teacher(cfg)
+        if cfg.frontend_match_updates > 0 and pretrained is not None:
+            self.cnn_teacher = self._teacher(cfg, pretrained)
         if cfg.frontend == "cnn":
             self.cnn = CnnFrontEnd(w2v_model.feature_extractor)
             if cfg.padding == "masked":
@@ -177,7 +177,7 @@ class SpeedupEncoder(Wav2VecEncoder):
         w2v_model.feature_extractor = nn.Identity()
         w2v_model.feature_grad_mult = 1.0
 
-    def _teacher(self, cfg) -> CnnTeacher:
+    def _teacher(self, cfg, pretrained: Pretrained) -> CnnTeacher:
         """The pretrained CNN as it is now, for the updates that match."""
         option = f"frontend_match_updates={cfg.frontend_match_updates}"
         cnn = self.w2v_model.feature_extractor
@@ -190,6 +190,12 @@ class SpeedupEncoder(Wav2VecEncoder):
         if cfg.no_pretrained_weights:
             raise ValueError(
                 f"{option} needs the pretrained CNN's weights: leave no_pretrained_weights out"
+            )
+        if pretrained.downsample != "none":
+            raise ValueError(
+                f"{option}: the CNN of model.w2v_path={cfg.w2v_path} was trained with downsample="
+                f"{pretrained.downsample} and does not know the whole waveform any more; set "
+                "frontend_match_updates=0"
             )
         return CnnTeacher(copy.deepcopy(cnn))
 
@@ -447,6 +453,16 @@ class SpeedupEncoder(Wav2VecEncoder):
             "target": target,
             "padding_mask": padding_mask_of(lengths, num_frames) | ~heard,
         }
+
+    def begin_matching(self) -> None:
+        """Before the first update, of a model that may have been given other weights since."""
+        if self.cnn is not None and not self.cnn_teacher.is_like(self.w2v_model.feature_extractor):
+            logger.warning(
+                "the CNN of checkpoint.finetune_from_model is not that of model.w2v_path, which it "
+                "learns to reproduce (frontend_match_updates=%s): give the checkpoint that the "
+                "transformer is taken from as model.w2v_path",
+                self.match_updates,
+            )
 
     def end_matching(self) -> bool:
         """The teacher is no longer needed.

@@ -97,6 +97,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.matches_frontend = False  # while training, for the first match_updates updates
         self.frontend_match: FrontEndMatchCriterion | None = None  # the criterion then
         self.match_updates = 0
+        self.teacher_checked = False
         self.profile: TrainingProfile  # set with the model
         self.zero_infinity = True
         self.decoding_run: DecodingRun | None = None
@@ -387,6 +388,9 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     # -- steps -----------------------------------------------------------------------------------
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        if self.matches_frontend and update_num == 0 and not self.teacher_checked:
+            self.teacher_checked = True
+            unwrapped(model).w2v_encoder.begin_matching()
         if self.matches_frontend and update_num < self.match_updates:
             criterion = self.frontend_match
         elif self.matches_frontend:
