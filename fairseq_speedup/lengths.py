@@ -99,6 +99,22 @@ class FrameGrid:
         step = self.step / factor
         return FrameGrid(self.first - (self.step - step) / 2, step)
 
+    def overlap(
+        self, num_frames: int, other: "FrameGrid", num_others: int, device=None
+    ) -> torch.Tensor:
+        """Samples (num_frames, num_others) that a frame and one of ``other`` both stand for."""
+        # in whole parts of a sample, so that it is exact
+        parts = math.lcm(*(x.denominator for g in (self, other) for x in (g.start(0), g.step)))
+        start, end = self._spans(num_frames, parts, device)
+        other_start, other_end = other._spans(num_others, parts, device)
+        shared = torch.minimum(end[:, None], other_end) - torch.maximum(start[:, None], other_start)
+        return shared.clamp(min=0) / parts
+
+    def _spans(self, num_frames: int, parts: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+        first, step = int(self.start(0) * parts), int(self.step * parts)
+        starts = first + step * torch.arange(num_frames, device=device)
+        return starts, starts + step
+
     def start(self, frame: int) -> Fraction:
         """First of the samples that a frame stands for; the one after its last is the next
         frame's."""

@@ -80,7 +80,29 @@ ILLEGAL = [
         ["downsample_factor=4.0", "downsample_factors="],
     ),
     ({"frontend": "cnn", "frontend_frame_ms": 40}, ["frontend_frame_ms=40", "frontend=fbank"]),
-    ({"frontend": "cnn", "frontend_match_updates": 9}, ["frontend_match_updates=9", "frontend="]),
+    (
+        {"frontend": "cnn", "frontend_match_updates": 9},
+        ["frontend_match_updates=9", "frontend=fbank", "downsample=signal, conv or average"],
+    ),
+    (
+        {
+            "downsample": "signal",
+            "downsample_factor": 2.0,
+            "frontend_match_updates": 9,
+            "exit_layers": "1",
+            "exit_heads_only": True,
+        },
+        ["frontend_match_updates=9", "exit_heads_only=true"],
+    ),
+    (
+        {
+            "downsample": "signal",
+            "downsample_factor": 2.0,
+            "frontend_match_updates": 9,
+            "no_pretrained_weights": True,
+        },
+        ["frontend_match_updates=9", "no_pretrained_weights"],
+    ),
     (
         {
             "frontend": "fbank",

@@ -133,16 +133,19 @@ def test_matching_trains_the_front_end_alone_towards_the_cnn(tmp_path, frame_ms,
     assert errors[-1] < 0.8 * errors[0]
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {n for n in before if n.startswith("w2v_encoder.fbank.")}
-    model.set_num_updates(100)
+    assert not model.w2v_encoder.end_matching()  # nothing that has learned is frozen now
     assert model.w2v_encoder.cnn_teacher is None
 
 
-def test_matching_does_not_train_a_learned_reduction_before_it(pretrained):
-    options = {"frontend": "fbank", "frontend_match_updates": 9}
-    model = build_model(pretrained, downsample="conv", downsample_factor=2.0, **options).train()
+def test_matching_trains_a_learned_reduction_before_it_towards_the_whole_waveform(pretrained):
+    options = {"downsample": "conv", "downsample_factor": 2.0, "frontend_match_updates": 9}
+    model = build_model(pretrained, frontend="fbank", **options).train()
     output = model(**batch_of(COUNTS), match_frontend=True)
-    output["matched"].sum().backward()
-    assert model.w2v_encoder.waveform_reduction.conv.weight.grad is None
+    output["matched"].square().sum().backward()
+    assert model.w2v_encoder.waveform_reduction.conv.weight.grad.abs().max() > 0
+    same_frames = build_model(pretrained, **options)
+    expected = same_frames(**batch_of(COUNTS), match_frontend=True)["target"]
+    torch.testing.assert_close(output["target"], expected)
 
 
 def test_heads_alone_leave_the_statistics_alone(pretrained):
@@ -226,7 +229,10 @@ def test_an_encoder_without_its_cnn_is_refused_where_it_is_needed(without_cnn, o
     [
         ({"frontend": "mfcc"}, "unknown frontend='mfcc'; valid values: cnn, fbank"),
         ({"frontend_frame_ms": 40}, "frontend_frame_ms=40 needs frontend=fbank"),
-        ({"frontend_match_updates": 5}, "frontend_match_updates=5 needs frontend=fbank"),
+        (
+            {"frontend_match_updates": 5},
+            "frontend_match_updates=5 needs frontend=fbank, or downsample=signal, conv or average",
+        ),
         ({"padding": "none"}, "unknown padding='none'; valid values: masked, stock"),
         ({"frontend": "fbank", "frontend_frame_ms": 30}, "must be a multiple of 20"),
         ({"frontend": "fbank", "frontend_frame_ms": 0}, "must be a multiple of 20"),

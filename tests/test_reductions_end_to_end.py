@@ -1,8 +1,10 @@
 """Reductions that change how a model is trained or decoded, through fairseq's own commands."""
 
 import re
+import shutil
 
 import pytest
+import torch
 from helpers.commands import generate, last_checkpoint, log_of, train
 from helpers.models import write_pretrained
 from helpers.results import check_results
@@ -65,3 +67,69 @@ def test_a_front_end_is_matched_then_fine_tuned_and_decoded_without_the_cnn(tmp_
     w2v_path.unlink()
     generate(corpus, last_checkpoint(tmp_path / "run"), tmp_path / "results")
     check_results(tmp_path / "results", corpus)
+
+
+CNN = "w2v_encoder.w2v_model.feature_extractor."
+
+
+def weights_in(checkpoint) -> dict:
+    return torch.load(checkpoint, weights_only=False)["model"]
+
+
+def same_weights(left: dict, right: dict) -> list[str]:
+    assert left.keys() == right.keys()
+    return [name for name in left if torch.equal(left[name], right[name])]
+
+
+@pytest.mark.parametrize("downsample", ["conv", "signal"])
+def test_a_cnn_behind_a_shortened_waveform_is_matched_and_then_stays(tmp_path, corpus, downsample):
+    w2v_path = write_pretrained(tmp_path / "lost.pt")
+    options = [f"model.downsample={downsample}", "model.downsample_factor=2"]
+    options += ["model.frontend_match_updates=3", "model.feature_grad_mult=0.0"]
+    options += ["checkpoint.save_interval_updates=1", "optimization.max_update=6"]
+    folder = tmp_path / "whole"
+    train(folder, corpus, w2v_path, *options)
+    updates = re.findall(r"\[train_inner\]\[INFO\] - ({.*})", log_of(folder))
+    assert ["frontend_loss" in row for row in updates[:3]] == [True] * 3
+    assert ["nll_loss" in row for row in updates] == [False] * 3 + [True] * 3  # CTC
+    saved = {
+        int(path.stem.split("_")[-1]): path for path in folder.glob("checkpoints/checkpoint_?_?.pt")
+    }
+    at_update = {update: weights_in(path) for update, path in saved.items()}
+    cnn = {name for name in at_update[1] if name.startswith(CNN)}
+    assert not cnn & set(same_weights(at_update[1], at_update[3]))
+    assert cnn <= set(same_weights(at_update[3], at_update[6]))
+    learned = set(at_update[1]) - set(same_weights(at_update[1], at_update[3]))
+    assert learned == cnn | {
+        name for name in at_update[1] if name.startswith("w2v_encoder.waveform_reduction.conv.")
+    }
+    for broken_off in (2, 5):  # while it is matched, and afterwards
+        resumed = tmp_path / f"after_{broken_off}"
+        (resumed / "checkpoints").mkdir(parents=True)
+        shutil.copy(saved[broken_off], last_checkpoint(resumed))
+        train(resumed, corpus, w2v_path, *options)
+        again = weights_in(last_checkpoint(resumed))
+        assert len(same_weights(again, at_update[6])) == len(again)
+    w2v_path.unlink()
+    generate(corpus, last_checkpoint(folder), tmp_path / "results")
+    check_results(tmp_path / "results", corpus)
+
+
+def test_a_cnn_is_matched_on_audio_without_labels_and_then_fine_tuned(tmp_path, corpus, pretrained):
+    """The two commands of docs/fine-tune.md."""
+    data = shutil.copytree(corpus, tmp_path / "data")
+    shutil.copy(data / "train.tsv", data / "unlabelled.tsv")
+    num_rows = len((data / "unlabelled.tsv").read_text().splitlines()) - 1
+    (data / "unlabelled.ltr").write_text("\n" * num_rows)
+    conv2 = ["model.downsample=conv", "model.downsample_factor=2"]
+    options = ["dataset.train_subset=unlabelled", "dataset.disable_validation=true"]
+    options += ["model.frontend_match_updates=2", "optimization.max_update=2"]
+    train(tmp_path / "matched", data, pretrained, *conv2, *options)
+    matched = last_checkpoint(tmp_path / "matched")
+    options = [f"+checkpoint.finetune_from_model={matched}", "optimization.max_update=2"]
+    train(tmp_path / "tuned", data, pretrained, *conv2, *options)
+    before, after = weights_in(matched), weights_in(last_checkpoint(tmp_path / "tuned"))
+    kept = same_weights(before, after)
+    assert {name for name in before if name.startswith(CNN)} <= set(kept)
+    assert "w2v_encoder.proj.weight" not in kept
+    assert "w2v_encoder.waveform_reduction.conv.weight" not in kept

@@ -24,8 +24,9 @@ class FrontEndConfig(FairseqDataclass):
     frontend_match_updates: int = field(
         default=0,
         metadata={
-            "help": "updates that train fbank alone to reproduce the pretrained CNN's outputs, "
-            "before fine-tuning goes on"
+            "help": "updates that train fbank, or the CNN behind a shortened waveform, alone to "
+            "reproduce from audio what the pretrained CNN gives of the whole waveform, before "
+            "fine-tuning goes on"
         },
     )
 
@@ -46,9 +47,8 @@ def check_front_end(cfg: FrontEndConfig) -> None:
             f"frontend_match_updates={cfg.frontend_match_updates} is out of range; it must be 0 or "
             "more"
         )
-    for name in ("frontend_frame_ms", "frontend_match_updates"):
-        value = getattr(cfg, name)
-        if cfg.frontend == "cnn" and value != getattr(FrontEndConfig(), name):
-            raise ValueError(
-                f"{name}={value} needs frontend=fbank: the pretrained CNN stays as it is"
-            )
+    if cfg.frontend == "cnn" and cfg.frontend_frame_ms != CNN_FRAME_MS:
+        raise ValueError(
+            f"frontend_frame_ms={cfg.frontend_frame_ms} needs frontend=fbank: the pretrained CNN "
+            "stays as it is"
+        )

@@ -1,48 +1,62 @@
-"""The pretrained CNN as a teacher of its replacement (Front-End Adapter, arXiv 2302.09331)."""
+"""The pretrained CNN as a teacher of what takes its place: another front-end, or itself behind a
+shortened waveform (after Front-End Adapter, arXiv 2302.09331)."""
+
+import contextlib
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fairseq_speedup.frames.pooling import MeanPool
 from fairseq_speedup.frontend.cnn import CnnFrontEnd, MaskedCnn, run_cnn
-from fairseq_speedup.lengths import multiple_length, padding_mask_of
+from fairseq_speedup.lengths import FrameGrid, padding_mask_of
 
 
 class CnnTeacher:
-    """What the transformer was given before the front-end was replaced.
+    """What the transformer was given before the model was reduced: the pretrained CNN, hearing the
+    whole waveform.
 
     Not a module: it is needed while training alone and is no part of the checkpoint.
 
     Args:
-        feature_extractor: fairseq's convolutional front-end, pretrained
-        stride: frames of it that the replacement has one for
+        feature_extractor: fairseq's convolutional front-end, pretrained, which nothing else trains
     """
 
-    def __init__(self, feature_extractor, stride: int):
+    def __init__(self, feature_extractor):
         self.feature_extractor = MaskedCnn.of(feature_extractor).eval().requires_grad_(False)
-        self.pool = MeanPool(0, stride)
+        self.cnn = CnnFrontEnd(self.feature_extractor)
 
     def apply(self, function) -> None:
         """Follows the model to its device and precision."""
         self.feature_extractor._apply(function)
 
+    def is_like(self, feature_extractor) -> bool:
+        """Whether a CNN has the teacher's weights."""
+        theirs = feature_extractor.state_dict()
+        ours = self.feature_extractor.state_dict()
+        return all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
     @torch.no_grad()
-    def __call__(self, waveform, num_samples, layer_norm):
+    def __call__(self, waveform, num_samples, layer_norm, grid: FrameGrid, num_frames: int):
         """
         Args:
-            waveform: (B, S)
+            waveform: (B, S), not shortened
             num_samples: (B,), valid ones
             layer_norm: the model's, over the front-end's channels
+            grid: where the frames lie that are to be matched
+            num_frames: T of them
         Returns:
-            frames (B, T, C), normalised, each the mean of ``stride`` frames of the CNN
+            frames (B, T, C), normalised, float32, each the mean of the CNN's frames over the
+            samples that it stands for, and which of them (B, T) have any of the CNN's
         """
         frames = normalised(run_cnn(self.feature_extractor, waveform, num_samples), layer_norm)
-        lengths = CnnFrontEnd(self.feature_extractor).output_lengths(num_samples)
-        padding = padding_mask_of(lengths, frames.size(1))
-        frames = frames.masked_fill(padding[:, :, None], 0)
-        missing = multiple_length(frames.size(1), self.pool.factor) - frames.size(1)
-        return self.pool(F.pad(frames, (0, 0, 0, missing)), lengths)
+        padding = padding_mask_of(self.cnn.output_lengths(num_samples), frames.size(1))
+        frames = frames.float().masked_fill(padding[:, :, None], 0)
+        ours = self.cnn.frame_grid(FrameGrid())
+        shared = grid.overlap(num_frames, ours, frames.size(1), waveform.device)  # (T, T')
+        with torch.autocast(waveform.device.type, enabled=False):
+            heard = (~padding).float() @ shared.T  # (B, T), samples
+            target = shared @ frames / heard.clamp(min=1e-6)[:, :, None]
+        return target, heard > 0
 
 
 def normalised(frames, layer_norm):
@@ -53,3 +67,30 @@ def normalised(frames, layer_norm):
         return frames
     weight, bias = layer_norm.weight.detach(), layer_norm.bias.detach()
     return F.layer_norm(frames, layer_norm.normalized_shape, weight, bias, layer_norm.eps)
+
+
+@contextlib.contextmanager
+def weights_held(module: nn.Module, held: bool):
+    """Within it what ``module`` computes gives its weights no gradient. They go on requiring one:
+    fairseq's fp16 optimiser counts on it that the weights that do stay the same."""
+    weights = [weight for weight in module.parameters() if weight.requires_grad] if held else []
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
+def forget_momentum(optimizer) -> None:
+    """Of a fairseq optimiser: what it has gathered while matching would else go on moving weights
+    that no other loss trains.
+
+    Args:
+        optimizer: fairseq's; in fp16 it has all weights in one
+    """
+    for state in optimizer.optimizer.state.values():
+        for name in ("exp_avg", "momentum_buffer"):
+            if isinstance(state.get(name), torch.Tensor):
+                state[name].zero_()

@@ -93,6 +93,11 @@ def check_options(cfg: SpeedupCtcConfig) -> None:
             f"frame_pool_method={cfg.frame_pool_method} with frame_pool={cfg.frame_pool} changes "
             "nothing: set frame_pool above 1"
         )
+    if cfg.frontend_match_updates > 0 and cfg.frontend == "cnn" and cfg.downsample == "none":
+        raise ValueError(
+            f"frontend_match_updates={cfg.frontend_match_updates} needs frontend=fbank, or "
+            "downsample=signal, conv or average: without one the pretrained CNN hears what it knows"
+        )
     if cfg.exit_heads_only and cfg.frontend_match_updates > 0:
         raise ValueError(
             f"frontend_match_updates={cfg.frontend_match_updates} trains the front-end, which "

@@ -1,5 +1,6 @@
 """fairseq's wav2vec 2.0 encoder with reductions at every stage of the data path."""
 
+import copy
 import logging
 import math
 from functools import partial
@@ -14,7 +15,7 @@ from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.frames import FrameReduction, mask_short_utterances
 from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd, MaskedCnn, run_cnn
 from fairseq_speedup.frontend.config import CNN_FRAME_MS
-from fairseq_speedup.frontend.matching import normalised
+from fairseq_speedup.frontend.matching import normalised, weights_held
 from fairseq_speedup.heads import build_head, run_head, upsample_logits
 from fairseq_speedup.lengths import FrameGrid, lengths_of, padding_mask_of
 from fairseq_speedup.models.config import SpeedupCtcConfig, check_options
@@ -73,7 +74,7 @@ class SpeedupEncoder(Wav2VecEncoder):
             self._load_pretrained(pretrained, cfg)
         # Cropping to a multiple serves pretraining on TPUs and would cut frames from utterances.
         self.w2v_model.crop_seq_to_multiple = 1
-        self._build_path(cfg, num_labels, waveform_reduction, teach=pretrained is not None)
+        self._build_path(cfg, num_labels, waveform_reduction, pretrained)
         if cfg.head == "linear" and pretrained is not None and not cfg.no_pretrained_weights:
             self._keep_head(pretrained, labels, cfg)
 
@@ -84,22 +85,22 @@ class SpeedupEncoder(Wav2VecEncoder):
         encoder = cls.__new__(cls)
         encoder.__dict__.update(stock.__dict__)
         off = SpeedupCtcConfig(padding="stock")
-        encoder._build_path(off, 0, build_waveform_reduction("none", [1]), teach=False)
+        encoder._build_path(off, 0, build_waveform_reduction("none", [1]))
         return encoder.train(stock.training)
 
     # -- building --------------------------------------------------------------------------------
 
-    def _build_path(self, cfg, num_labels: int, waveform_reduction, teach: bool) -> None:
+    def _build_path(self, cfg, num_labels: int, waveform_reduction, pretrained=None) -> None:
         """The stages, around what fairseq has built.
 
         Args:
-            teach: a pretrained CNN is there, and can be a teacher
+            pretrained: what training starts from, whose CNN can be a teacher
         """
         self.waveform_reduction = waveform_reduction
         if cfg.padding == "masked":
             mask_convolutions(self.w2v_model.encoder)
         self.speeds = Speeds(cfg)
-        self._build_front_end(cfg, teach)
+        self._build_front_end(cfg, pretrained)
         self._build_transformer(cfg)
         self._build_heads(cfg, num_labels)
         built = [stage.build(cfg, self) for stage in STAGES]
@@ -115,6 +116,9 @@ class SpeedupEncoder(Wav2VecEncoder):
         self.switch(self.speeds.default)
         self.pruning = build_pruning(self, cfg)
         self.captured = None  # how a GPU's inference form runs the path, see CapturedPath
+        if self.cnn is not None and self.cnn_teacher is not None:
+            self.cnn_held = cfg.feature_grad_mult <= 0  # afterwards
+            self.w2v_model.feature_extractor.requires_grad_(True)
 
     def _load_pretrained(self, pretrained: Pretrained, cfg: SpeedupCtcConfig) -> None:
         """Copies the weights of a pretrained checkpoint into the encoder."""
@@ -157,32 +161,44 @@ class SpeedupEncoder(Wav2VecEncoder):
         else:
             logger.warning("the fine-tuned checkpoint has other labels: its head is not kept")
 
-    def _build_front_end(self, cfg, teach: bool) -> None:
+    def _build_front_end(self, cfg, pretrained: Pretrained | None) -> None:
         w2v_model = self.w2v_model
         self.fbank = self.cnn = self.cnn_teacher = None
         self.match_updates = cfg.frontend_match_updates
+        self.cnn_held = False  # a CNN that is matched, and then stays as it is
+        if cfg.frontend_match_updates > 0 and pretrained is not None:
+            self.cnn_teacher = self._teacher(cfg, pretrained)
         if cfg.frontend == "cnn":
             self.cnn = CnnFrontEnd(w2v_model.feature_extractor)
             if cfg.padding == "masked":
                 w2v_model.feature_extractor = MaskedCnn.of(w2v_model.feature_extractor)
             self._let_gradient_through_cnn()
             return
-        cnn, output_dim = w2v_model.feature_extractor, w2v_model.embed
-        if cfg.frontend_match_updates > 0 and teach:
-            if math.prod(stride for _, _, stride in CnnFrontEnd(cnn).conv_layers) != CNN_STRIDE:
-                raise ValueError(
-                    f"frontend_match_updates={cfg.frontend_match_updates}: the pretrained CNN does "
-                    f"not give a frame every {CNN_FRAME_MS} ms; set frontend_match_updates=0"
-                )
-            if cfg.no_pretrained_weights:
-                raise ValueError(
-                    f"frontend_match_updates={cfg.frontend_match_updates} needs the pretrained "
-                    "CNN's weights: leave no_pretrained_weights out"
-                )
-            self.cnn_teacher = CnnTeacher(cnn, cfg.frontend_frame_ms // CNN_FRAME_MS)
-        self.fbank = FbankFrontEnd(cfg, output_dim)
+        self.fbank = FbankFrontEnd(cfg, w2v_model.embed)
         w2v_model.feature_extractor = nn.Identity()
         w2v_model.feature_grad_mult = 1.0
+
+    def _teacher(self, cfg, pretrained: Pretrained) -> CnnTeacher:
+        """The pretrained CNN as it is now, for the updates that match."""
+        option = f"frontend_match_updates={cfg.frontend_match_updates}"
+        cnn = self.w2v_model.feature_extractor
+        stride = math.prod(stride for _, _, stride in CnnFrontEnd(cnn).conv_layers)
+        if cfg.frontend != "cnn" and stride != CNN_STRIDE:
+            raise ValueError(
+                f"{option}: the pretrained CNN does not give a frame every {CNN_FRAME_MS} ms; set "
+                "frontend_match_updates=0"
+            )
+        if cfg.no_pretrained_weights:
+            raise ValueError(
+                f"{option} needs the pretrained CNN's weights: leave no_pretrained_weights out"
+            )
+        if pretrained.downsample != "none":
+            raise ValueError(
+                f"{option}: the CNN of model.w2v_path={cfg.w2v_path} was trained with downsample="
+                f"{pretrained.downsample} and does not know the whole waveform any more; set "
+                "frontend_match_updates=0"
+            )
+        return CnnTeacher(copy.deepcopy(cnn))
 
     def _let_gradient_through_cnn(self) -> None:
         """With feature_grad_mult 0, the default of fine-tuning, fairseq runs the CNN without
@@ -213,12 +229,6 @@ class SpeedupEncoder(Wav2VecEncoder):
             self.requires_grad_(False)
             if self.fbank is not None:
                 self.fbank.statistics_updates = 0
-
-    def set_num_updates(self, num_updates: int) -> None:
-        """Called by fairseq's trainer."""
-        super().set_num_updates(num_updates)
-        if num_updates >= self.match_updates:
-            self.cnn_teacher = None  # no longer needed
 
     def _apply(self, function, recurse=True):
         super()._apply(function, recurse)
@@ -267,8 +277,10 @@ class SpeedupEncoder(Wav2VecEncoder):
 
     def frame_grid(self) -> FrameGrid:
         """Where the logit frames lie in the waveform, at the speed that is chosen."""
-        samples = self.waveform_reduction.frame_grid(FrameGrid())
-        return self.front_end.frame_grid(samples).split(self.logit_upsample)
+        return self._front_end_grid().split(self.logit_upsample)
+
+    def _front_end_grid(self) -> FrameGrid:
+        return self.front_end.frame_grid(self.waveform_reduction.frame_grid(FrameGrid()))
 
     def ctc_lengths(self, num_samples):
         """Logit frames that CTC can give labels of their own, at the fastest speed that is trained:
@@ -304,7 +316,8 @@ class SpeedupEncoder(Wav2VecEncoder):
         Args:
             source: waveform (B, S)
             padding_mask: (B, S), True at padding, or None where nothing is padded
-            match_frontend: return what the front-end gives and what the CNN gave, nothing else
+            match_frontend: return what the front-end gives and what the CNN gave of the whole
+                waveform, nothing else
             corpus_key: chooses an adapter, of layers that have adapters
         Returns:
             fairseq's dict: ``encoder_out`` logits (T, B, V), ``padding_mask`` (B, T) or None,
@@ -317,7 +330,9 @@ class SpeedupEncoder(Wav2VecEncoder):
         """
         training = self.training and self.speeds.many
         self.switch(self.speeds.drawn(self.num_updates) if training else self.speeds.default)
-        if self.pruning is not None:
+        if self.pruning is not None and match_frontend:
+            self.pruning.open()
+        elif self.pruning is not None:
             self.pruning.prepare(self.training)
         num_samples = lengths_of(padding_mask, source)
         self._check_long_enough(num_samples)
@@ -325,7 +340,8 @@ class SpeedupEncoder(Wav2VecEncoder):
             return self.captured(source, padding_mask)
         waveform, lengths = self.waveform_reduction(source, num_samples)
         if match_frontend:
-            return self._match_frontend(waveform.detach(), lengths)  # the front-end alone learns
+            frames, lengths = self._front_end_frames(waveform, lengths)
+            return self._matched(frames, lengths, source, num_samples)
         exit_early = self.exit is not None and not self.exit.observed and not self.training
         frozen = self.num_updates < self.freeze_finetune_updates
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
@@ -378,14 +394,14 @@ class SpeedupEncoder(Wav2VecEncoder):
         """
         w2v_model = self.w2v_model
         trained = w2v_model.feature_grad_mult > 0
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-            if self.fbank is not None:
-                frames, lengths = self.fbank(waveform, lengths)
-                are_padded = lengths < frames.size(2)
-            else:
-                are_padded = lengths < waveform.size(1)
-                frames = run_cnn(w2v_model.feature_extractor, waveform, lengths)
-                lengths = self.cnn.output_lengths(lengths)
+        are_padded = lengths < waveform.size(1)
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and trained),
+            weights_held(w2v_model.feature_extractor, self.cnn_held),
+        ):
+            frames, lengths = self._front_end_frames(waveform, lengths)
+        if self.fbank is not None:
+            are_padded = lengths < frames.size(2)
         if is_padded is None:
             is_padded = bool(are_padded.any())
         if trained and w2v_model.feature_grad_mult != 1.0:
@@ -426,15 +442,43 @@ class SpeedupEncoder(Wav2VecEncoder):
         logits = run_head(head, self.final_dropout(hidden), lengths)
         return upsample_logits(logits, self.logit_upsample), lengths * self.logit_upsample
 
-    def _match_frontend(self, waveform, lengths):
+    def _front_end_frames(self, waveform, lengths):
+        """Frames (B, C, T) and their valid counts (B,)."""
+        if self.fbank is not None:
+            return self.fbank(waveform, lengths)
+        frames = run_cnn(self.w2v_model.feature_extractor, waveform, lengths)
+        return frames, self.cnn.output_lengths(lengths)
+
+    def _matched(self, frames, lengths, source, num_samples):
         """``matched`` and ``target`` (B, T, C), and ``padding_mask`` (B, T)."""
-        frames, frame_lengths = self.fbank(waveform, lengths)
-        layer_norm = self.w2v_model.layer_norm
+        layer_norm, num_frames = self.w2v_model.layer_norm, frames.size(2)
+        target, heard = self.cnn_teacher(
+            source, num_samples, layer_norm, self._front_end_grid(), num_frames
+        )
         return {
             "matched": normalised(frames, layer_norm),
-            "target": self.cnn_teacher(waveform, lengths, layer_norm),
-            "padding_mask": padding_mask_of(frame_lengths, frames.size(2)),
+            "target": target,
+            "padding_mask": padding_mask_of(lengths, num_frames) | ~heard,
         }
+
+    def begin_matching(self) -> None:
+        """Before the first update, of a model that may have been given other weights since."""
+        if self.cnn is not None and not self.cnn_teacher.is_like(self.w2v_model.feature_extractor):
+            logger.warning(
+                "the CNN of checkpoint.finetune_from_model is not that of model.w2v_path, which it "
+                "learns to reproduce (frontend_match_updates=%s): give the checkpoint that the "
+                "transformer is taken from as model.w2v_path",
+                self.match_updates,
+            )
+
+    def end_matching(self) -> bool:
+        """The teacher is no longer needed.
+
+        Returns:
+            whether what has learned now stays as it is, for a while at least
+        """
+        self.cnn_teacher = None
+        return self.cnn_held or self.freeze_finetune_updates > self.match_updates
 
     def _check_long_enough(self, num_samples: torch.Tensor) -> None:
         shortest, needed = int(num_samples.min()), self.needed_samples()

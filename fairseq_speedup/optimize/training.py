@@ -56,7 +56,8 @@ def suggestions(subject: Subject, reduced: dict, hours: float) -> list[Suggestio
                 ("model.downsample=conv", "model.downsample_factor=2"),
                 0.5,
                 f"WER 4.09 to 4.61 ({STUDY}); 39.3 to 77.9 ({HERE}): it needs many labels and "
-                "updates",
+                "updates; with few, model.frontend_match_updates has the CNN learn the shorter "
+                "waveform first, from audio alone (docs/fine-tune.md)",
             )
         )
     if "frame_pool" not in reduced:

@@ -39,6 +39,7 @@ class Pretrained:
         dropped: names of those that only pretraining needs
         head: ``weight`` and ``bias`` of a CTC head, of a fine-tuned checkpoint
         labels: symbols of its dictionary, where the file has them
+        downsample: of a reduced model: how the waveform is shortened that its CNN hears
     """
 
     family: str
@@ -47,6 +48,7 @@ class Pretrained:
     dropped: list[str]
     head: dict = field(default_factory=dict)
     labels: list[str] | None = None
+    downsample: str = "none"
 
 
 def no_variant(given: dict) -> dict:

@@ -158,6 +158,7 @@ def from_finetuned(path: str, cfg: DictConfig, state: dict) -> Pretrained:
     dictionary = (state.get("task_state") or {}).get("target_dictionary")
     found.head = head if set(head) == {"weight", "bias"} else {}
     found.labels = dictionary.symbols if isinstance(dictionary, Dictionary) else None
+    found.downsample = cfg.model.get("downsample", "none")
     found.family += FINETUNED
     return found
 

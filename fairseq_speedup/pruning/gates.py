@@ -123,6 +123,11 @@ class PruningGates(nn.Module):
         for gate in self.all():
             gate.draw()
 
+    def open(self) -> None:
+        """All gates fully open, while the front-end is matched."""
+        for gate in self.all():
+            gate.open()
+
     @torch.no_grad()
     def settle(self) -> None:
         """The gates of evaluation: of each group those likeliest to be open, as many as are on

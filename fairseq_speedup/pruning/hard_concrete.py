@@ -26,7 +26,8 @@ class HardConcrete(nn.Module):
     the logit's, so that neither Adam's epsilon swallows it nor a clipped norm is all gates.
 
     Attributes:
-        values: (size,), of :meth:`draw` or :meth:`settle`, for all uses in one forward pass
+        values: (size,), of :meth:`draw`, :meth:`open` or :meth:`settle`, for all uses in one
+            forward pass
     """
 
     def __init__(self, size: int, lr_scale: float, least: int = 0):
@@ -62,6 +63,10 @@ class HardConcrete(nn.Module):
         noise = torch.log(uniform) - torch.log1p(-uniform)
         stretched = torch.sigmoid((noise + self.logits()) / TEMPERATURE)
         self.values = (stretched * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
+
+    def open(self) -> None:
+        """Those of a model without gates."""
+        self.values = torch.ones_like(self.score, dtype=torch.float32)
 
     @torch.no_grad()
     def settle(self, num_open: int) -> None:

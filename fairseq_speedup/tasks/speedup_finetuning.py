@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.criterions.ctc_pruning import unwrapped
 from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion, reduce_frontend_loss
 from fairseq_speedup.data.audio import CheckedAudioDataset
 from fairseq_speedup.data.characters import LookAlikes
@@ -41,6 +42,7 @@ from fairseq_speedup.decoding.run import DecodingRun
 from fairseq_speedup.decoding.scoring import of_generate
 from fairseq_speedup.decoding.windows import Windows
 from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.frontend.matching import forget_momentum
 from fairseq_speedup.inference import InferenceConfig, form_of, to_inference_form
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
@@ -95,6 +97,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.matches_frontend = False  # while training, for the first match_updates updates
         self.frontend_match: FrontEndMatchCriterion | None = None  # the criterion then
         self.match_updates = 0
+        self.teacher_checked = False
         self.profile: TrainingProfile  # set with the model
         self.zero_infinity = True
         self.decoding_run: DecodingRun | None = None
@@ -385,8 +388,16 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     # -- steps -----------------------------------------------------------------------------------
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        if self.matches_frontend and update_num == 0 and not self.teacher_checked:
+            self.teacher_checked = True
+            unwrapped(model).w2v_encoder.begin_matching()
         if self.matches_frontend and update_num < self.match_updates:
             criterion = self.frontend_match
+        elif self.matches_frontend:
+            self.matches_frontend = False
+            stays = unwrapped(model).w2v_encoder.end_matching()
+            if stays and update_num == self.match_updates:
+                forget_momentum(optimizer)
         loss, sample_size, logging_output = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad
         )
