@@ -96,13 +96,12 @@ def seconds_of(run, *given) -> float:
     return time.perf_counter() - start
 
 
-def race(names, arch: str, batches, factor: int, rounds: int) -> dict[str, dict]:
+def race(runs: dict, batches, factor: int, rounds: int) -> dict[str, dict]:
     """By engine, seconds of each batch in each round, and the memory it takes beside the weights of
     all."""
-    runs, found = {}, {name: {"rounds": [], "peak": 0} for name in names}
+    names, found = list(runs), {name: {"rounds": [], "peak": 0} for name in runs}
     inputs = [inputs_of(batch) for batch in batches]
     for name in names:
-        runs[name] = ENGINES[name](arch)
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -167,9 +166,10 @@ def main() -> None:
         "factors": {},
     }
     heads = [f"{max(batch) / SAMPLE_RATE:g} s" for batch in batches]
+    runs = {name: ENGINES[name](args.arch) for name in args.engines}
     first = None  # the baseline's rounds at the first factor
     for factor in args.factors:
-        found = race(args.engines, args.arch, batches, factor, args.rounds)
+        found = race(runs, batches, factor, args.rounds)
         report["factors"][str(factor)] = found
         at = found[BASELINE]["rounds"]
         first = first or at
@@ -187,7 +187,6 @@ def main() -> None:
             spent = median(sum(m) for m in rounds) * 1000
             peak = found[name]["peak"] / 2**20
             print(f"| {name} | {spent:.1f} | {total:.2f} | {cells} | {peak:.0f} |")
-        torch.cuda.empty_cache()
     if args.profile:
         print(profiled("ours fp16", args.arch, batches[len(batches) // 2], args.profile))
     name = f"{args.arch}_batch{args.batch_size}_gpu.json"

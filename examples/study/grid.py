@@ -29,6 +29,7 @@ def _is_text(value) -> bool:
 KEYS = {
     "train": (_is_texts, "a list of overrides, such as [model.frame_pool=2]"),
     "student": (_is_texts, "a list of overrides, such as [model.student_layers=2]"),
+    "prune": (_is_texts, "a list of overrides, such as [+model.prune_target=0.5]"),
     "decoders": (_is_texts, "a list of the study's decoders, such as [greedy]"),
     "decode": (
         _is_variants,

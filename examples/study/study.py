@@ -36,7 +36,7 @@ REPO = Path(__file__).resolve().parents[2]
 USER_DIR = Path(fairseq_speedup.__file__).parent
 OPTIONS, DONE, DECODED = "options.json", "done", "decoded.json"
 FAILED, LOG, LOCK, RUN_LOCK = "failed.txt", "log.txt", ".lock", ".run.lock"
-CHECKPOINT = "checkpoint_last.pt"
+CHECKPOINT, PRUNED = "checkpoint_last.pt", "pruned.pt"
 FILE_OPTIONS = ("--lexicon", "--kenlm-model")  # of a decoder
 TAIL = 15  # lines of a log in an error
 
@@ -131,9 +131,19 @@ class Study:
             return
         if "from" in row:
             self.train(row["from"])
-        folder = self.folder(name)
-        w2v_path = self._student(row["student"]) if "student" in row else Path(self.cfg.w2v_path)
-        overrides = [
+        w2v_path = Path(self.cfg.w2v_path)
+        if "student" in row:
+            w2v_path = self._student(row["student"])
+        if "prune" in row:
+            w2v_path = self._pruned(name, w2v_path, row["prune"])
+        overrides = self._finetuning(name, w2v_path) + row.get("train", [])
+        if "from" in row:
+            start = self.checkpoint(row["from"])
+            overrides.append(f"+checkpoint.finetune_from_model='{start}'")
+        self._hydra_train(self.folder(name), self.cfg.finetuning, overrides)
+
+    def _finetuning(self, name: str, w2v_path: Path) -> list[str]:
+        return [
             *self.cfg.finetuning.overrides,
             f"common.user_dir='{USER_DIR}'",
             f"common.seed={self.cfg.seed}",
@@ -142,12 +152,7 @@ class Study:
             f"dataset.train_subset={self.cfg.train_subset}",
             f"model.w2v_path='{w2v_path.resolve()}'",
             f"++criterion.post_process={self._post_process(name)}",
-            *row.get("train", []),
         ]
-        if "from" in row:
-            start = self.checkpoint(row["from"])
-            overrides.append(f"+checkpoint.finetune_from_model='{start}'")
-        self._hydra_train(folder, self.cfg.finetuning, overrides)
 
     def _post_process(self, name: str) -> str:
         return "sentencepiece" if self.labels(name) == "spm" else "letter"
@@ -166,6 +171,17 @@ class Study:
         ]
         self._hydra_train(folder, self.cfg.distillation, given)
         return folder / CHECKPOINT
+
+    def _pruned(self, name: str, w2v_path: Path, overrides: list[str]) -> Path:
+        """What is left of a model once its gates have been trained and cut."""
+        folder = self.folder(name) / "gates"
+        given = self._finetuning(name, w2v_path) + overrides
+        self._hydra_train(folder, self.cfg.finetuning, given)
+        pruned = folder / PRUNED
+        if not pruned.is_file():
+            command = [Path(sys.executable).name, "-m", "fairseq_speedup", "prune"]
+            call([*command, folder / CHECKPOINT, "--output", pruned], folder / "prune.txt")
+        return pruned
 
     def _hydra_train(self, folder: Path, config, overrides: list[str]) -> None:
         """fairseq-hydra-train, unless that is done; goes on where it was interrupted. Runs side by
