@@ -256,6 +256,8 @@ def test_times_can_come_from_another_run(runs, tmp_path, capsys):
         times = {each["model"]: each["real_time_factor"] for each in csv.DictReader(file)}
     assert times == {"full": "0.6", "conv2": "", "conv10": ""}
     assert "device quiet" in (runs / "report/report.md").read_text()
+    assert main([*arguments[:-1], "--no-times"]) == 0
+    assert "RTF" in first and "RTF" not in (runs / "report/report.md").read_text()
     write_results(tmp_path / "none/lost/seed1", 0.1)
     assert main([*arguments, str(tmp_path / "none")]) == 1
     error = capsys.readouterr().err

@@ -7,7 +7,7 @@
 # --skip leaves out utterances that cannot be used. Rows of examples/study/rows.yaml and seeds:
 #   bash examples/an4/run.sh /path/to/an4 out row=full,conv3,layers4 seed=1,2,3
 # JOBS=2 at a time, one thread each. Run again after a break, it goes on; what is finished is skipped.
-# W2V_PATH=FILE starts from another checkpoint than examples/open_corpus/hubert_ctc.pt.
+# W2V_PATH=FILE starts from another checkpoint than examples/recorded/hubert_ctc.pt.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 OVERRIDES=(updates=600)

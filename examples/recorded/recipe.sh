@@ -12,7 +12,7 @@ mkdir -p "$2"
 OUT="$(cd "$2" && pwd)"
 shift 2
 DATA="$OUT/data"
-W2V_PATH="$(realpath "${W2V_PATH:-$EXAMPLES/open_corpus/hubert_ctc.pt}")"
+W2V_PATH="$(realpath "${W2V_PATH:-$EXAMPLES/recorded/hubert_ctc.pt}")"
 source "$EXAMPLES/environment.sh"
 
 PREPARE=()
@@ -33,13 +33,17 @@ echo "== language model and lexicon, from the training text"
 echo "== fine-tuning and decoding; logs in $OUT/models and $OUT/results"
 cd "$EXAMPLES/study"
 STATUS=0 # a row that failed leaves the others, and their report
-OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" python study.py --config-dir . --config-name recorded \
-    "out='$OUT'" "data='$DATA'" "w2v_path='$W2V_PATH'" "${OVERRIDES[@]}" \
+STUDY="${STUDY:-recorded}"
+[ "$STUDY" != recorded ] || OVERRIDES+=("w2v_path='$W2V_PATH'") # others start from what it has made
+OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" python study.py --config-dir . --config-name "$STUDY" \
+    "out='$OUT'" "data='$DATA'" "${OVERRIDES[@]}" \
     hydra/launcher=joblib "hydra.launcher.n_jobs=${JOBS:-2}" "$@" -m || STATUS=$?
 
 [ -d "$OUT/results" ] || exit "$STATUS"
 echo "== report"
 BASELINE=()
-[ ! -d "$OUT/results/train/full" ] || BASELINE=(--baseline train/full)
+for row in full more; do # the last counts: what full is after as many updates as the others
+    [ ! -d "$OUT/results/train/$row" ] || BASELINE=(--baseline "train/$row")
+done
 python -m fairseq_speedup report "$OUT/results" "${BASELINE[@]}"
 exit "$STATUS"

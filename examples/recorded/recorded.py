@@ -25,7 +25,7 @@ from fairseq_speedup.data.manifest import ManifestError
 from fairseq_speedup.data.manifest import read_lines as lines_of
 from fairseq_speedup.data.recording import RecordingError
 
-# in the order of examples/open_corpus/hubert_ctc.pt, whose head is fine-tuned on
+# in the order of examples/recorded/hubert_ctc.pt, whose head is fine-tuned on
 LETTERS = "|'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SPLITS = ("train", "valid", "test")
 STAMP = "prepared.json"

@@ -9,7 +9,7 @@
 # examples/study/rows.yaml and seeds:
 #   bash examples/speechocean762/run.sh /path/to/speechocean762 out row=full,conv3 seed=1,2,3
 # JOBS=2 at a time, one thread each. Run again after a break, it goes on; what is finished is skipped.
-# W2V_PATH=FILE starts from another checkpoint than examples/open_corpus/hubert_ctc.pt.
+# W2V_PATH=FILE starts from another checkpoint than examples/recorded/hubert_ctc.pt.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 OVERRIDES=(updates=1000 max_tokens=480000) # some utterances are longer than 20 s

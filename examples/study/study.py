@@ -152,6 +152,7 @@ class Study:
             f"dataset.train_subset={self.cfg.train_subset}",
             f"model.w2v_path='{w2v_path.resolve()}'",
             f"++criterion.post_process={self._post_process(name)}",
+            *([] if self.cfg.get("cpu", True) else ["common.cpu=false"]),
         ]
 
     def _post_process(self, name: str) -> str:
@@ -241,6 +242,7 @@ class Study:
         options = ["--task", "speedup_finetuning", "--gen-subset", test]
         options += ["--labels", self.labels(name), "--post-process", self._post_process(name)]
         options += ["--scoring", "wer", "--model-overrides", repr(overrides)]
+        options += ["--cpu"] if self.cfg.get("cpu") else []
         options += [*self.cfg.generate, *self.cfg.decoders[decoder]]
         record = {"options": options, "model": checkpoint.stat().st_mtime_ns}
         if (folder / DECODED).is_file():

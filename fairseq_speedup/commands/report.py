@@ -26,10 +26,16 @@ def add_arguments(parser) -> None:
         metavar="FILE",
         help="file with a row's name on each line and, after a tab, what to call it",
     )
-    rows.add_argument(
+    times = rows.add_mutually_exclusive_group()
+    times.add_argument(
         "--times",
         metavar="RUNS",
         help="take times from other decodings of the same rows, made in turn on a quiet machine",
+    )
+    times.add_argument(
+        "--no-times",
+        action="store_true",
+        help="leave times out: the rows were decoded side by side, or on different machines",
     )
     output = parser.add_argument_group("output")
     output.add_argument(

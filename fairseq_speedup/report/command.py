@@ -12,7 +12,7 @@ from fairseq_speedup.report.pareto import COSTS, front
 from fairseq_speedup.report.runs import Row, RunsError, check_measures
 from fairseq_speedup.report.saved import save
 from fairseq_speedup.report.significance import RESAMPLES, difference
-from fairseq_speedup.report.sources import read_all, timed
+from fairseq_speedup.report.sources import read_all, timed, untimed
 from fairseq_speedup.report.tables import Line, markdown, write_csv
 
 
@@ -27,6 +27,8 @@ def run(args) -> None:
     _check_places(output, args.save)
     if args.times:
         all_rows = timed(all_rows, args.times)
+    if args.no_times:
+        all_rows = untimed(all_rows)
     rows = chosen(all_rows, names, args.rows) if args.rows else all_rows
     if args.baseline and not named(args.baseline, rows, "--baseline"):
         found = ", ".join(dict.fromkeys(row.name for row in rows))

@@ -75,6 +75,11 @@ def timed(rows: list[Row], path: str) -> list[Row]:
     return found
 
 
+def untimed(rows: list[Row]) -> list[Row]:
+    """The rows without times."""
+    return [_with_times(row, None) for row in rows]
+
+
 def _some(rows: list[Row]) -> str:
     """What a few of them are called, with their test sets."""
     names = [f"{row.name} ({row.test_set})" for row in rows]
@@ -86,8 +91,8 @@ def _with_times(row: Row, other: Row | None) -> Row:
     if other is not None:
         measured = {key: other.mean_of(key) for key in TIMES}
         measured["hardware"] = other.computes[0]["hardware"]
-    untimed = [
+    others = [
         {key: value for key, value in each.items() if key not in (*TIMES, "hardware")}
         for each in row.computes
     ]
-    return replace(row, computes=[{**each, **measured} for each in untimed])
+    return replace(row, computes=[{**each, **measured} for each in others])
