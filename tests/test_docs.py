@@ -301,6 +301,7 @@ def source(words: list[str], whole: bool) -> None:
     assert made_later or (REPO / words[0]).exists(), words[0]
 
 
+ASSIGNMENT = re.compile(r"[A-Z_]+=")
 CHECKS = {
     "python": python,
     "fairseq-generate": generate,
@@ -319,6 +320,8 @@ def fault(command: str, whole: bool, capsys) -> str:
         whole: nothing that the command needs may be missing
     """
     program, *words = words_of(command)
+    while ASSIGNMENT.match(program) and words:  # of the environment
+        program, *words = words
     try:
         if program in COMMANDS:
             our_command([program, *words], whole)
