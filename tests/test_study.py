@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,6 +258,38 @@ def test_the_students_of_small_models_are_distilled_with_options_that_there_are(
             )
             model = OmegaConf.create(done.stdout).model
             assert parse_indices("predict_layers", model.predict_layers, "one layer") == [2, 4, 6]
+
+
+def test_gates_are_trained_and_cut_before_the_row_on_the_device_that_is_asked_for(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(REPO / "examples/study")
+    runner = importlib.import_module("study")
+    calls = []
+
+    def call(command, log):
+        words = [str(word) for word in command]
+        calls.append(words)
+        if "prune" in words:
+            Path(words[-1]).write_text("")
+
+    monkeypatch.setattr(runner, "call", call)
+    config = CONFIG.format(quickstart=REPO / "examples/quickstart")
+    config = OmegaConf.create(config.replace("${hydra:runtime.cwd}", str(tmp_path)))
+    given = {"out": str(tmp_path / "out"), "data": str(tmp_path), "w2v_path": "/full.pt"}
+    config = OmegaConf.merge(config, {**given, "cpu": False})
+    del config["hydra"]
+    (tmp_path / "rows.yaml").write_text("half: {prune: [gates=1], train: [healing=1]}")
+    study = runner.Study.of(config)
+    for _ in range(2):  # what is done is not done again
+        study.train("half")
+    gates, prune, healing = calls
+    folder = study.folder("half")
+    pruned = folder / "gates/pruned.pt"
+    assert gates[-1] == "gates=1" and "model.w2v_path='/full.pt'" in gates
+    assert prune[-4:] == ["prune", f"{folder}/gates/checkpoint_last.pt", "--output", str(pruned)]
+    assert healing[-1] == "healing=1" and f"model.w2v_path='{pruned}'" in healing
+    assert "common.cpu=false" in gates and "common.cpu=false" in healing
 
 
 WAITING = """

@@ -152,8 +152,12 @@ class Study:
             f"dataset.train_subset={self.cfg.train_subset}",
             f"model.w2v_path='{w2v_path.resolve()}'",
             f"++criterion.post_process={self._post_process(name)}",
-            *([] if self.cfg.get("cpu", True) else ["common.cpu=false"]),
+            *self._device(),
         ]
+
+    def _device(self) -> list[str]:
+        """Overrides of a training: what its config says, unless the study wants a GPU."""
+        return [] if self.cfg.get("cpu", True) else ["common.cpu=false"]
 
     def _post_process(self, name: str) -> str:
         return "sentencepiece" if self.labels(name) == "spm" else "letter"
@@ -168,6 +172,7 @@ class Study:
             f"common.user_dir='{USER_DIR}'",
             f"task.data='{Path(self.cfg.data).resolve()}'",
             f"model.w2v_path='{teacher}'",
+            *self._device(),
             *overrides,
         ]
         self._hydra_train(folder, self.cfg.distillation, given)
