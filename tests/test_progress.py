@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import sys
 
 import pytest
 from helpers.corpora import LETTERS, write_arpa, write_dictionary, write_split
 from helpers.models import write_finetuned
+from helpers.processes import programs
 from helpers.results import write_results
 
 from fairseq_speedup import progress
@@ -99,7 +101,8 @@ def test_every_command_that_takes_its_time_is_here():
 
 
 @pytest.mark.parametrize("command", WORDS)
-def test_a_terminal_shows_what_is_done(command, folder, capsys):
+def test_a_terminal_shows_what_is_done(command, folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(programs() / "python"))  # what it starts is forked
     words, expected = (
         [each.replace("{}", str(folder)) for each in both] for both in WORDS[command]
     )
