@@ -154,13 +154,13 @@ def test_int8_is_refused_where_it_would_saturate(four_layers, monkeypatch):
 class Captures:
     """Stands for CUDA graphs: remembers what was captured, runs it as it is."""
 
-    def __init__(self, error: str = ""):
+    def __init__(self, error: str | None = None):
         self.shapes = []
         self.error = error
 
     def __call__(self, function, inputs):
         self.shapes.append(inputs[0].shape[:2])
-        if self.error:
+        if self.error is not None:
             raise RuntimeError(self.error)
         return function
 
@@ -191,14 +191,17 @@ def test_lengths_are_rounded_up_for_graphs(four_layers, tmp_path, family):
     assert loop.bucketed.note is None
 
 
-def test_what_cannot_be_captured_runs_as_it_is(four_layers):
+@pytest.mark.parametrize(
+    ("said", "told"), [("no capture here\nmore", "no capture here"), ("", "RuntimeError")]
+)
+def test_what_cannot_be_captured_runs_as_it_is(four_layers, said, told):
     model, form = pair(four_layers, "fp32")
-    loop = captured_layers(form, Captures("no capture here\nmore"))
+    loop = captured_layers(form, Captures(said))
     for _ in range(2):
         found, expected = (valid(*run(each, batch_of(COUNTS))) for each in (form, model))
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    assert loop.bucketed.note == "not captured: no capture here"
+    assert loop.bucketed.note == f"not captured: {told}"
     assert len(loop.bucketed.capture.shapes) == 1
 
 

@@ -7,7 +7,7 @@ from helpers.commands import USER_DIR, generate, train
 from helpers.processes import run_forked
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.refusals import is_refusal
+from fairseq_speedup.refusals import is_refusal, reason
 from fairseq_speedup.registry import Registry
 
 FULL = {"HYDRA_FULL_ERROR": "1"}
@@ -84,6 +84,18 @@ def defined_here(code: str):
 )
 def test_which_errors_are_refusals(function, arguments, refused):
     assert is_refusal(raised(function, *arguments)) == refused
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "whole"),
+    [
+        (ValueError("\n two  words\n and more\n"), "two words", "two words and more"),
+        (MemoryError(), "MemoryError", "MemoryError"),
+        (OSError(" \n"), "OSError", "OSError"),
+    ],
+)
+def test_an_error_without_words_is_told_by_its_kind(error, first, whole):
+    assert (reason(error), reason(error, whole=True)) == (first, whole)
 
 
 def test_other_programs_keep_their_errors():

@@ -98,8 +98,8 @@ class ExportableCnn(nn.Module):
         num_windows = conv_length(samples.size(1), kernel_size, stride)
         needed = blocked_length(num_windows, kernel_size, stride)
         windows = blocked_windows(resized(samples, needed), kernel_size, stride).double()
-        heard = lengths if self.masked else torch.zeros_like(lengths) + samples.size(1)
-        count = conv_length(heard, kernel_size, stride)
+        num_samples = lengths if self.masked else torch.zeros_like(lengths) + samples.size(1)
+        count = conv_length(num_samples, kernel_size, stride)
         padding = padding_mask_of(count, num_windows)[:, :, None]
         count = count[:, None, None]
         mean = windows.masked_fill(padding, 0).sum(dim=1, keepdim=True) / count

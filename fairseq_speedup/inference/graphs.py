@@ -5,6 +5,8 @@ from collections import OrderedDict
 
 import torch
 
+from fairseq_speedup.refusals import reason
+
 BUCKET = 64  # frames, 1.28 s at 20 ms: lengths are rounded up to a multiple
 LONGEST = 3072  # frames, 61 s: beyond, kernels are long enough to hide what starting them costs
 MOST_GRAPHS = 32  # the one used least recently gives way
@@ -79,7 +81,7 @@ class BucketedLayers:
         try:
             graph = self.capture(self.run, inputs)
         except RuntimeError as error:
-            self.note = f"not captured: {str(error).splitlines()[0]}"
+            self.note = f"not captured: {reason(error)}"
             self.graphs.clear()
             return None
         self.graphs[shape] = graph

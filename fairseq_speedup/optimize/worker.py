@@ -27,6 +27,7 @@ from fairseq_speedup.optimize.candidates import Candidate, Subject
 from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.compute import ComputeMeter, macs_report
 from fairseq_speedup.pruning.gates import can_be_pruned
+from fairseq_speedup.refusals import reason
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask, completed
 
 BATCH_SECONDS = 100  # of audio, where nothing is timed
@@ -436,7 +437,7 @@ def serve(connection, setup: Setup, user_dir: str | None) -> None:
                     worker = Worker(setup)
                 connection.send((True, getattr(worker, method)(*arguments)))
             except (ValueError, OSError) as error:
-                connection.send((False, str(error)))
+                connection.send((False, reason(error, whole=True)))
             except Exception as error:
                 traceback.print_exc()
                 connection.send((False, f"{type(error).__name__}: {error}"))
