@@ -65,10 +65,12 @@ def test_it_trains_is_saved_reloaded_and_decodes(four_layers, tmp_path, options)
         (first,), (second,) = generator.generate([each], {"net_input": batch_of(COUNTS)})
         found.append([first["tokens"].tolist(), second["tokens"].tolist(), first["score"]])
     assert found[0] == found[1]
-    report = meter.report()
-    assert report["macs_per_second"] > 0
-    assert report["macs_check"]["closed_form"] == report["macs_check"]["fvcore"]
-    if not {"merge_threshold", "drop_frames"} & options.keys():  # else the frames decide
+    frames_decide = {"merge_threshold", "drop_frames"} & options.keys()
+    if frames_decide or options not in PAIRS:
+        report = meter.report()
+        assert report["macs_per_second"] > 0
+        assert report["macs_check"]["closed_form"] == report["macs_check"]["fvcore"]
+    if not frames_decide:  # each stage
         assert MacCounter(again).count([8000]).sum() == fvcore_macs(again, 8000)
 
 

@@ -71,9 +71,7 @@ class Process:
             WorkerDiedError
         """
         if self.process is None:
-            # of a server that has imported what a worker needs and has run nothing, CUDA included
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(PRELOADED)
+            context = self._context()
             self.connection, theirs = context.Pipe()
             self.process = context.Process(
                 target=serve, args=(theirs, *self.arguments), daemon=True
@@ -91,6 +89,16 @@ class Process:
         if not good:
             raise ValueError(found)
         return found
+
+    def _context(self):
+        """That starts a process: on a CPU it is forked by a server that has imported what a worker
+        needs; CUDA is not for a forked one."""
+        setup, _ = self.arguments
+        if setup.device.type == "cuda":
+            return multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        return context
 
     def load(self, candidate: Candidate) -> None:
         """Makes a candidate ready, if it is not."""

@@ -403,7 +403,7 @@ def _engines() -> list[str]:
 def _forget_peak() -> None:
     """The system's count of peak memory begins anew, where it lets itself be told so."""
     gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError, AttributeError):
