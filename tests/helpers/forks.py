@@ -67,8 +67,16 @@ def _supervise(connection: socket.socket) -> dict:
     header, descriptors, _, _ = socket.recv_fds(connection, 8, 3)
     with connection.makefile("rb") as file:
         asked = json.loads(file.read(int.from_bytes(header, "big")))
+    ended, ends = socket.socketpair()
+    ends.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *unused: None)
+    signal.set_wakeup_fd(ends.fileno())
     program = os.fork()
     if program == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        ended.close()
+        ends.close()
         os.setsid()
         connection.close()
         for standard, descriptor in enumerate(descriptors):
@@ -77,7 +85,6 @@ def _supervise(connection: socket.socket) -> dict:
         return asked
     for descriptor in descriptors:
         os.close(descriptor)
-    ended = os.pidfd_open(program)
     if ended not in select.select([ended, connection], [], [])[0]:  # whoever asked is gone
         with contextlib.suppress(ProcessLookupError):
             os.killpg(program, signal.SIGKILL)
