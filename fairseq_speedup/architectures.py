@@ -1,5 +1,6 @@
 """Encoders of the public sizes with random weights: to profile and to test without a checkpoint."""
 
+import functools
 from typing import TYPE_CHECKING
 
 from fairseq_speedup.registry import Registry
@@ -39,21 +40,30 @@ def pretraining_config(normalize: bool, **model_options) -> "DictConfig":
         normalize: whether waveforms are normalised
         model_options: fields of fairseq's ``Wav2Vec2Config``
     """
-    from fairseq.dataclass.configs import FairseqConfig
     from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
     from fairseq.tasks.audio_pretraining import AudioPretrainingConfig
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import OmegaConf
 
-    cfg = OmegaConf.structured(FairseqConfig)
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, enum_to_str=True))
     model = OmegaConf.structured(Wav2Vec2Config(**model_options))
     task = OmegaConf.structured(AudioPretrainingConfig(normalize=normalize))
-    with open_dict(cfg):
-        cfg.model = OmegaConf.to_container(model, enum_to_str=True) | {"_name": "wav2vec2"}
-        cfg.task = OmegaConf.to_container(task, enum_to_str=True) | {"_name": "audio_pretraining"}
-        cfg.criterion = cfg.lr_scheduler = None
-    # as in a checkpoint: interpolations such as ${common.seed} resolved
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    sections = {
+        "model": OmegaConf.to_container(model, enum_to_str=True) | {"_name": "wav2vec2"},
+        "task": OmegaConf.to_container(task, enum_to_str=True) | {"_name": "audio_pretraining"},
+        "criterion": None,
+        "lr_scheduler": None,
+    }
+    cfg = OmegaConf.create(_defaults() | sections)
+    OmegaConf.resolve(cfg)  # as in a checkpoint, ${common.seed} and the like
+    return cfg
+
+
+@functools.cache
+def _defaults() -> dict:
+    """fairseq's for every section, which take a while to collect."""
+    from fairseq.dataclass.configs import FairseqConfig
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
 
 
 def architecture_config(arch: str) -> "DictConfig":

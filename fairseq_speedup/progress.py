@@ -7,6 +7,7 @@ import sys
 from tqdm import tqdm
 
 AFTER_SECONDS = 1  # before which a bar is not worth looking at
+INTERVAL_SECONDS = 0.1  # at least, between two drawings of a bar
 
 
 def bar(items=None, what: str | None = None, **options) -> tqdm:
@@ -17,7 +18,14 @@ def bar(items=None, what: str | None = None, **options) -> tqdm:
         what: is done with them
         options: of tqdm's
     """
-    shown = {"leave": False, "delay": AFTER_SECONDS, "dynamic_ncols": True, **options}
+    shown = {
+        "leave": False,
+        "delay": AFTER_SECONDS,
+        "mininterval": INTERVAL_SECONDS,
+        "miniters": 0,  # whatever the interval leaves is drawn, as slow as one item may be
+        "dynamic_ncols": True,
+        **options,
+    }
     return tqdm(items, what, file=sys.stderr, disable=not sys.stderr.isatty(), **shown)
 
 

@@ -36,6 +36,12 @@ def is_refusal(error: BaseException) -> bool:
     return raised and _is_ours(last.tb_frame.f_globals.get("__name__", ""))
 
 
+def reason(error: BaseException, whole: bool = False) -> str:
+    """What an error says: its first line, or all of them in one; its kind where it says nothing."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines if whole else lines[:1]) or type(error).__name__
+
+
 def _is_ours(module: str) -> bool:
     return module.partition(".")[0] == PACKAGE
 

@@ -18,9 +18,10 @@ if os.environ.get("CI"):
 torch.set_num_threads(1)  # models are tiny: more threads only wait for each other
 # the slowest files, slowest first: begun first, they leave short ones to even out workers with
 SLOW = """
-    test_optimize test_malicious_checkpoints test_study test_end_to_end test_open_corpus
-    test_pretraining_recipe test_librispeech test_recorded_speech test_combinations test_export
-    test_convert test_decoding_end_to_end test_boundaries test_bad_checkpoints test_distillation
+    test_combinations test_study test_convert test_end_to_end test_export test_optimize
+    test_families test_pruning test_malicious_checkpoints test_commands test_inference
+    test_boundaries test_distillation test_low_rank test_decoding_end_to_end test_finetuned_eras
+    test_progress test_config test_open_corpus test_pretraining_recipe
 """.split()  # noqa: SIM905
 
 

@@ -141,15 +141,22 @@ def test_every_reduction_is_off_by_default_and_named(name):
     assert given == {k: v for k, v in ours.items() if k != "inference_form"}  # no use in training
 
 
+@pytest.fixture(scope="module")
+def twelve_layers(tmp_path_factory):
+    """A pretrained model, and its MACs without a reduction."""
+    cnn = "[(64, 10, 5)] + [(64, 3, 2)] * 4 + [(64, 2, 2)] * 2"
+    path = tmp_path_factory.mktemp("twelve") / "base.pt"
+    write_pretrained(path, encoder_layers=12, conv_feature_layers=cnn)
+    return path, MacCounter(build_model(path)).count([160000]).sum()
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_a_reduction_is_one_line(tmp_path, reduction):
+def test_a_reduction_is_one_line(twelve_layers, reduction):
+    base, full = twelve_layers
     options = switched_on(load("base_100h", f"reduction={reduction}").model)
     assert options
     if "downsample_factors" in options:
         options["downsample_factor"] = max(options["downsample_factors"])
-    cnn = "[(64, 10, 5)] + [(64, 3, 2)] * 4 + [(64, 2, 2)] * 2"
-    base = write_pretrained(tmp_path / "base.pt", encoder_layers=12, conv_feature_layers=cnn)
-    full = MacCounter(build_model(base)).count([160000]).sum()
     model = build_model(base, **options)
     if model.w2v_encoder.pruning is not None:  # which has it to learn
         assert model.w2v_encoder.pruning.target(10**6) < 1

@@ -13,6 +13,7 @@ from fairseq.data import Dictionary
 from helpers.commands import generate, run_command
 from helpers.corpora import LETTERS
 from helpers.models import batch_of, build_model, finetuned_state, write_pretrained
+from helpers.processes import run_forked
 from helpers.results import check_results, words_of
 
 from fairseq_speedup.__main__ import main
@@ -275,7 +276,7 @@ def test_stock_fairseq_loads_what_was_converted(tmp_path):
         base = write_folder(tmp_path / f"{name}-base", getattr(model, model.base_model_prefix))
         convert(whole, tmp_path / f"{name}-ctc/model.pt")
         convert(base, tmp_path / f"{name}.pt")
-    done = run_command(sys.executable, "-c", STOCK, tmp_path)
+    done = run_forked("-c", STOCK, tmp_path)
     assert "stock has loaded them" in done.stdout
 
 

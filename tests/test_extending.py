@@ -2,11 +2,10 @@
 
 import importlib.util
 import json
-import sys
 
 import pytest
 import torch
-from helpers.commands import REPO, USER_DIR, decoding_arguments, run_command, train
+from helpers.commands import REPO, USER_DIR, decoding_arguments, train
 from helpers.models import batch_of, build_model
 from helpers.processes import run_forked
 from torch import nn
@@ -112,9 +111,6 @@ def test_it_goes_through_every_command(corpus, pretrained, tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_named():
-    done = run_command(
-        *(sys.executable, "-m", "fairseq_speedup", "--user-dir", "lost", "inspect", "x.pt"),
-        check=False,
-    )
+    done = run_forked(OURS, "--user-dir", "lost", "inspect", "x.pt", check=False)
     assert done.returncode == 1
     assert "--user-dir lost is not a folder" in done.stderr

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from helpers.commands import generate
+from helpers.commands import generate_here
 from helpers.corpora import LETTERS, write_dictionary
 from helpers.models import batch_of, build_model
 from helpers.results import check_results
@@ -30,7 +30,7 @@ def finetuned(request, tmp_path_factory):
 
 def test_it_is_decoded_without_its_pretrained_file(finetuned, corpus, tmp_path):
     path, _, _, _ = finetuned
-    generate(corpus, path, tmp_path)
+    generate_here(corpus, path, tmp_path)
     check_results(tmp_path, corpus)
 
 

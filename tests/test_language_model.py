@@ -3,12 +3,12 @@
 import gzip
 import itertools
 import math
-import subprocess
 import sys
 from collections import Counter
 
 import pytest
 from helpers.commands import REPO
+from helpers.processes import run_forked
 
 from fairseq_speedup.decoding.language_model import (
     LanguageModelError,
@@ -201,8 +201,7 @@ def test_the_example_is_a_command(tmp_path):
     text = tmp_path / "text"
     text.write_text("\n".join(SENTENCES))
     script = REPO / "examples/quickstart/make_lm.py"
-    command = [sys.executable, script, text, tmp_path / "lm.arpa", "--order", "2"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    done = run_forked(script, text, tmp_path / "lm.arpa", "--order", "2")
     bigrams = set()
     for line in SENTENCES:
         bigrams |= set(itertools.pairwise(["<s>", *line.split(), "</s>"]))

@@ -1,13 +1,12 @@
 """The LibriSpeech recipe, end to end on a tiny folder in that corpus' layout."""
 
-import sys
-
 import numpy as np
 import pytest
 import soundfile
-from helpers.commands import REPO, run_command
+from helpers.commands import REPO
 from helpers.corpora import LETTERS, SAMPLE_RATE, tones, write_arpa
 from helpers.models import write_pretrained
+from helpers.processes import run_forked
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.report.runs import read_runs
@@ -45,7 +44,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(root):
     folder = root.parent / "data"
-    run_command(sys.executable, PREPARE, root, folder)
+    run_forked(PREPARE, root, folder)
     return folder
 
 
@@ -79,8 +78,8 @@ def test_a_row_from_corpus_to_report(root, data, tmp_path):
     small += ["distributed_training.distributed_world_size=1", "optimization.update_freq=[1]"]
     small += ["dataset.num_workers=0", "model.mask_channel_prob=0", "model.apply_mask=false"]
     quoted = ",".join(f"'{each}'" for each in small)
-    run_command(
-        *(sys.executable, REPO / "examples/study/study.py"),
+    run_forked(
+        REPO / "examples/study/study.py",
         *("--config-dir", REPO / "examples/librispeech", "--config-name", "librispeech"),
         *("row=conv2", "~tests.test_other", f"out={tmp_path}/study", f"data={data}"),
         *(f"w2v_path={w2v_path}", f"kenlm_model={tmp_path}/4-gram.arpa"),
@@ -111,16 +110,15 @@ def test_a_damaged_corpus_is_named(tmp_path, damage, message):
     (chapter / "19-198.trans.txt").write_text("19-198-0000 A\n19-198-0001 B\n")
     damage(chapter)
     root = tmp_path / "LibriSpeech"
-    done = run_command(sys.executable, PREPARE, root, tmp_path / "data", check=False)
+    done = run_forked(PREPARE, root, tmp_path / "data", check=False)
     assert done.returncode
     assert message in done.stderr
     assert not (tmp_path / "data/train.tsv").exists()
 
 
 def test_folders_that_are_not_there_are_named(root, tmp_path):
-    command = [sys.executable, PREPARE]
-    done = run_command(*command, root, tmp_path, "--train", "train-clean-360", check=False)
+    done = run_forked(PREPARE, root, tmp_path, "--train", "train-clean-360", check=False)
     assert "train-clean-360 does not exist; in" in done.stderr
     assert "dev-other, test-clean" in done.stderr
-    done = run_command(*command, tmp_path / "lost", tmp_path, check=False)
+    done = run_forked(PREPARE, tmp_path / "lost", tmp_path, check=False)
     assert "lost is not a folder" in done.stderr

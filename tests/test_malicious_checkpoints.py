@@ -13,7 +13,6 @@ import pickle
 import re
 import runpy
 import subprocess
-import sys
 import timeit
 from pathlib import Path
 
@@ -22,8 +21,8 @@ import pytest
 import torch
 from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary
-from helpers.commands import run_command
 from helpers.models import build_model, finetuned_state
+from helpers.processes import run_forked
 from numpy.testing._private.utils import runstring
 from omegaconf import OmegaConf
 from torch.fx.graph_module import _forward_from_src
@@ -217,7 +216,7 @@ def attempts(tmp_path_factory, corpus, pretrained) -> list[dict]:
         path = files / f"{'all ' if name in IN_ALL else ''}config {name}.pt"
         torch.save(configs_with_code(pretrained, name, canary_of(path)), path)
     results = folder / "results.jsonl"
-    run_command(sys.executable, DOORS, files, corpus, pretrained, results)
+    run_forked(DOORS, files, corpus, pretrained, results)
     return [json.loads(line) for line in results.read_text().splitlines()]
 
 

@@ -1,5 +1,7 @@
 """A faster model without training: what is tried, how it is combined, what is left."""
 
+import contextlib
+import io
 import json
 import shlex
 import sys
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from fairseq.data import Dictionary
-from helpers.commands import REPO, run_command
+from helpers.commands import REPO
 from helpers.models import write_finetuned, write_pretrained
+from helpers.processes import programs, run_forked
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.inference import form_of
@@ -228,8 +231,8 @@ def labelled(tmp_path_factory, corpus, model_path):
     folder = tmp_path_factory.mktemp("labelled")
     rows = (corpus / "test.tsv").read_text().splitlines()
     audio = [f"{rows[0]}/{row.split()[0]}" for row in rows[1:]]
-    command = [sys.executable, "-m", "fairseq_speedup", "transcribe", "--path", model_path, *audio]
-    lines = run_command(*command).stdout.splitlines()
+    found = run_forked("fairseq-speedup", "transcribe", "--path", model_path, *audio)
+    lines = found.stdout.splitlines()
     texts = [line.split("\t")[1] for line in lines]
     (folder / "valid.tsv").write_text("\n".join(rows) + "\n")
     labels = [" ".join("|".join(text.split())) + " |" for text in texts]
@@ -238,18 +241,27 @@ def labelled(tmp_path_factory, corpus, model_path):
     return folder
 
 
-def optimize(*arguments, check=True):
-    command = [sys.executable, "-m", "fairseq_speedup", "optimize", *arguments, "--cpu"]
-    return run_command(*command, check=check)
+def optimize(*arguments, status=0) -> tuple[str, str]:
+    """What it prints to standard output and error."""
+    out, errors = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(sys, "executable", str(programs() / "python"))  # what it starts is forked
+        found = main(["optimize", *map(str, arguments), "--cpu"])
+    assert found == status, errors.getvalue()
+    return out.getvalue(), errors.getvalue()
 
 
 @pytest.fixture(scope="module")
 def outcome(labelled, model_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outcome") / "faster"
-    done = optimize(
+    printed, _ = optimize(
         *(model_path, "--data", labelled, "--wer-budget", 30, "--output", folder, "--json")
     )
-    return folder, json.loads(done.stdout)
+    return folder, json.loads(printed)
 
 
 def test_the_result_is_what_was_promised(outcome):
@@ -283,36 +295,35 @@ def test_the_page_has_the_table_the_commands_and_what_training_would_add(outcome
 
 
 def test_a_run_that_was_broken_off_goes_on(outcome, labelled, model_path):
-    """Half of the log is there, and half of a line: what is there is not measured again, and the
-    choice is made of all of it."""
+    """The log but for its end is there, and half of a line: what is there is not measured again,
+    and the choice is made of all of it."""
     folder, found = outcome
     log = folder / "tried.jsonl"
     lines = log.read_text().splitlines(keepends=True)
-    half = len(lines) // 2
-    log.write_text("".join(lines[:half]) + lines[half][:20])
-    done = optimize(
+    there = len(lines) - 2
+    log.write_text("".join(lines[:there]) + lines[there][:20])
+    printed, _ = optimize(
         *(model_path, "--data", labelled, "--wer-budget", 30, "--output", folder, "--json")
     )
     again = log.read_text().splitlines(keepends=True)
-    assert again[:half] == lines[:half] and len(again) > half
-    assert json.loads(done.stdout)["lines"][0] == found["lines"][0]
+    assert again[:there] == lines[:there] and len(again) > there
+    assert json.loads(printed)["lines"][0] == found["lines"][0]
 
 
 def test_other_data_in_the_same_folder_is_refused(outcome, model_path, corpus):
     folder, _ = outcome
-    done = optimize(
-        *(model_path, "--data", corpus, "--wer-budget", 30, "--output", folder), check=False
+    _, errors = optimize(
+        *(model_path, "--data", corpus, "--wer-budget", 30, "--output", folder), status=1
     )
-    assert done.returncode == 1
-    assert "is of another run: data is" in done.stderr and "--overwrite" in done.stderr
+    assert "is of another run: data is" in errors and "--overwrite" in errors
 
 
 def test_without_labels_the_measure_is_the_distance_from_its_own_text(corpus, model_path, tmp_path):
-    done = optimize(
+    printed, _ = optimize(
         *(model_path, "--audio", corpus / "audio", "--output", tmp_path / "faster", "--json"),
         *("--wer-budget", 100, "--max-utterances", 6, "--time-limit", "1s"),
     )
-    found = json.loads(done.stdout)
+    found = json.loads(printed)
     assert found["measure"] == "distance" and found["lines"][0]["error_rate"] == 0
     assert found["num_utterances"] == 6 and found["training"] == []
     (command,) = map(shlex.split, found["commands"])

@@ -1,13 +1,12 @@
 """The open corpus's HuBERT: clusters of MFCC and of a layer, stock fairseq's pretraining."""
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from helpers.commands import REPO, run_command
+from helpers.commands import REPO
 from helpers.models import batch_of, build_model, write_pretrained
 from helpers.processes import run_forked
 
@@ -47,8 +46,8 @@ def tones(tmp_path_factory):
 
 
 def clusters(folder, output, *options, check=True):
-    command = [sys.executable, EXAMPLE / "clusters.py", folder, output, "--clusters", 3, *options]
-    return run_command(*command, check=check)
+    command = [EXAMPLE / "clusters.py", folder, output, "--clusters", 3, *options]
+    return run_forked(*command, check=check)
 
 
 def read_labels(output) -> list[list[int]]:
@@ -114,9 +113,7 @@ def test_what_it_pretrains_goes_on_after_a_break_and_is_fine_tuned(tones, labell
     assert "training on 2 devices" in first
     again, _ = pretrain_on_two_processes(tmp_path, *given, "optimization.max_update=5")
     assert "Loaded checkpoint" in again
-    run_command(
-        sys.executable, EXAMPLE / "slim.py", tmp_path / "checkpoint_last.pt", tmp_path / "slim.pt"
-    )
+    run_forked(EXAMPLE / "slim.py", tmp_path / "checkpoint_last.pt", tmp_path / "slim.pt")
     models = [
         build_model(tmp_path / name, downsample="conv", downsample_factor=2)
         for name in ("checkpoint_last.pt", "slim.pt")

@@ -2,17 +2,28 @@
 
 import contextlib
 import io
+import sys
 
 import pytest
 from helpers.corpora import LETTERS, write_arpa, write_dictionary, write_split
 from helpers.models import write_finetuned
+from helpers.processes import programs
 from helpers.results import write_results
 
 from fairseq_speedup import progress
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.commands import COMMANDS
+from fairseq_speedup.transcription import transcribe
 
+pytestmark = pytest.mark.filterwarnings("error::tqdm.TqdmWarning")  # such as of a total too small
 QUICK = {"lexicon", "merge"}
+
+
+@pytest.fixture(autouse=True)
+def everything_is_drawn(monkeypatch):
+    """However quick the machine is."""
+    monkeypatch.setattr(progress, "AFTER_SECONDS", 0)
+    monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0)
 
 
 class Terminal(io.StringIO):
@@ -91,7 +102,7 @@ def test_every_command_that_takes_its_time_is_here():
 
 @pytest.mark.parametrize("command", WORDS)
 def test_a_terminal_shows_what_is_done(command, folder, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "AFTER_SECONDS", 0)
+    monkeypatch.setattr(sys, "executable", str(programs() / "python"))  # what it starts is forked
     words, expected = (
         [each.replace("{}", str(folder)) for each in both] for both in WORDS[command]
     )
@@ -101,6 +112,14 @@ def test_a_terminal_shows_what_is_done(command, folder, capsys, monkeypatch):
     for each in expected:
         assert each in terminal.getvalue()
     assert "\r" not in capsys.readouterr().out
+
+
+def test_more_audio_than_files_say_of_themselves(folder, monkeypatch):
+    monkeypatch.setattr(transcribe, "duration", lambda path: 0.1)
+    words = [each.replace("{}", str(folder)) for each in WORDS["transcribe"][0]]
+    with contextlib.redirect_stderr(Terminal()) as terminal:
+        assert main(words) == 0
+    assert "100%" in terminal.getvalue()
 
 
 def test_elsewhere_nothing_is_written(capsys):

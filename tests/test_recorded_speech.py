@@ -14,6 +14,7 @@ import soundfile
 from helpers.commands import REPO, run_command
 from helpers.corpora import LETTERS, SAMPLE_RATE, tones
 from helpers.models import write_pretrained
+from helpers.processes import programs
 
 from fairseq_speedup.report.runs import read_runs
 
@@ -390,7 +391,7 @@ def test_an4_from_its_folder_to_the_report(tmp_path, examples):
     w2v_path = write_pretrained(tmp_path / "tiny.pt", normalize=True)
     given = [examples / "an4/run.sh", tmp_path / "an4", tmp_path / "out", "--skip"]
     given += ["row=conv2", "updates=2", "~tests.valid", "tests.test=[lm]"]
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    path = f"{programs()}:/usr/bin:/bin"
     env = {"PATH": path, "W2V_PATH": str(w2v_path), "JOBS": "1"}
     env["PYTHONPATH"] = str(REPO)
     run_command("bash", *given, env=env)

@@ -1,13 +1,13 @@
 """What fairseq's commands end with where this package refuses something, and where it does not."""
 
 import subprocess
-import sys
 
 import pytest
-from helpers.commands import USER_DIR, fairseq_command, generate, run_command, train
+from helpers.commands import USER_DIR, generate, train
+from helpers.processes import run_forked
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.refusals import is_refusal
+from fairseq_speedup.refusals import is_refusal, reason
 from fairseq_speedup.registry import Registry
 
 FULL = {"HYDRA_FULL_ERROR": "1"}
@@ -35,7 +35,7 @@ def test_training_ends_with_the_message_alone(corpus, tmp_path):
 
 def test_all_of_it_is_there_for_who_asks(corpus, tmp_path):
     words = [corpus, "--user-dir", USER_DIR, "--task", "speedup_finetuning", "--path", tmp_path]
-    done = run_command(fairseq_command("fairseq-generate"), *words, env=FULL, check=False)
+    done = run_forked("fairseq-generate", *words, env=FULL, check=False)
     assert "is a folder without config.json" in last_line(done)
     assert "Traceback (most recent call last)" in done.stderr
     assert "in load_checkpoint_to_cpu" in done.stderr
@@ -86,7 +86,19 @@ def test_which_errors_are_refusals(function, arguments, refused):
     assert is_refusal(raised(function, *arguments)) == refused
 
 
+@pytest.mark.parametrize(
+    ("error", "first", "whole"),
+    [
+        (ValueError("\n two  words\n and more\n"), "two words", "two words and more"),
+        (MemoryError(), "MemoryError", "MemoryError"),
+        (OSError(" \n"), "OSError", "OSError"),
+    ],
+)
+def test_an_error_without_words_is_told_by_its_kind(error, first, whole):
+    assert (reason(error), reason(error, whole=True)) == (first, whole)
+
+
 def test_other_programs_keep_their_errors():
     code = "import fairseq_speedup, os, sys\n"
     code += "assert sys.excepthook is sys.__excepthook__ and 'HYDRA_FULL_ERROR' not in os.environ"
-    run_command(sys.executable, "-c", code)
+    run_forked("-c", code)

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
-from helpers.commands import REPO, run_command
+from helpers.commands import REPO
 from helpers.corpora import write_dictionary, write_split
 from helpers.models import write_pretrained
+from helpers.processes import run_forked
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
@@ -74,14 +75,14 @@ def folder(tmp_path_factory):
 
 
 def study_command(folder, name, *overrides) -> list[str]:
-    command = [sys.executable, REPO / "examples/study/study.py", "--config-dir", folder / "config"]
+    command = [REPO / "examples/study/study.py", "--config-dir", folder / "config"]
     command += ["--config-name", name, f"data={folder}/data", f"w2v_path={folder}/tiny.pt"]
     return list(map(str, [*command, *overrides]))
 
 
 def study(folder, *overrides, check=True):
     command = study_command(folder, "small", f"out={folder}/out", *overrides)
-    return run_command(*command, cwd=folder, check=check)
+    return run_forked(*command, cwd=folder, check=check)
 
 
 def error_of(folder, *overrides) -> str:
@@ -253,7 +254,7 @@ def test_the_students_of_small_models_are_distilled_with_options_that_there_are(
     folder = ["--config-dir", str(REPO / "config/distillation"), "--config-name", "base"]
     for row in rows.values():
         if "student" in row:
-            done = run_command(
+            done = run_forked(
                 "fairseq-hydra-train", *folder, *given, *row["student"], "--cfg", "job"
             )
             model = OmegaConf.create(done.stdout).model
@@ -317,8 +318,8 @@ def test_a_killed_process_keeps_its_lock_in_what_it_started(tmp_path, monkeypatc
 
 
 def killed_when(happened, command):
-    """Starts a command and kills it, and all that it started, once ``happened()``."""
-    process = subprocess.Popen(command, start_new_session=True)
+    """Starts a program and kills it, and all that it started, once ``happened()``."""
+    process = subprocess.Popen([sys.executable, *command], start_new_session=True)
     while not happened():
         assert process.poll() is None
         time.sleep(0.02)
@@ -347,7 +348,7 @@ def test_a_killed_study_ends_with_the_table_of_an_unbroken_one(folder, tmp_path)
     rows.write_text("full: {}\nmerge: {of: full, decode: {merge_20: {merge_ratio: 0.2}}}\n")
     given = ["killed", "row=full,merge", f"rows={rows}"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_command(*study_command(folder, *given, f"out={whole}", "-m"))
+    run_forked(*study_command(folder, *given, f"out={whole}", "-m"))
     command = study_command(folder, *given, f"out={broken}", "-m")
     model = broken / "models/train/full/seed1"
     decoded = broken / "results/train/full/seed1/test_greedy"
@@ -356,7 +357,7 @@ def test_a_killed_study_ends_with_the_table_of_an_unbroken_one(folder, tmp_path)
     assert not (model / "done").is_file()
     killed_when(decoded.is_dir, command)
     assert "Loaded checkpoint" in (model / "hydra_train.log").read_text()
-    run_command(*command)
+    run_forked(*command)
     expected = table(whole / "results")
     assert len(expected) == 2
     assert table(broken / "results") == expected

@@ -19,6 +19,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,10 +31,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-import fairseq_speedup
-
 REPO = Path(__file__).resolve().parents[2]
-USER_DIR = Path(fairseq_speedup.__file__).parent
+USER_DIR = Path(find_spec("fairseq_speedup").origin).parent  # fairseq is not waited for
 OPTIONS, DONE, DECODED = "options.json", "done", "decoded.json"
 FAILED, LOG, LOCK, RUN_LOCK = "failed.txt", "log.txt", ".lock", ".run.lock"
 CHECKPOINT, PRUNED = "checkpoint_last.pt", "pruned.pt"

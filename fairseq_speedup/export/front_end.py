@@ -98,8 +98,8 @@ class ExportableCnn(nn.Module):
         num_windows = conv_length(samples.size(1), kernel_size, stride)
         needed = blocked_length(num_windows, kernel_size, stride)
         windows = blocked_windows(resized(samples, needed), kernel_size, stride).double()
-        heard = lengths if self.masked else torch.zeros_like(lengths) + samples.size(1)
-        count = conv_length(heard, kernel_size, stride)
+        num_samples = lengths if self.masked else torch.zeros_like(lengths) + samples.size(1)
+        count = conv_length(num_samples, kernel_size, stride)
         weight = self.linears[0].weight
         weight, bias = fold_over_valid(weight, self.group_norm, windows, count)
         return weight.transpose(1, 2), bias[:, None]

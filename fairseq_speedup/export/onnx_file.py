@@ -16,6 +16,7 @@ from fairseq_speedup.export.model import ExportableModel, check_exportable
 from fairseq_speedup.export.session import INPUTS, OUTPUTS, OnnxModel, check_installed, onnx
 from fairseq_speedup.inference.linear import multiplies_int8
 from fairseq_speedup.lengths import padding_mask_of
+from fairseq_speedup.refusals import reason
 
 OPSET = 17
 TOLERANCE = 1e-4  # nats, of fp32
@@ -142,11 +143,10 @@ class Check:
         try:
             log_probs, frames = file.log_probs(self.waveform, self.lengths)
         except Exception as error:  # of ONNX Runtime's own
-            reason = str(error).split("\n")[0][:200]
             raise ExportError(
-                f"the graph does not run on {self.lengths.tolist()} samples: {reason}. Perhaps a "
-                "module keeps the lengths that it was recorded with; in one of your own, write "
-                "reshape in place of unflatten"
+                f"the graph does not run on {self.lengths.tolist()} samples: "
+                f"{reason(error)[:200]}. Perhaps a module keeps the lengths that it was recorded "
+                "with; in one of your own, write reshape in place of unflatten"
             ) from None
         if frames.tolist() != self.frames.tolist():
             raise ExportError(

@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from fairseq_speedup.export.metadata import Metadata, OnnxFileError
+from fairseq_speedup.refusals import reason
 
 try:
     import onnx
@@ -56,8 +57,9 @@ class OnnxModel:
                 path, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # of ONNX Runtime's own, by kind of damage
-            reason = str(error).split("\n")[0][:200]
-            raise OnnxFileError(f"{path} cannot be read as an ONNX model: {reason}") from None
+            raise OnnxFileError(
+                f"{path} cannot be read as an ONNX model: {reason(error)[:200]}"
+            ) from None
         self.path = path
         strings = self.session.get_modelmeta().custom_metadata_map
         self.metadata = Metadata.of_strings(path, strings)

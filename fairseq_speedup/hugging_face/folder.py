@@ -25,6 +25,7 @@ from fairseq_speedup.hugging_face.write import checkpoint_of
 from fairseq_speedup.model_folders import CONFIG, WEIGHTS
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
 from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2
+from fairseq_speedup.refusals import reason
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 logger = logging.getLogger(__name__)
@@ -250,8 +251,7 @@ def _read_config(folder: str):
     try:
         config = getattr(library(), f"{MODEL_TYPES[model_type][0]}Config").from_dict(given)
     except Exception as error:  # transformers checks each field, with errors of its own
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: {reason}") from None
+        raise CheckpointError(f"{path}: {reason(error, whole=True)}") from None
     check_fixed(path, config.to_dict(), FIXED_HERE)
     # a model that is fine-tuned without masks has no embedding for them there, and fairseq's has
     config.mask_time_prob = config.mask_time_prob or 0.05
@@ -288,9 +288,8 @@ def _load(folder: str, name: str, config, weights: dict):
             output_loading_info=True,
         )
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{folder}: transformers cannot load it as {name}: {reason}"
+            f"{folder}: transformers cannot load it as {name}: {reason(error, whole=True)[:300]}"
         ) from None
     extra = {_without_prefix(key): key for key in info["unexpected_keys"]}
     dropped = [key for short, key in extra.items() if short.startswith(PRETRAINING_ONLY)]
@@ -362,5 +361,4 @@ def _fill(path: str, model, pretrained: Pretrained, group_norm: bool) -> None:
         if pretrained.head:
             model.lm_head.load_state_dict(pretrained.head, strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: {reason}") from None
+        raise CheckpointError(f"{path}: {reason(error, whole=True)[:300]}") from None

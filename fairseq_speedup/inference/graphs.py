@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable
 
 import torch
 
+from fairseq_speedup.refusals import reason
+
 MOST_GRAPHS = 64  # the one used least recently gives way
 WARM_UPS = 2  # runs before a capture, in which libraries choose and allocate
 
@@ -80,7 +82,7 @@ class Graphs:
             try:
                 self.graphs[key] = self.capture(self.run, inputs, self._pool)
             except RuntimeError as error:
-                self.note = f"not captured: {str(error).splitlines()[0]}"
+                self.note = f"not captured: {reason(error)}"
                 self.graphs.clear()
                 return None
         self.graphs.move_to_end(key)

@@ -102,10 +102,10 @@ class DistilledStudent(BaseFairseqModel):
         """
         hidden = self.student.extract_features(source, padding_mask)
         with torch.no_grad():
-            taught = self.teacher[0].extract_features(source, padding_mask)
+            found = self.teacher[0].extract_features(source, padding_mask)
         predicted = {layer: head(hidden["x"]) for layer, head in self.heads.items()}
         # each layer's output comes as T x B x C
-        outputs = [output for output, _, _ in taught["layer_results"]]
+        outputs = [output for output, _, _ in found["layer_results"]]
         target = {layer: outputs[int(layer) - 1].transpose(0, 1) for layer in self.heads}
         return {"predicted": predicted, "target": target, "padding_mask": hidden["padding_mask"]}
 

@@ -13,6 +13,7 @@ from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.optimize.candidates import Candidate
 from fairseq_speedup.optimize.worker import Setup, Transcribed, batches_of, serve
 
+PRELOADED = ["fairseq_speedup.optimize.worker", "fvcore.nn", "fairseq_cli.generate"]
 ROUNDS = 5
 SECONDS_OF_ROUND = 2.0  # that the model as it is takes
 FEWEST_TIMED, MOST_TIMED = 4, 24  # utterances
@@ -70,7 +71,7 @@ class Process:
             WorkerDiedError
         """
         if self.process is None:
-            context = multiprocessing.get_context("spawn")
+            context = self._context()
             self.connection, theirs = context.Pipe()
             self.process = context.Process(
                 target=serve, args=(theirs, *self.arguments), daemon=True
@@ -88,6 +89,16 @@ class Process:
         if not good:
             raise ValueError(found)
         return found
+
+    def _context(self):
+        """That starts a process: on a CPU it is forked by a server that has imported what a worker
+        needs; CUDA is not for a forked one."""
+        setup, _ = self.arguments
+        if setup.device.type == "cuda":
+            return multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        return context
 
     def load(self, candidate: Candidate) -> None:
         """Makes a candidate ready, if it is not."""

@@ -27,6 +27,7 @@ from fairseq_speedup.optimize.candidates import Candidate, Subject
 from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.compute import ComputeMeter, macs_report
 from fairseq_speedup.pruning.gates import can_be_pruned
+from fairseq_speedup.refusals import reason
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask, completed
 
 BATCH_SECONDS = 100  # of audio, where nothing is timed
@@ -402,7 +403,7 @@ def _engines() -> list[str]:
 def _forget_peak() -> None:
     """The system's count of peak memory begins anew, where it lets itself be told so."""
     gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError, AttributeError):
@@ -436,7 +437,7 @@ def serve(connection, setup: Setup, user_dir: str | None) -> None:
                     worker = Worker(setup)
                 connection.send((True, getattr(worker, method)(*arguments)))
             except (ValueError, OSError) as error:
-                connection.send((False, str(error)))
+                connection.send((False, reason(error, whole=True)))
             except Exception as error:
                 traceback.print_exc()
                 connection.send((False, f"{type(error).__name__}: {error}"))

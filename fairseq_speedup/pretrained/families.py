@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fairseq_speedup.architectures import pretraining_config
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.refusals import reason
 from fairseq_speedup.saved_configs import UnsafeConfigError, evaluate
 from fairseq_speedup.transformer.conformer import ATTENTIONS
 
@@ -168,8 +169,9 @@ def as_wav2vec2(path: str, family: str, given: dict, normalize: bool) -> DictCon
     try:
         cfg = pretraining_config(normalize=bool(normalize), **options)
     except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{path}: its {family} config is not valid: {reason}") from None
+        raise CheckpointError(
+            f"{path}: its {family} config is not valid: {reason(error)}"
+        ) from None
     with open_dict(cfg):
         cfg.encoder_variant = {"family": family, **FAMILIES[family].variant(given)}
     return cfg

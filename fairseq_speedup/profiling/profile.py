@@ -22,6 +22,7 @@ from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
 from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.profiling.utterance_lengths import read_lengths
+from fairseq_speedup.refusals import reason
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 
@@ -81,8 +82,7 @@ def load_model(args):
         try:
             cfg[name] = value
         except OmegaConfBaseException as error:
-            reason = str(error).split("\n")[0]
-            raise ValueError(f"{name}={value}: {reason}") from None
+            raise ValueError(f"{name}={value}: {reason(error)}") from None
     model = random_model(architecture_config(arch), args.num_labels, cfg)
     return model, describe(f"{arch}, random weights", cfg)
 

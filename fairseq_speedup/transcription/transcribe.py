@@ -94,9 +94,15 @@ def _transcribe_all(
     names = {each.path: each.name for each in found}
     paths = [each.path for each in found]
     total = sum(map(duration, paths))
-    with progress.bar(total=round(total, 1), unit="s", unit_scale=True, delay=0) as bar:
-        rate = transcriber.task.sample_rate
-        transcriber.generator.progress = lambda num_samples: bar.update(num_samples / rate)
+    with progress.bar(total=total, unit="s", unit_scale=True, delay=0) as bar:
+
+        def advance(num_samples: int) -> None:
+            seconds = num_samples / transcriber.task.sample_rate
+            if bar.total:  # of files that say too little of themselves it grows
+                bar.total = max(bar.total, bar.n + seconds)
+            bar.update(seconds)
+
+        transcriber.generator.progress = advance
 
         def failed(path: str, error: Exception) -> None:
             summary.num_failed += 1

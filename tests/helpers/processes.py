@@ -1,59 +1,70 @@
-"""A fresh Python for every command without importing torch and fairseq each time: a server that
-has imported them, and has run nothing, forks. That import takes longer than most commands here."""
+"""A fresh Python for every program without importing torch and fairseq each time, which takes
+longer than most programs here: a server that has imported them, and has run nothing, forks."""
 
-import multiprocessing
+import functools
 import os
-import pkgutil
+import socket
+import stat
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-# the last is what torch's attention imports when it runs first
-PRELOADED = [
-    "fairseq_cli.generate",
-    "fairseq_cli.hydra_train",
-    "fvcore.nn",
-    "soundfile",
-    "torch.fx.experimental.symbolic_shapes",
-]
-SCRIPTS = {  # as the environment's console scripts have them
-    "fairseq-generate": "fairseq_cli.generate:cli_main",
-    "fairseq-hydra-train": "fairseq_cli.hydra_train:cli_main",
-    "fairseq-speedup": "fairseq_speedup.commands:main",
-}
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(PRELOADED)
+from . import forks
+
+# Python takes a moment to start where it looks for no packages
+CALLER = """#!{python} -IS
+import os, sys
+sys.path.insert(0, {helpers!r})
+from forks import SCRIPTS, call
+name, *words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+program = name in SCRIPTS or words[:1] == ["-m"] or words[:2] == ["-W", "ignore"]
+if program or words and words[0].endswith(".py"):
+    words = [sys.argv[0], *words] if name in SCRIPTS else words
+    sys.exit(call({socket!r}, words, os.getcwd(), dict(os.environ), [0, 1, 2]))
+os.execv({python!r}, [{python!r}, *words])
+"""
+
+
+@functools.cache
+def programs() -> Path:
+    """A folder with ``python`` and the console scripts, which the server forks for whoever starts
+    them; it is begun here. Other programs of theirs find them beside ``sys.executable``."""
+    folder = Path(tempfile.mkdtemp(prefix="forks-"))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "socket"))
+    listener.listen(64)
+    descriptor = listener.fileno()
+    command = [sys.executable, forks.__file__, str(descriptor), str(folder)]
+    # its standard input ends with this process
+    programs.server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[descriptor])
+    listener.close()
+    for name in ("python", *forks.SCRIPTS):
+        text = CALLER.format(
+            python=sys.executable,
+            helpers=str(Path(forks.__file__).parent),
+            socket=str(folder / "socket"),
+        )
+        (folder / name).write_text(text)
+        (folder / name).chmod(stat.S_IRWXU)
+    return folder
 
 
 def run_forked(
     *command, cwd=None, check=True, env: dict | None = None
 ) -> subprocess.CompletedProcess:
-    """Runs one of SCRIPTS with its arguments; its output is in the error when it fails."""
+    """Runs a console script or what ``python`` takes, a file, ``-m`` and a module or ``-c`` and
+    code, with its arguments; its output is in the error when it fails."""
     words = [str(word) for word in command]
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [f"{folder}/stdout", f"{folder}/stderr"]
-        process = _context.Process(target=_console_script, args=(words, paths, cwd, env))
-        process.start()
-        process.join()
-        stdout, stderr = (Path(path).read_text() for path in paths)
-    if check and process.exitcode:
-        raise AssertionError(f"{words} failed:\n{stdout[-4000:]}\n{stderr[-4000:]}")
-    return subprocess.CompletedProcess(words, process.exitcode, stdout, stderr)
-
-
-def _console_script(words, paths, cwd, env) -> None:
-    for descriptor, path in zip((1, 2), paths, strict=True):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT)
-        os.dup2(file, descriptor)
-        os.close(file)
-    os.environ.update(env or {})
-    if cwd is not None:
-        os.chdir(cwd)
-    sys.argv = words
-    try:
-        status = pkgutil.resolve_name(SCRIPTS[words[0]])()
-    except Exception:  # as Python ends a script; multiprocessing asks no hook
-        sys.excepthook(*sys.exc_info())
-        status = 1
-    sys.exit(status)
+    path = str(programs() / "socket")
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        with open(os.devnull) as stdin:
+            descriptors = [each.fileno() for each in (stdin, stdout, stderr)]
+            cwd = os.path.abspath(cwd or os.getcwd())
+            status = forks.call(path, words, cwd, {**os.environ, **(env or {})}, descriptors)
+        stdout.seek(0)
+        stderr.seek(0)
+        done = subprocess.CompletedProcess(words, status, stdout.read(), stderr.read())
+    if check and status:
+        raise AssertionError(f"{words} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+    return done
