@@ -3,19 +3,19 @@
 import torch
 from torch import nn
 
+from fairseq_speedup.export.exported import ExportedModel
 from fairseq_speedup.export.metadata import Metadata
-from fairseq_speedup.export.session import OnnxModel
 from fairseq_speedup.lengths import FrameGrid, lengths_of, padding_mask_of
 
 
-class OnnxCtc(nn.Module):
+class ExportedCtc(nn.Module):
     """What the generator needs of a model.
 
     Args:
         session: runs the file
     """
 
-    def __init__(self, session: OnnxModel):
+    def __init__(self, session: ExportedModel):
         super().__init__()
         self.session = session
 
@@ -37,7 +37,7 @@ class OnnxCtc(nn.Module):
         return found if log_probs else found.exp()
 
 
-class OnnxLengths:
+class ExportedLengths:
     """What an exported file says of its lengths, in the place of a model's (see
     :func:`~fairseq_speedup.models.lengths.model_lengths`)."""
 

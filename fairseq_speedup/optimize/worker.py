@@ -15,7 +15,7 @@ import torch
 from fairseq.dataclass.configs import GenerationConfig
 
 from fairseq_speedup import library_warnings
-from fairseq_speedup.data.recording import RecordingError, read_recording
+from fairseq_speedup.data.utterances import Labelled, Recordings
 from fairseq_speedup.decoding.generator import Encoded, batch_of, encode
 from fairseq_speedup.decoding.run import padding_gets_in
 from fairseq_speedup.inference.form import check_device
@@ -106,7 +106,7 @@ class Worker:
         _, cfg, self.task = self._load_checkpoint({})
         if self.setup.data is not None:
             self.task.load_dataset(self.setup.subset, task_cfg=cfg.task)
-            self.utterances = Labelled(self.task, self.setup)
+            self.utterances = Labelled(self.task, self.setup.subset, self.setup.post_process)
         else:
             needed = self.task.lengths.needed_samples()
             self.utterances = Recordings(self.task, self.setup.audio, needed)
@@ -187,11 +187,11 @@ class Worker:
                 self.model.cuda()
             self.model.eval()
         else:
-            from fairseq_speedup.export.ctc_model import OnnxCtc
-            from fairseq_speedup.export.session import OnnxModel
+            from fairseq_speedup.export.ctc_model import ExportedCtc
+            from fairseq_speedup.export.engines import open_exported
 
             task = self.task
-            self.model = OnnxCtc(OnnxModel(path, candidate.threads))
+            self.model = ExportedCtc(open_exported(path, candidate.threads))
         task.cfg.inference = candidate.form
         for name, value in decoding.items():
             setattr(task.cfg, name, value)
@@ -305,64 +305,6 @@ def batches_of(indices, num_samples, most_utterances: int, most_samples: float =
             batch = []
         batch.append(index)
     return [*batches, batch] if batch else batches
-
-
-class Labelled:
-    """A split of a data folder, as fairseq-generate reads it.
-
-    Attributes:
-        num_samples: of each utterance
-    """
-
-    def __init__(self, task, setup: Setup):
-        self.dataset = task.dataset(setup.subset)
-        self.task = task
-        self.setup = setup
-        self.num_samples = [int(self.dataset.num_tokens(i)) for i in range(len(self.dataset))]
-
-    def waveform(self, index: int) -> torch.Tensor:
-        """(S,)"""
-        return self.dataset[index]["source"]
-
-    def references(self) -> list[str]:
-        dictionary, found = self.task.target_dictionary, []
-        for index in range(len(self.dataset)):
-            labels = self.dataset.get_label(index, self.dataset.process_label)
-            text = dictionary.string(labels.int(), self.setup.post_process, escape_unk=True)
-            found.append(text)
-        return found
-
-
-class Recordings:
-    """Audio files without labels."""
-
-    def __init__(self, task, paths: list[str], needed_samples: int):
-        self.task = task
-        self.needed_samples = needed_samples
-        self.paths, self.num_samples = [], []
-        for path in paths:
-            try:
-                num_samples = len(self._read(path))
-            except RecordingError as error:
-                print(f"{error}; left out", file=sys.stderr)
-                continue
-            self.paths.append(path)
-            self.num_samples.append(num_samples)
-        if not self.paths:
-            raise ValueError(f"--audio: none of {len(paths)} files can be read")
-
-    def waveform(self, index: int) -> torch.Tensor:
-        """(S,)"""
-        return self._read(self.paths[index])
-
-    def _read(self, path: str) -> torch.Tensor:
-        cfg = self.task.cfg
-        return read_recording(
-            path, cfg.sample_rate, bool(cfg.normalize), self.needed_samples
-        ).waveform
-
-    def references(self) -> None:
-        return None
 
 
 def _many(encoder: SpeedupEncoder) -> dict:
