@@ -24,6 +24,7 @@ from fairseq_speedup.export import (
     openvino_session,
 )
 from fairseq_speedup.export.command import metadata_of
+from fairseq_speedup.export.engines import open_exported
 from fairseq_speedup.export.int8_audio import Int8Audio
 from fairseq_speedup.export.onnx_file import ExportError
 from fairseq_speedup.export.openvino_file import export_openvino, write
@@ -36,6 +37,9 @@ from fairseq_speedup.export.openvino_int8 import (
     parts_of,
     with_whole_inputs,
 )
+from fairseq_speedup.optimize.candidates import Candidate
+from fairseq_speedup.optimize.outcome import exported_name, keep_exported
+from fairseq_speedup.optimize.worker import Setup, Worker
 
 needs_nncf = pytest.mark.skipif(
     importlib.util.find_spec("nncf") is None, reason="NNCF is not installed"
@@ -317,6 +321,25 @@ def test_the_command_in_int8(model, corpus, tmp_path, capsys):
     num_words = (corpus / "train.ltr").read_text().count("|")
     assert f"WER % on 13 utterances, {num_words} words: " in printed
     assert OpenVinoModel(str(output)).metadata.precision == "int8"
+
+
+@needs_nncf
+def test_optimize_tries_it_and_keeps_its_files(model, corpus, tmp_path):
+    setup = Setup(str(model), str(corpus), "train", [], {}, {}, "letter", str(tmp_path / "work"))
+    (tmp_path / "work").mkdir()
+    worker = Worker(setup)
+    assert {"openvino", "openvino int8"} <= set(worker.subject().engines)
+    worker.load(Candidate())
+    expected = worker.transcribe([0, 1, 2], alone=False).texts
+    for engine, budget, precision in [("openvino", None, "fp32"), ("openvino int8", 900.0, "int8")]:
+        candidate = Candidate({"keep_layers": "0,"}, engine=engine, int8_budget=budget)
+        worker.load(candidate)
+        assert len(worker.transcribe([0, 1, 2], alone=False).texts) == 3
+        assert keep_exported(setup, candidate, tmp_path) == ["model.xml", "model.bin"]
+        kept = open_exported(str(tmp_path / exported_name(candidate)))
+        assert kept.metadata.precision == precision
+    worker.load(Candidate(engine="openvino"))
+    assert worker.transcribe([0, 1, 2], alone=False).texts == expected
 
 
 @pytest.mark.parametrize(

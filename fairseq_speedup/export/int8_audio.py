@@ -11,6 +11,7 @@ from fairseq_speedup.export.word_errors import WordErrors
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask, completed
 
+DEFAULT_MINUTES = 10
 PIECE_SECONDS = 30  # of an utterance that scales are found on at once
 LEAST_SECONDS = 10  # of audio that is not silent
 # standard deviation: of a waveform that the model takes as it is, and of one that was divided by

@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -172,7 +173,7 @@ class Worker:
         torch.set_num_threads(candidate.threads)
         path = None
         if candidate.engine != "torch":
-            path = onnx_path(self.setup.folder, candidate)
+            path = exported_path(self.setup.folder, candidate)
             if not os.path.exists(path):
                 export(self.setup, candidate)
         _forget_peak()
@@ -197,7 +198,7 @@ class Worker:
             setattr(task.cfg, name, value)
         self.generator = task.build_generator([self.model], generation)
         self.batch_size = candidate.batch_size
-        model = (candidate.macs_key, candidate.form, candidate.engine)
+        model = (candidate.macs_key, candidate.form, candidate.engine, candidate.int8_budget)
         if self.kept_of != model:
             self.kept, self.kept_of = {}, model
 
@@ -277,21 +278,39 @@ class Worker:
 
 
 def export(setup: Setup, candidate: Candidate) -> None:
-    """Writes the ONNX file of a candidate in that engine."""
-    from fairseq_speedup.export.command import load, metadata_of
+    """Writes the file of an engine's candidate."""
+    from fairseq_speedup.export.command import load_whole, metadata_of
+    from fairseq_speedup.export.int8_audio import DEFAULT_MINUTES, Int8Audio
     from fairseq_speedup.export.onnx_file import export_onnx
+    from fairseq_speedup.export.openvino_file import export_openvino
+    from fairseq_speedup.export.openvino_int8 import Int8
 
-    model, task = load(setup.path, setup.data, {**setup.overrides, **candidate.overrides})
-    path = onnx_path(setup.folder, candidate)
-    metadata = metadata_of(model, task, setup.path)
-    export_onnx(model, path, metadata, int8=candidate.engine == "onnx int8")
+    overrides = {**setup.overrides, **candidate.overrides}
+    model, cfg, task = load_whole(setup.path, setup.data, overrides)
+    path = exported_path(setup.folder, candidate)
+    engine, *precision = candidate.engine.split()
+    metadata = metadata_of(model, task, setup.path, engine)
+    if engine == "onnx":
+        export_onnx(model, path, metadata, int8=bool(precision))
+        return
+    int8 = None
+    if precision:
+        given = (setup.data, setup.subset, setup.audio, DEFAULT_MINUTES)
+        int8 = Int8(Int8Audio.of(model, cfg, task, *given), candidate.int8_budget)
+    export_openvino(model, path, metadata, int8)
 
 
-def onnx_path(folder: str, candidate: Candidate) -> str:
+def exported_path(folder: str, candidate: Candidate) -> str:
     """Where the file of an engine's candidate is kept."""
     options = [f"{name}-{value}" for name, value in sorted(candidate.overrides.items())]
+    if candidate.int8_budget is not None:
+        options.append(f"within-{candidate.int8_budget:g}")
     name = "_".join([candidate.engine.replace(" ", "-"), *options]).replace(",", ".")
-    return os.path.join(folder, f"{name}.onnx")
+    return os.path.join(folder, name + exported_ending(candidate))
+
+
+def exported_ending(candidate: Candidate) -> str:
+    return {"onnx": ".onnx", "openvino": ".xml"}[candidate.engine.split()[0]]
 
 
 def batches_of(indices, num_samples, most_utterances: int, most_samples: float = float("inf")):
@@ -332,13 +351,22 @@ def _forms(device: torch.device) -> list[str]:
 
 
 def _engines() -> list[str]:
-    from fairseq_speedup.export.session import MissingExtraError, check_installed
+    """Engines that are installed, by what writes their files."""
+    from fairseq_speedup.export.exported import MissingExtraError
+    from fairseq_speedup.export.openvino_file import check_openvino
+    from fairseq_speedup.export.session import check_installed
 
-    try:
-        check_installed()
-    except MissingExtraError:
-        return []
-    return ["onnx", "onnx int8"]
+    checks: list[tuple[list[str], Callable[[], None]]] = [
+        (["onnx", "onnx int8"], check_installed),
+        (["openvino"], lambda: check_openvino(int8=False)),
+        (["openvino int8"], lambda: check_openvino(int8=True)),
+    ]
+    found = []
+    for names, check in checks:
+        with contextlib.suppress(MissingExtraError):
+            check()
+            found += names
+    return found
 
 
 def _forget_peak() -> None:
