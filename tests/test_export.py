@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from fairseq.data import Dictionary
+from helpers.commands import generate_here
 from helpers.corpora import LETTERS
 from helpers.exported import BATCHES, Task, export, given, largest_difference
 from helpers.models import build_model, write_finetuned, write_pretrained
@@ -20,6 +21,7 @@ pytest.importorskip("onnxruntime")
 import onnx
 
 from fairseq_speedup.__main__ import main
+from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.export import ExportedFileError, OnnxModel, exported, onnx_file, session
 from fairseq_speedup.export.command import load, metadata_of
 from fairseq_speedup.export.onnx_file import ExportError, export_onnx
@@ -356,6 +358,47 @@ def test_transcribe_runs_it_with_the_threads_of_torch(written, tmp_path, monkeyp
     soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).random(16000), 16000)
     assert main(["transcribe", "--path", str(written[1]), str(tmp_path / "a.wav")]) == 0
     assert threads == [3] and "a.wav\t" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+def test_fairseq_generate_runs_it_like_its_checkpoint(model, corpus, tmp_path, capsys, ending):
+    exported = tmp_path / f"model{ending}"
+    command = ["export", "--path", str(model), "--output", str(exported)]
+    if ending == ".xml":
+        pytest.importorskip("openvino")
+        command += ["--to", "openvino"]
+    assert main(command) == 0
+    lines = []
+    for path, folder in [(model, tmp_path / "expected"), (exported, tmp_path / "found")]:
+        generate_here(corpus, path, folder, "--batch-size", 4)
+        lines.append((folder / "generate-test.txt").read_text().splitlines())
+    texts = [[line for line in each if line[:2] in ("T-", "D-")] for each in lines]
+    hypotheses = [[line.split("\t")[2] for line in each if line[0] == "D"] for each in texts]
+    assert len(hypotheses[0]) == 11 and hypotheses[0] == hypotheses[1]
+    assert lines[0][-1] == lines[1][-1]  # its WER
+    engine = {".onnx": "ONNX Runtime fp32", ".xml": "OpenVINO fp32"}[ending]
+    compute = json.loads((tmp_path / "found/compute.json").read_text())
+    assert compute["inference"] == {"form": engine} and compute["parameters"] is None
+    assert compute["macs_note"] == "MACs of ExportedCtc are not known"
+    assert "decoded 11 utterances" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--inference fp32 does not change .*: leave it out"):
+        generate_here(corpus, exported, None, "--inference", "fp32")
+    with pytest.raises(CheckpointError, match=r"as it was exported: keep_layers cannot be changed"):
+        generate_here(corpus, exported, None, "--model-overrides", "{'keep_layers': '1'}")
+    assert main(["calibrate", str(corpus), "--cpu", "--path", str(exported)]) == 1
+    assert "as it was exported: " in capsys.readouterr().err
+    assert main(["export", "--path", str(exported), "--output", str(tmp_path / "a.onnx")]) == 1
+    assert f"--path {exported} is an exported file, which trans" in capsys.readouterr().err
+
+
+def test_a_checkpoint_does_not_name_a_file_to_open(written, corpus, tmp_path):
+    state = torch.load(written[0], weights_only=False)
+    named = tmp_path / "named.onnx"
+    named.write_bytes(written[1].read_bytes())
+    state["cfg"]["model"] = {"_name": "exported_ctc", "path": str(named)}
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"names another file, .*named.onnx, is refused"):
+        generate_here(corpus, tmp_path / "model.pt")
 
 
 def test_engines_that_are_not_installed_are_named(written, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Files that were exported, each run by the engine that its name's ending tells."""
 
+from fairseq_speedup.checkpoints import EXPORTED_ENDINGS
 from fairseq_speedup.export import openvino_session
 from fairseq_speedup.export.exported import ExportedModel
 from fairseq_speedup.export.openvino_session import OpenVinoModel
@@ -9,7 +10,7 @@ ENGINES = {".onnx": OnnxModel, openvino_session.ENDING: OpenVinoModel}
 
 
 def is_exported(path: str) -> bool:
-    return path.endswith(tuple(ENGINES))
+    return path.endswith(EXPORTED_ENDINGS)
 
 
 def open_exported(path: str, num_threads: int = 0) -> ExportedModel:

@@ -38,6 +38,7 @@ def weight_bits() -> int:
 class ExportedModel:
     """
     Attributes:
+        ENGINE: its name
         path: of the file
         metadata: see Metadata
 
@@ -46,6 +47,8 @@ class ExportedModel:
     Raises:
         ExportedFileError: it takes others
     """
+
+    ENGINE = ""
 
     def __init__(self, path: str, metadata: Metadata, inputs: list[str]):
         self.path, self.metadata = path, metadata

@@ -59,6 +59,8 @@ class OpenVinoModel(ExportedModel):
         FileNotFoundError, ExportedFileError, MissingExtraError
     """
 
+    ENGINE = "OpenVINO"
+
     def __init__(self, path: str, num_threads: int = 0):
         openvino = openvino_installed()
         for each in (path, weights_of(path)):

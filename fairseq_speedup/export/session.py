@@ -30,6 +30,8 @@ class OnnxModel(ExportedModel):
         FileNotFoundError, ExportedFileError, MissingExtraError
     """
 
+    ENGINE = "ONNX Runtime"
+
     def __init__(self, path: str, num_threads: int = 0):
         check_installed()
         if not os.path.isfile(path):

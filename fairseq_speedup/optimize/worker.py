@@ -188,8 +188,8 @@ class Worker:
                 self.model.cuda()
             self.model.eval()
         else:
-            from fairseq_speedup.export.ctc_model import ExportedCtc
             from fairseq_speedup.export.engines import open_exported
+            from fairseq_speedup.models.exported_ctc import ExportedCtc
 
             task = self.task
             self.model = ExportedCtc(open_exported(path, candidate.threads))

@@ -19,9 +19,9 @@ from fairseq_speedup.decoding.generator import batch_of
 from fairseq_speedup.decoding.options import OF_FAIRSEQ, DecodingOptions, read_overrides
 from fairseq_speedup.decoding.timestamps import word_times
 from fairseq_speedup.decoding.words import Words
-from fairseq_speedup.export.ctc_model import ExportedCtc, ExportedLengths
 from fairseq_speedup.export.engines import is_exported, open_exported
 from fairseq_speedup.inference import InferenceConfig
+from fairseq_speedup.models.exported_ctc import ExportedCtc, ExportedLengths
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.tasks.speedup_finetuning import (
