@@ -7,7 +7,7 @@ from fairseq_speedup.decoding.options import read_overrides
 from fairseq_speedup.export.int8_audio import Int8Audio
 from fairseq_speedup.export.metadata import Metadata
 from fairseq_speedup.export.onnx_file import export_onnx
-from fairseq_speedup.export.openvino_file import check_openvino, export_openvino
+from fairseq_speedup.export.openvino_file import RECORDING, check_openvino, export_openvino
 from fairseq_speedup.export.openvino_int8 import Int8, Quantised
 from fairseq_speedup.export.openvino_session import weights_of
 from fairseq_speedup.export.session import check_installed
@@ -32,11 +32,11 @@ def run(args) -> None:
         audio = Int8Audio.of(model, cfg, task, *given)
         int8 = Int8(audio, args.wer_budget, args.int8_cnn)
     metadata = metadata_of(model, task, args.path, args.to)
-    with progress.step("recording the graph and comparing it with the model"):
-        if is_onnx:
+    if is_onnx:
+        with progress.step(RECORDING):
             found, quantised = export_onnx(model, args.output, metadata, args.int8), None
-        else:
-            found, quantised = export_openvino(model, args.output, metadata, int8)
+    else:
+        found, quantised = export_openvino(model, args.output, metadata, int8)
     for precision, difference in found.items():
         print(
             f"{precision}: log-probabilities differ from the model's by at most "

@@ -8,6 +8,7 @@ import tempfile
 
 import torch
 
+from fairseq_speedup import progress
 from fairseq_speedup.export.exported import MissingExtraError, weight_bits
 from fairseq_speedup.export.metadata import Metadata
 from fairseq_speedup.export.model import ExportableModel, check_exportable
@@ -27,6 +28,8 @@ from fairseq_speedup.export.openvino_session import (
     openvino_installed,
     weights_of,
 )
+
+RECORDING = "recording the graph and comparing it with the model"
 
 
 def check_openvino(int8: bool) -> None:
@@ -61,12 +64,13 @@ def export_openvino(
     layers = exportable.transformer.layers.indices
     folder = os.path.dirname(os.path.abspath(path))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as work:
-        graph = os.path.join(work, "graph.onnx")
-        record(exportable, graph, metadata.needed_samples)
-        del exportable
-        network = openvino_installed().Core().read_model(graph)
         part = os.path.join(work, "fp32.xml")
-        found = {"fp32": finish(network, part, metadata, "fp32", checks)}
+        with progress.step(RECORDING):
+            graph = os.path.join(work, "graph.onnx")
+            record(exportable, graph, metadata.needed_samples)
+            del exportable
+            network = openvino_installed().Core().read_model(graph)
+            found = {"fp32": finish(network, part, metadata, "fp32", checks)}
         check_same(path, found["fp32"])
         if int8 is not None:
             fp32 = OpenVinoModel.of(network, path, metadata, torch.get_num_threads())
