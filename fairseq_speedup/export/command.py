@@ -56,7 +56,7 @@ def described(quantised: Quantised, words: WordErrors) -> list[str]:
     if words.num_words:
         rate = f"{words.rate:.2f} in fp32, " if words.by_labels else ""
         found.append(
-            f"{words.measure} % on {len(words.waveforms)} utterances, {words.num_words} words: "
+            f"{words.measure} on {len(words.waveforms)} utterances, {words.num_words} words: "
             f"{rate}{words.rate + quantised.loss:.2f} in int8 ({quantised.loss:+.2f})"
         )
     if quantised.kept_fp32:

@@ -42,7 +42,8 @@ class WordErrors:
 
     @property
     def measure(self) -> str:
-        return self.scoring.measure if self.by_labels else "distance from the fp32 transcripts"
+        """What its figures are."""
+        return f"{self.scoring.measure} %" if self.by_labels else "distance % from the fp32 words"
 
     def begin(self, fp32: ExportedModel) -> None:
         """Counts the words, and what is wrong of them before anything is in int8."""
