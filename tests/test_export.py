@@ -101,11 +101,14 @@ def test_other_families(tmp_path, family):
 
 
 # four layers of four products, the projection before them, the CNN's but the first, upsampling
-@pytest.mark.parametrize(("name", "products"), [("none", 23), ("conv_pool", 24), ("fbank", 17)])
-def test_int8_stays_near_and_says_how_near(encoders, tmp_path, name, products):
+@pytest.mark.parametrize(
+    ("name", "with_cnn", "products"),
+    [("none", False, 17), ("none", True, 23), ("conv_pool", False, 18), ("fbank", True, 17)],
+)
+def test_int8_stays_near_and_says_how_near(encoders, tmp_path, name, with_cnn, products):
     model = build_model(encoders["large"], **CASES[name])
     batches = [given(model, counts) for counts in BATCHES]
-    file, found = export(model, tmp_path / "model.onnx", int8=True)
+    file, found = export(model, tmp_path / "model.onnx", int8=True, with_cnn=with_cnn)
     assert found["fp32"].largest < 1e-4 < found["int8"].largest
     assert file.metadata.precision == "int8"
     assert file.metadata.weight_bits == exported.weight_bits()

@@ -352,7 +352,7 @@ def test_optimize_tries_it_and_keeps_its_files(model, corpus, tmp_path):
         (["--int8", "--audio", "a", "--wer-budget", "-1"], "--wer-budget -1.0 is out of range"),
         (["--wer-budget", "1"], "--wer-budget is for --to openvino --int8"),
         (["--to", "onnx", "--int8", "--audio", "a"], "--audio is for --to openvino --int8"),
-        (["--to", "onnx", "--int8-cnn"], "--int8-cnn is for --to openvino --int8"),
+        (["--int8-cnn"], "--int8-cnn is more of --int8: give both"),
     ],
     ids=str,
 )

@@ -15,7 +15,7 @@ from fairseq_speedup.data.find_recordings import find_recordings
 
 ENGINES = ["onnx", "openvino"]
 OPENVINO_ENDINGS = (".xml", ".bin")
-OF_OPENVINO_INT8 = ("audio", "wer_budget", "int8_cnn")
+OF_OPENVINO_INT8 = ("audio", "wer_budget")
 
 
 def add_arguments(parser) -> None:
@@ -30,6 +30,11 @@ def add_arguments(parser) -> None:
     )
     file.add_argument(
         "--int8", action="store_true", help="int8 matrix products: smaller, faster, not the same"
+    )
+    file.add_argument(
+        "--int8-cnn",
+        action="store_true",
+        help="with --int8, the convolutional front-end too, which can cost many words",
     )
     arguments.add_overwrite(file, "replace the --output file")
     int8 = parser.add_argument_group(
@@ -51,11 +56,6 @@ def add_arguments(parser) -> None:
         help="points of WER that may be lost on that audio (without labels, distance from the "
         "transcripts in fp32): parts of the model stay in fp32 until this holds",
     )
-    int8.add_argument(
-        "--int8-cnn",
-        action="store_true",
-        help="the convolutional front-end too, which can cost many words",
-    )
 
 
 def check(args) -> None:
@@ -75,12 +75,14 @@ def check(args) -> None:
     folder = os.path.dirname(os.path.abspath(args.output))
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"--output {args.output}: folder {folder} does not exist")
+    if args.int8_cnn and not args.int8:
+        raise ValueError("--int8-cnn is more of --int8: give both, or neither")
     args.audio_files = []
     if args.to == "openvino" and args.int8:
         _check_calibration(args)
         return
     for name in OF_OPENVINO_INT8:
-        if getattr(args, name) not in (None, False):
+        if getattr(args, name) is not None:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} is for --to openvino --int8: leave it out")
 

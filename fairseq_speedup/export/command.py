@@ -34,7 +34,8 @@ def run(args) -> None:
     metadata = metadata_of(model, task, args.path, args.to)
     if is_onnx:
         with progress.step(RECORDING):
-            found, quantised = export_onnx(model, args.output, metadata, args.int8), None
+            found = export_onnx(model, args.output, metadata, args.int8, args.int8_cnn)
+            quantised = None
     else:
         found, quantised = export_openvino(model, args.output, metadata, int8)
     for precision, difference in found.items():

@@ -25,8 +25,8 @@ EXAMPLE_SAMPLES = [12000, 9000]  # that the graph is recorded with
 # that it is compared with: a padded batch and single utterances, none as long as the example's
 CHECKED_SAMPLES = [[16000, 9876, 13579], [24321], [6789], [0]]  # 0: the shortest utterance
 # matrix products that become int8; others are small, or see a waveform or energies of a spectrum
-QUANTISED = ("/transformer/", "/post_extract_proj/", "/front_end/linears.")
-NOT_QUANTISED = "/front_end/linears.0/"
+QUANTISED = ("/transformer/", "/post_extract_proj/")
+CNN, NOT_QUANTISED = "/front_end/linears.", "/front_end/linears.0/"
 
 
 class ExportError(ValueError):
@@ -49,13 +49,16 @@ class Difference:
     tolerance: float
 
 
-def export_onnx(model, path: str, metadata: Metadata, int8: bool) -> dict[str, Difference]:
+def export_onnx(
+    model, path: str, metadata: Metadata, int8: bool, with_cnn: bool = False
+) -> dict[str, Difference]:
     """Writes the file whole or not at all.
 
     Args:
         model: a SpeedupCtc on the CPU, at the speed that is chosen; not to be used any more
         metadata: ``precision`` and ``largest_difference`` are filled in here
         int8: matrix products with int8 weights and activations
+        with_cnn: also those of the convolutional front-end
     Returns:
         the difference by precision
     Raises:
@@ -79,7 +82,7 @@ def export_onnx(model, path: str, metadata: Metadata, int8: bool) -> dict[str, D
         check_same(path, found["fp32"])
         if int8:
             fp32, part = part, os.path.join(work, "int8.onnx")
-            quantise(fp32, part, is_large)
+            quantise(fp32, part, is_large, with_cnn)
             metadata = dataclasses.replace(metadata, weight_bits=weight_bits())
             found["int8"] = finish(part, metadata, "int8", checks)
         os.replace(part, path)
@@ -192,12 +195,13 @@ def record(module: ExportableModel, path: str, needed: int) -> None:
         )
 
 
-def quantise(path: str, output: str, is_large: bool) -> None:
+def quantise(path: str, output: str, is_large: bool, with_cnn: bool) -> None:
     """Dynamic int8: weights with a scale for each output channel, activations with one for each
     tensor as it comes.
 
     Args:
         is_large: the weights at ``path`` are beside it
+        with_cnn: products of the convolutional front-end too
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -206,7 +210,8 @@ def quantise(path: str, output: str, is_large: bool) -> None:
     chosen = [
         name
         for name in products
-        if name.startswith(QUANTISED) and not name.startswith(NOT_QUANTISED)
+        if name.startswith((*QUANTISED, CNN) if with_cnn else QUANTISED)
+        and not name.startswith(NOT_QUANTISED)
     ]
     with _quiet():
         quantize_dynamic(
