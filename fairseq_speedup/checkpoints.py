@@ -195,10 +195,10 @@ def install(*upgrades, read_folder, read_exported) -> None:
         checkpoint_utils._upgrade_state_dict = _of_whole_config(upgrade)
 
 
-def _safe(load, upgrades, read_exported):
+def _safe(load, upgrades, read_exported=None):
     @functools.wraps(load)
     def load_checkpoint_to_cpu(path, arg_overrides=None, *args, **kwargs):
-        if os.fspath(path).endswith(EXPORTED_ENDINGS):
+        if read_exported and os.fspath(path).endswith(EXPORTED_ENDINGS):
             state = read_exported(path, arg_overrides)
         else:
             state = open_checkpoint(path)
