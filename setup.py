@@ -32,6 +32,7 @@ setup(
         "fairseq": ["ve-fairseq>=0.12.3"],
         "beam": ["flashlight-text"],
         "onnx": ["onnx", "onnxruntime"],
+        "openvino": ["nncf", "onnx", "openvino"],
         "report": ["adjustText", "matplotlib"],
         "study": [
             "adjustText",

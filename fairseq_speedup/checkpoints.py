@@ -8,6 +8,7 @@ and its configs are made plain (:mod:`fairseq_speedup.saved_configs`).
 
 import argparse
 import contextlib
+import copy
 import functools
 import os
 import pickle
@@ -36,7 +37,22 @@ ITS_FOLDER = f"which alone are no model: give {EXPECTED}, the whole of it"
 CONFIGS = {"cfg": dict, "args": argparse.Namespace, "Config": dict}
 
 
+NO_TRAINING = {
+    "args": None,
+    "optimizer_history": [
+        {
+            "criterion_name": "converted",
+            "optimizer_name": "converted",
+            "lr_scheduler_state": {"best": None},
+            "num_updates": 0,
+        }
+    ],
+    "extra_state": {"train_iterator": {"epoch": 1}},
+    "last_optimizer_state": None,
+}
+
 _read_folder: Callable[[str], dict] | None = None  # given to install
+EXPORTED_ENDINGS = (".onnx", ".xml")
 
 
 class CheckpointError(ValueError):
@@ -147,13 +163,18 @@ def _check_dictionary(path: str, dictionary) -> None:
         )
 
 
+def state_without_training(weights: dict, **others) -> dict:
+    """What ``torch.save`` is given for weights that no training goes on from."""
+    return copy.deepcopy(NO_TRAINING) | {"model": weights} | others
+
+
 def write_checkpoint(state: dict, path: str) -> None:
     """Writes a checkpoint whole or not at all."""
     with written_whole(path) as part:
         torch.save(state, part)
 
 
-def install(*upgrades, read_folder) -> None:
+def install(*upgrades, read_folder, read_exported) -> None:
     """Lets fairseq load its own checkpoints under the restricted unpickler, with errors that name
     the file, and folders. Called once, when the plugin is imported.
 
@@ -161,6 +182,7 @@ def install(*upgrades, read_folder) -> None:
         upgrades: each called as ``upgrade(path, state, overrides)`` on what was loaded; changes it
             in place
         read_folder: gives the state of a folder in Hugging Face's form
+        read_exported: of a file that was exported, and of overrides
     """
     global _read_folder
     _read_folder = read_folder
@@ -168,15 +190,18 @@ def install(*upgrades, read_folder) -> None:
     torch.serialization.add_safe_globals([*HARMLESS_TYPES, _TensorPlaceholder])
     load = checkpoint_utils.load_checkpoint_to_cpu
     if not hasattr(load, "__wrapped__"):
-        checkpoint_utils.load_checkpoint_to_cpu = _safe(load, upgrades)
+        checkpoint_utils.load_checkpoint_to_cpu = _safe(load, upgrades, read_exported)
         upgrade = checkpoint_utils._upgrade_state_dict
         checkpoint_utils._upgrade_state_dict = _of_whole_config(upgrade)
 
 
-def _safe(load, upgrades):
+def _safe(load, upgrades, read_exported=None):
     @functools.wraps(load)
     def load_checkpoint_to_cpu(path, arg_overrides=None, *args, **kwargs):
-        state = open_checkpoint(path)
+        if read_exported and os.fspath(path).endswith(EXPORTED_ENDINGS):
+            state = read_exported(path, arg_overrides)
+        else:
+            state = open_checkpoint(path)
         file = os.devnull if os.path.isdir(path) else path  # fairseq opens it
         with clear_layout_errors(path), _loaded(state):
             state = load(file, arg_overrides, *args, **kwargs)

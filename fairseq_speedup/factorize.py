@@ -10,10 +10,13 @@ from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from omegaconf import OmegaConf, open_dict
 
 from fairseq_speedup import progress
-from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
+from fairseq_speedup.checkpoints import (
+    CheckpointError,
+    state_without_training,
+    write_checkpoint,
+)
 from fairseq_speedup.data.recording import read_recording
 from fairseq_speedup.decoding.generator import batch_of
-from fairseq_speedup.hugging_face.write import state_without_training
 from fairseq_speedup.low_rank.linear import LowRankLinear
 from fairseq_speedup.low_rank.outputs import OutputStatistics, rank_of
 from fairseq_speedup.low_rank.ranks import (

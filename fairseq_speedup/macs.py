@@ -63,6 +63,8 @@ class MacCounter:
     def __init__(self, model, count: str = "full"):
         if count not in COUNTS:
             raise ValueError(f"unknown count={count!r}; valid values: {', '.join(COUNTS)}")
+        if not hasattr(model, "w2v_encoder"):
+            raise UncountableError(f"MACs of {type(model).__name__} are not known")
         encoder = model.w2v_encoder
         self.w2v = encoder.w2v_model
         if not isinstance(self.w2v, Wav2Vec2Model):

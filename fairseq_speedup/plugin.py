@@ -22,10 +22,19 @@ from fairseq_speedup import (  # noqa: F401
 )
 from fairseq_speedup.transformer import conformer
 
+
+def _read_exported(path: str, overrides: dict | None) -> dict:
+    """Imported where it is needed: that brings the engines."""
+    from fairseq_speedup.export.as_checkpoint import read_exported
+
+    return read_exported(path, overrides or {})
+
+
 checkpoints.install(
     pretrained.upgrade_finetuned,
     models.fit_overrides,
     read_folder=hugging_face.read_as_checkpoint,
+    read_exported=_read_exported,
 )
 conformer.install()
 refusals.shorten()

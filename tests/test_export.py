@@ -3,11 +3,15 @@
 import dataclasses
 import json
 import operator
+import sys
+import types
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from fairseq.data import Dictionary
+from helpers.commands import generate_here
 from helpers.corpora import LETTERS
 from helpers.exported import BATCHES, Task, export, given, largest_difference
 from helpers.models import build_model, write_finetuned, write_pretrained
@@ -17,9 +21,11 @@ pytest.importorskip("onnxruntime")
 import onnx
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.export import OnnxFileError, OnnxModel, onnx_file, session
+from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.export import ExportedFileError, OnnxModel, exported, onnx_file, session
 from fairseq_speedup.export.command import load, metadata_of
 from fairseq_speedup.export.onnx_file import ExportError, export_onnx
+from fairseq_speedup.transcription import transcribe
 from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA, ExitCriterion
 
 CASES = {
@@ -95,13 +101,17 @@ def test_other_families(tmp_path, family):
 
 
 # four layers of four products, the projection before them, the CNN's but the first, upsampling
-@pytest.mark.parametrize(("name", "products"), [("none", 23), ("conv_pool", 24), ("fbank", 17)])
-def test_int8_stays_near_and_says_how_near(encoders, tmp_path, name, products):
+@pytest.mark.parametrize(
+    ("name", "with_cnn", "products"),
+    [("none", False, 17), ("none", True, 23), ("conv_pool", False, 18), ("fbank", True, 17)],
+)
+def test_int8_stays_near_and_says_how_near(encoders, tmp_path, name, with_cnn, products):
     model = build_model(encoders["large"], **CASES[name])
     batches = [given(model, counts) for counts in BATCHES]
-    file, found = export(model, tmp_path / "model.onnx", int8=True)
+    file, found = export(model, tmp_path / "model.onnx", int8=True, with_cnn=with_cnn)
     assert found["fp32"].largest < 1e-4 < found["int8"].largest
     assert file.metadata.precision == "int8"
+    assert file.metadata.weight_bits == exported.weight_bits()
     assert file.metadata.largest_difference == found["int8"].largest
     assert largest_difference(file, batches) < 0.5
     kinds = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
@@ -205,7 +215,7 @@ def test_layers_that_are_not_exported_are_not_counted(encoders, tmp_path, monkey
 
 
 @pytest.fixture(scope="module")
-def exported(encoders, tmp_path_factory):
+def written(encoders, tmp_path_factory):
     """A checkpoint and the file that the command made of it."""
     folder = tmp_path_factory.mktemp("exported")
     dictionary = Dictionary()
@@ -217,8 +227,8 @@ def exported(encoders, tmp_path_factory):
     return checkpoint, output
 
 
-def test_the_command(exported, tmp_path, capsys):
-    checkpoint, _ = exported
+def test_the_command(written, tmp_path, capsys):
+    checkpoint, _ = written
     output = tmp_path / "model.onnx"
     command = ["export", "--path", str(checkpoint), "--output", str(output)]
     command += ["--model-overrides", "{'keep_layers': '2'}", "--int8"]
@@ -234,8 +244,8 @@ def test_the_command(exported, tmp_path, capsys):
     assert main([*command, "--overwrite"]) == 0
 
 
-def test_a_stock_checkpoint_is_exported_as_it_is(tmp_path, exported):
-    checkpoint, _ = exported
+def test_a_stock_checkpoint_is_exported_as_it_is(tmp_path, written):
+    checkpoint, _ = written
     state = torch.load(checkpoint, weights_only=False)
     state["cfg"]["model"]["_name"] = "wav2vec_ctc"
     state["cfg"]["task"]["_name"] = "audio_finetuning"
@@ -259,8 +269,8 @@ def onnx_reductions():
     return REDUCTION_OPTIONS
 
 
-def test_bad_input_to_the_command(encoders, exported, tmp_path, capsys, monkeypatch):
-    checkpoint, _ = exported
+def test_bad_input_to_the_command(encoders, written, tmp_path, capsys, monkeypatch):
+    checkpoint, _ = written
     command = ["export", "--path", str(checkpoint), "--output"]
     assert main([*command, str(tmp_path / "none" / "model.onnx")]) == 1
     assert f"folder {tmp_path / 'none'} does not exist" in capsys.readouterr().err
@@ -276,8 +286,8 @@ def test_bad_input_to_the_command(encoders, exported, tmp_path, capsys, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_runner_refuses_what_does_not_fit(exported):
-    file = OnnxModel(str(exported[1]))
+def test_the_runner_refuses_what_does_not_fit(written):
+    file = OnnxModel(str(written[1]))
     needed = file.metadata.needed_samples
     assert file.log_probs(np.zeros((2, needed)))[1].tolist() == [1, 1]
     with pytest.raises(ValueError, match=f"{needed - 1} samples is shorter.*{needed}"):
@@ -288,14 +298,14 @@ def test_the_runner_refuses_what_does_not_fit(exported):
         file.log_probs(np.zeros(8000))
 
 
-def test_files_that_are_no_models_of_ours_are_refused(exported, tmp_path):
+def test_files_that_are_no_models_of_ours_are_refused(written, tmp_path):
     path = tmp_path / "model.onnx"
     with pytest.raises(FileNotFoundError, match="does not exist"):
         OnnxModel(str(path))
     path.write_bytes(b"nonsense")
-    with pytest.raises(OnnxFileError, match="cannot be read as an ONNX model"):
+    with pytest.raises(ExportedFileError, match="cannot be read as an ONNX model"):
         OnnxModel(str(path))
-    good = onnx.load(exported[1])
+    good = onnx.load(written[1])
     strings = {each.key: each.value for each in good.metadata_props}
     changes = [
         ({"format_version": "99"}, "has format_version 99.*export the checkpoint again"),
@@ -306,8 +316,110 @@ def test_files_that_are_no_models_of_ours_are_refused(exported, tmp_path):
     for change, words in changes:
         onnx.helper.set_model_props(good, strings | change)
         onnx.save(good, path)
-        with pytest.raises(OnnxFileError, match=words):
+        with pytest.raises(ExportedFileError, match=words):
             OnnxModel(str(path))
+
+
+def test_a_file_of_before_an_optional_field_is_read(written, tmp_path):
+    before = onnx.load(written[1])
+    strings = {each.key: each.value for each in before.metadata_props}
+    del strings["kept_fp32"], strings["weight_bits"]
+    before.ClearField("metadata_props")
+    onnx.helper.set_model_props(before, strings)
+    onnx.save(before, tmp_path / "model.onnx")
+    metadata = OnnxModel(str(tmp_path / "model.onnx")).metadata
+    assert (metadata.kept_fp32, metadata.weight_bits) == ([], None)
+    del strings["symbols"]
+    before.ClearField("metadata_props")
+    onnx.helper.set_model_props(before, strings)
+    onnx.save(before, tmp_path / "model.onnx")
+    with pytest.raises(ExportedFileError, match=r"metadata is damaged .*symbols"):
+        OnnxModel(str(tmp_path / "model.onnx"))
+
+
+def test_int8_of_another_kind_of_cpu_is_told(written, tmp_path, monkeypatch, capsys):
+    good = onnx.load(written[1])
+    strings = {each.key: each.value for each in good.metadata_props}
+    onnx.helper.set_model_props(good, strings | {"weight_bits": "8"})
+    onnx.save(good, tmp_path / "model.onnx")
+    for has_int8 in (True, False):
+        monkeypatch.setattr(exported, "multiplies_int8", lambda has_int8=has_int8: has_int8)
+        OnnxModel(str(tmp_path / "model.onnx"))
+        assert ("was written for CPUs with" in capsys.readouterr().err) == (not has_int8)
+
+
+def test_transcribe_runs_it_with_the_threads_of_torch(written, tmp_path, monkeypatch, capsys):
+    threads = []
+    opened = transcribe.open_exported
+
+    def open_exported(path, num_threads):
+        threads.append(num_threads)
+        return opened(path, num_threads)
+
+    monkeypatch.setattr(transcribe, "open_exported", open_exported)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).random(16000), 16000)
+    assert main(["transcribe", "--path", str(written[1]), str(tmp_path / "a.wav")]) == 0
+    assert threads == [3] and "a.wav\t" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+def test_fairseq_generate_runs_it_like_its_checkpoint(model, corpus, tmp_path, capsys, ending):
+    exported = tmp_path / f"model{ending}"
+    command = ["export", "--path", str(model), "--output", str(exported)]
+    if ending == ".xml":
+        pytest.importorskip("openvino")
+        command += ["--to", "openvino"]
+    assert main(command) == 0
+    lines = []
+    for path, folder in [(model, tmp_path / "expected"), (exported, tmp_path / "found")]:
+        generate_here(corpus, path, folder, "--batch-size", 4)
+        lines.append((folder / "generate-test.txt").read_text().splitlines())
+    texts = [[line for line in each if line[:2] in ("T-", "D-")] for each in lines]
+    hypotheses = [[line.split("\t")[2] for line in each if line[0] == "D"] for each in texts]
+    assert len(hypotheses[0]) == 11 and hypotheses[0] == hypotheses[1]
+    assert lines[0][-1] == lines[1][-1]  # its WER
+    engine = {".onnx": "ONNX Runtime fp32", ".xml": "OpenVINO fp32"}[ending]
+    compute = json.loads((tmp_path / "found/compute.json").read_text())
+    assert compute["inference"] == {"form": engine} and compute["parameters"] is None
+    assert compute["macs_note"] == "MACs of ExportedCtc are not known"
+    assert "decoded 11 utterances" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--inference fp32 does not change .*: leave it out"):
+        generate_here(corpus, exported, None, "--inference", "fp32")
+    with pytest.raises(CheckpointError, match=r"as it was exported: keep_layers cannot be changed"):
+        generate_here(corpus, exported, None, "--model-overrides", "{'keep_layers': '1'}")
+    assert main(["calibrate", str(corpus), "--cpu", "--path", str(exported)]) == 1
+    assert "as it was exported: " in capsys.readouterr().err
+    assert main(["export", "--path", str(exported), "--output", str(tmp_path / "a.onnx")]) == 1
+    assert f"--path {exported} is an exported file, which trans" in capsys.readouterr().err
+
+
+def test_a_checkpoint_does_not_name_a_file_to_open(written, corpus, tmp_path):
+    state = torch.load(written[0], weights_only=False)
+    named = tmp_path / "named.onnx"
+    named.write_bytes(written[1].read_bytes())
+    state["cfg"]["model"] = {"_name": "exported_ctc", "path": str(named)}
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"names another file, .*named.onnx, is refused"):
+        generate_here(corpus, tmp_path / "model.pt")
+
+
+def test_engines_that_are_not_installed_are_named(written, tmp_path, monkeypatch, capsys):
+    command = ["export", "--path", str(written[0]), "--to", "openvino"]
+    command += ["--output", str(tmp_path / "model.xml")]
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert main(command) == 1
+    assert "OpenVINO models need the package openvino, which is not installed: pip install" in (
+        capsys.readouterr().err
+    )
+    (tmp_path / "a.xml").write_text("<net ")
+    assert main(["transcribe", "--path", str(tmp_path / "a.xml"), "a.wav"]) == 1
+    assert "the extra 'openvino'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "openvino", types.SimpleNamespace(__version__="2026.4.1-7"))
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    audio = ["--int8", "--audio", str(tmp_path / "a.xml")]
+    assert main([*command, *audio]) == 1
+    assert "int8 OpenVINO models need the package nncf, which is" in capsys.readouterr().err
 
 
 def loudness(*, hidden, lengths, **unused):

@@ -25,7 +25,7 @@ from fairseq_speedup.optimize.bench import Measured, spread
 from fairseq_speedup.optimize.candidates import Candidate, Subject
 from fairseq_speedup.optimize.search import Search, fastest, front
 from fairseq_speedup.optimize.training import Recipe, suggestions
-from fairseq_speedup.optimize.worker import batches_of
+from fairseq_speedup.optimize.worker import batches_of, exported_path
 
 SUBJECT = Subject(
     kept_layers=[0, 1, 2, 3, 4, 5],
@@ -146,6 +146,41 @@ def test_the_front_has_no_candidate_that_another_beats():
     assert times == sorted(times) and losses == sorted(losses, reverse=True)
     for each in bench.measured.values():
         assert any(one.time <= each.time and one.loss <= each.loss for one in best)
+
+
+@pytest.mark.parametrize(("lost", "reverts"), [(0.3, False), (2.0, True), (float("inf"), False)])
+def test_parts_stay_in_fp32_only_where_int8_loses_too_much(lost, reverts):
+    subject = replace(SUBJECT, forms=[], engines=["openvino", "openvino int8"], can_merge=False)
+    inner = replace(subject, kept_layers=[0, 1])  # none is left out
+
+    def loss(candidate):
+        whole = candidate.engine == "openvino int8" and candidate.int8_budget is None
+        return lost if whole else 0.0
+
+    def time(candidate):
+        kept = 0.2 * (candidate.int8_budget is not None)
+        return {"torch": 1, "openvino": 0.9, "openvino int8": 0.5}[candidate.engine] + kept
+
+    bench, _ = searched([0.5], loss, time, inner)
+    chosen = fastest(bench, 0.5).candidate
+    expected = "openvino" if lost == float("inf") else "openvino int8"
+    assert (chosen.engine, chosen.int8_budget) == (expected, 0.5 if reverts else None)
+    asked = {each.int8_budget for each in bench.asked}
+    assert asked == ({None, 0.5} if reverts else {None})
+    assert chosen.described(bench.base) == {
+        0.3: "OpenVINO int8",
+        2.0: "OpenVINO int8 within 0.5",
+    }.get(lost, "OpenVINO")
+
+
+def test_each_candidate_of_an_engine_has_a_file_of_its_own():
+    int8 = Candidate({"keep_layers": "0,2"}, engine="openvino int8")
+    named = [int8, replace(int8, int8_budget=0.5), replace(int8, int8_budget=1.0)]
+    named += [replace(int8, engine=each) for each in ("onnx", "onnx int8", "openvino")]
+    paths = [exported_path("folder", each) for each in named]
+    assert len(set(paths)) == 6
+    assert [path.endswith(".xml") for path in paths] == [True] * 3 + [False] * 2 + [True]
+    assert len({each.transcripts_key for each in named}) == 6
 
 
 def test_layers_with_an_exit_the_first_and_the_last_stay():
@@ -287,7 +322,9 @@ def test_the_page_has_the_table_the_commands_and_what_training_would_add(outcome
     folder, found = outcome
     page = (folder / "optimize.md").read_text()
     assert page.count("\n| ") == 1 + len(found["lines"])  # the rule under the head
-    assert (folder / "model.onnx").exists() == ("onnx" in found["lines"][1]["candidate"]["engine"])
+    engine = found["lines"][1]["candidate"]["engine"].split()[0]
+    written = {"torch": set(), "onnx": {"model.onnx"}, "openvino": {"model.xml", "model.bin"}}
+    assert {each.name for each in folder.glob("model.*")} == {"model.pt"} | written[engine]
     for command in found["commands"]:
         assert command in page
     assert len(found["training"]) == 3 and "fairseq-hydra-train" in found["training"][0]["command"]

@@ -47,7 +47,8 @@ def add_arguments(parser) -> None:
     arguments.add_overwrite(output, "transcribe again what is finished in --output-dir")
     model = parser.add_argument_group("model")
     arguments.add_checkpoint(
-        model, "a fine-tuned checkpoint, ours, stock, an exported .onnx or a Hugging Face folder"
+        model,
+        "a fine-tuned checkpoint, ours, stock, an exported .onnx or .xml, or a Hugging Face folder",
     )
     arguments.add_overrides(model)
     arguments.add_dictionary(model)

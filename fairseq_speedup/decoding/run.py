@@ -171,7 +171,7 @@ class DecodingRun:
 def padding_gets_in(model: nn.Module) -> bool:
     """Whether an utterance's numbers depend on its padding, as in fairseq: by statistics of a group
     norm over the padded length, or by a Conformer's convolutions."""
-    w2v_model = getattr(model.w2v_encoder, "w2v_model", None)
+    w2v_model = getattr(getattr(model, "w2v_encoder", None), "w2v_model", None)
     modules = list(w2v_model.modules()) if w2v_model is not None else []
     return any(
         not (isinstance(module, MaskedGroupNorm) or getattr(module, "masked", False))

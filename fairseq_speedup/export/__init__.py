@@ -1,5 +1,7 @@
-"""Models as files that run without fairseq: ONNX."""
+"""Models as files that run without fairseq: ONNX, and OpenVINO's."""
 
-from fairseq_speedup.export.session import OnnxFileError, OnnxModel
+from fairseq_speedup.export.metadata import ExportedFileError
+from fairseq_speedup.export.openvino_session import OpenVinoModel
+from fairseq_speedup.export.session import OnnxModel
 
-__all__ = ["OnnxFileError", "OnnxModel"]
+__all__ = ["ExportedFileError", "OnnxModel", "OpenVinoModel"]

@@ -1,7 +1,7 @@
 """What an exported file says about itself, beside its weights."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 
 from fairseq_speedup.lengths import FrameGrid
@@ -10,7 +10,7 @@ FORMAT = "fairseq_speedup ctc"
 FORMAT_VERSION = 1
 
 
-class OnnxFileError(ValueError):
+class ExportedFileError(ValueError):
     """A file that is no model exported here, or one of another version."""
 
 
@@ -31,6 +31,8 @@ class Metadata:
     model: the checkpoint's name
     reductions: options that are not at their default
     versions: of the packages that wrote the file
+    kept_fp32: parts of an int8 file that could be in int8 and are not, for the words' sake
+    weight_bits: of an int8 file: 7 where the CPU that wrote it has no instructions for int8
     """
 
     symbols: list[str]
@@ -46,12 +48,14 @@ class Metadata:
     model: str
     reductions: dict
     versions: dict
+    kept_fp32: list[str] = field(default_factory=list)
+    weight_bits: int | None = None
 
     def frame_grid(self) -> FrameGrid:
         return FrameGrid(self.first_frame, self.samples_per_frame)
 
     def as_strings(self) -> dict[str, str]:
-        """As an ONNX file holds it, each value as JSON."""
+        """As a file holds it, each value as JSON."""
         values = asdict(self)
         for name in ("first_frame", "samples_per_frame"):
             values[name] = str(values[name])
@@ -64,26 +68,27 @@ class Metadata:
         Args:
             path: of the file, for messages
         Raises:
-            OnnxFileError: not what :meth:`as_strings` gives
+            ExportedFileError: not what :meth:`as_strings` gives
         """
         if strings.get("format") != FORMAT:
-            raise OnnxFileError(
+            raise ExportedFileError(
                 f"{path} is not a model of python -m fairseq_speedup export: its metadata does not "
                 f"say format={FORMAT!r}"
             )
         version = strings.get("format_version")
         if version != str(FORMAT_VERSION):
-            raise OnnxFileError(
+            raise ExportedFileError(
                 f"{path} has format_version {version}; this version of fairseq_speedup reads "
                 f"{FORMAT_VERSION}: export the checkpoint again"
             )
         try:
-            values = {field.name: json.loads(strings[field.name]) for field in fields(cls)}
+            names = [each.name for each in fields(cls) if each.name in strings]
+            values = {name: json.loads(strings[name]) for name in names}
             for name in ("first_frame", "samples_per_frame"):
                 values[name] = Fraction(values[name])
             metadata = cls(**values)
             if not 0 <= metadata.blank < len(metadata.symbols):
                 raise ValueError(f"blank {metadata.blank} is none of the symbols")
         except (KeyError, TypeError, ValueError) as error:
-            raise OnnxFileError(f"{path}: its metadata is damaged ({error})") from None
+            raise ExportedFileError(f"{path}: its metadata is damaged ({error})") from None
         return metadata

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from fairseq_speedup.decoding.generator import log_posteriors
+from fairseq_speedup.export.exported import INPUTS, OUTPUTS, ExportedModel, weight_bits
 from fairseq_speedup.export.metadata import Metadata
 from fairseq_speedup.export.model import ExportableModel, check_exportable
-from fairseq_speedup.export.session import INPUTS, OUTPUTS, OnnxModel, check_installed, onnx
-from fairseq_speedup.inference.linear import multiplies_int8
+from fairseq_speedup.export.session import OnnxModel, check_installed, onnx
 from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.refusals import reason
 
@@ -26,8 +26,8 @@ EXAMPLE_SAMPLES = [12000, 9000]  # that the graph is recorded with
 # that it is compared with: a padded batch and single utterances, none as long as the example's
 CHECKED_SAMPLES = [[16000, 9876, 13579], [24321], [6789], [0]]  # 0: the shortest utterance
 # matrix products that become int8; others are small, or see a waveform or energies of a spectrum
-QUANTISED = ("/transformer/", "/post_extract_proj/", "/front_end/linears.")
-NOT_QUANTISED = "/front_end/linears.0/"
+QUANTISED = ("/transformer/", "/post_extract_proj/")
+CNN, NOT_QUANTISED = "/front_end/linears.", "/front_end/linears.0/"
 
 
 class ExportError(ValueError):
@@ -50,13 +50,16 @@ class Difference:
     tolerance: float
 
 
-def export_onnx(model, path: str, metadata: Metadata, int8: bool) -> dict[str, Difference]:
+def export_onnx(
+    model, path: str, metadata: Metadata, int8: bool, with_cnn: bool = False
+) -> dict[str, Difference]:
     """Writes the file whole or not at all.
 
     Args:
         model: a SpeedupCtc on the CPU, at the speed that is chosen; not to be used any more
         metadata: ``precision`` and ``largest_difference`` are filled in here
         int8: matrix products with int8 weights and activations
+        with_cnn: also those of the convolutional front-end
     Returns:
         the difference by precision
     Raises:
@@ -77,17 +80,23 @@ def export_onnx(model, path: str, metadata: Metadata, int8: bool) -> dict[str, D
         if is_large:
             put_weights_beside(part)
         found = {"fp32": finish(part, metadata, "fp32", checks)}
-        if found["fp32"].largest > found["fp32"].tolerance:
-            raise ExportError(
-                f"{path} is not written: its log-probabilities differ from the model's by "
-                f"{found['fp32'].largest:.2g} nats, more than {found['fp32'].tolerance:.2g}"
-            )
+        check_same(path, found["fp32"])
         if int8:
             fp32, part = part, os.path.join(work, "int8.onnx")
-            quantise(fp32, part, is_large)
+            quantise(fp32, part, is_large, with_cnn)
+            metadata = dataclasses.replace(metadata, weight_bits=weight_bits())
             found["int8"] = finish(part, metadata, "int8", checks)
         os.replace(part, path)
     return found
+
+
+def check_same(path: str, found: Difference) -> None:
+    """Raises ExportError for an fp32 file that does not give the model's numbers."""
+    if found.largest > found.tolerance:
+        raise ExportError(
+            f"{path} is not written: its log-probabilities differ from the model's by "
+            f"{found.largest:.2g} nats, more than {found.tolerance:.2g}"
+        )
 
 
 def check_size(num_bytes: int, remedy: str = "") -> None:
@@ -138,11 +147,11 @@ class Check:
             log_probs, self.frames, _ = log_posteriors([model.eval()], net_input)
         self.log_probs = log_probs.transpose(0, 1).numpy()  # T x B x V -> B x T x V
 
-    def run(self, file: OnnxModel):
+    def run(self, file: ExportedModel):
         """The file's and the model's log-probabilities of all valid frames (frames, V)."""
         try:
             log_probs, frames = file.log_probs(self.waveform, self.lengths)
-        except Exception as error:  # of ONNX Runtime's own
+        except Exception as error:  # of the engine's own
             raise ExportError(
                 f"the graph does not run on {self.lengths.tolist()} samples: "
                 f"{reason(error)[:200]}. Perhaps a module keeps the lengths that it was recorded "
@@ -186,13 +195,13 @@ def record(module: ExportableModel, path: str, needed: int) -> None:
         )
 
 
-def quantise(path: str, output: str, is_large: bool) -> None:
+def quantise(path: str, output: str, is_large: bool, with_cnn: bool) -> None:
     """Dynamic int8: weights with a scale for each output channel, activations with one for each
-    tensor as it comes. On a CPU without instructions for int8, weights have 7 bits: with 8, sums of
-    two products can be more than the 16 bits that they go through hold, and are cut.
+    tensor as it comes.
 
     Args:
         is_large: the weights at ``path`` are beside it
+        with_cnn: products of the convolutional front-end too
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -201,7 +210,8 @@ def quantise(path: str, output: str, is_large: bool) -> None:
     chosen = [
         name
         for name in products
-        if name.startswith(QUANTISED) and not name.startswith(NOT_QUANTISED)
+        if name.startswith((*QUANTISED, CNN) if with_cnn else QUANTISED)
+        and not name.startswith(NOT_QUANTISED)
     ]
     with _quiet():
         quantize_dynamic(
@@ -211,7 +221,7 @@ def quantise(path: str, output: str, is_large: bool) -> None:
             nodes_to_quantize=chosen,
             per_channel=True,
             weight_type=QuantType.QInt8,
-            reduce_range=not multiplies_int8(),
+            reduce_range=weight_bits() < 8,
             use_external_data_format=is_large,
         )
     if is_large:
@@ -235,12 +245,16 @@ def _quiet():
 def finish(path: str, metadata: Metadata, precision: str, checks: list[Check]) -> Difference:
     """Compares the file with the model and writes its metadata into it."""
     write_metadata(path, dataclasses.replace(metadata, precision=precision))
-    file = OnnxModel(path, torch.get_num_threads())
-    pairs = [check.run(file) for check in checks]
-    found = difference(*(np.concatenate(each) for each in zip(*pairs, strict=True)))
+    found = compared(OnnxModel(path, torch.get_num_threads()), checks)
     metadata = dataclasses.replace(metadata, precision=precision)
     write_metadata(path, dataclasses.replace(metadata, largest_difference=found.largest))
     return found
+
+
+def compared(file: ExportedModel, checks: list[Check]) -> Difference:
+    """What a file gives with what the model gave, over all checks."""
+    pairs = [check.run(file) for check in checks]
+    return difference(*(np.concatenate(each) for each in zip(*pairs, strict=True)))
 
 
 def difference(ours: np.ndarray, expected: np.ndarray) -> Difference:

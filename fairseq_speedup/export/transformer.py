@@ -176,7 +176,7 @@ def exportable_layer(layer) -> nn.Module:
         ValueError: a layer that cannot be exported
     """
     if type(layer) is not TransformerSentenceEncoderLayer:
-        raise ValueError(f"an encoder of {type(layer).__name__} cannot be exported to ONNX")
+        raise ValueError(f"an encoder of {type(layer).__name__} cannot be exported")
     attention = layer.self_attn
     exportable = ExportableAttention(attention) if attention.num_heads else NoHeads(attention)
     return FusedLayer.of(layer, ExportableLinear.of, exportable)

@@ -1,7 +1,5 @@
 """Checkpoints out of encoders: in the form of the family's authors, or fine-tuned with CTC."""
 
-import copy
-
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models.hubert.hubert import HubertConfig
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig
@@ -9,6 +7,7 @@ from fairseq.tasks.audio_finetuning import AudioFinetuningConfig
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from omegaconf import OmegaConf
 
+from fairseq_speedup.checkpoints import state_without_training
 from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.models.config import SpeedupCtcConfig
 from fairseq_speedup.pretrained.families import RELATIVE_BIAS, Pretrained
@@ -16,31 +15,12 @@ from fairseq_speedup.pretrained.finetuned import ENCODER, HEAD
 from fairseq_speedup.pretrained.pretraining import S3PRL_FIELDS
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningConfig
 
-NO_TRAINING = {
-    "args": None,
-    "optimizer_history": [
-        {
-            "criterion_name": "converted",
-            "optimizer_name": "converted",
-            "lr_scheduler_state": {"best": None},
-            "num_updates": 0,
-        }
-    ],
-    "extra_state": {"train_iterator": {"epoch": 1}},
-    "last_optimizer_state": None,
-}
-
 
 def checkpoint_of(pretrained: Pretrained) -> dict:
     """What ``torch.save`` is given for an encoder, or for a CTC model where it has a head."""
     if pretrained.head:
         return _finetuned(pretrained)
     return PRETRAINED_FORMS.get(pretrained.family, _fairseq)(pretrained)
-
-
-def state_without_training(weights: dict, **others) -> dict:
-    """What ``torch.save`` is given for weights that no training goes on from."""
-    return copy.deepcopy(NO_TRAINING) | {"model": weights} | others
 
 
 def _defaults(config) -> dict:

@@ -16,6 +16,7 @@ from fairseq_speedup.inference.layer import FusedLayer
 from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16, multiplies_int8
 from fairseq_speedup.inference.positions import FourierConv1d
 from fairseq_speedup.inference.transformer import MaskedLayers, PackedLayers
+from fairseq_speedup.models.exported_ctc import ExportedCtc
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.pruning.cut import cut
 
@@ -64,7 +65,12 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
         ValueError: a form that does not exist or that this device cannot run
     """
     if form == "none":
-        return {}
+        return model.report() if isinstance(model, ExportedCtc) else {}
+    if isinstance(model, ExportedCtc):
+        raise ValueError(
+            f"--inference {form} does not change {model.session.path}, which is as it was "
+            "exported: leave it out"
+        )
     if form not in LINEARS:
         valid = ", ".join(["none", *LINEARS])
         raise ValueError(f"--inference {form} is unknown; valid values: {valid}")

@@ -3,6 +3,7 @@
 from fairseq import checkpoint_utils
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.models.exported_ctc import KIND
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
 
 
@@ -21,6 +22,11 @@ def load_finetuned(path: str, option: str, overrides: dict | None = None):
     state = checkpoint_utils.load_checkpoint_to_cpu(path, overrides)
     kind = getattr(state["cfg"].get("model"), "_name", None) if state.get("cfg") else None
     # before anything is built: no file chooses which of fairseq's models and tasks that is
+    if kind == KIND:
+        raise CheckpointError(
+            f"{option}{path} is an exported file, which transcribe and fairseq-generate run; give "
+            "the checkpoint that it was made of"
+        )
     if kind not in FINETUNED_MODELS:
         raise CheckpointError(
             f"{option}{path} holds a {kind} model; it must be fine-tuned: "

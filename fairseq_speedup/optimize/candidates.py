@@ -4,7 +4,9 @@ form, in an engine, at a batch size and number of threads."""
 import json
 from dataclasses import dataclass, field, replace
 
-ENGINES = ("torch", "onnx", "onnx int8")
+ENGINES = ("torch", "onnx", "onnx int8", "openvino", "openvino int8")
+NAMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+REVERTED = "openvino int8"  # the engine of which parts can stay in fp32, for the words' sake
 MERGE_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2)
 EXIT_THRESHOLDS = {"entropy": (0.005, 0.02, 0.05, 0.1, 0.2)}  # nats, mild first
 BATCH_SIZES = (4, 16)
@@ -21,6 +23,7 @@ class Candidate:
     batch_size: utterances
     threads: of the CPU
     decoding: options of decoding that are not as the user gave them
+    int8_budget: points of WER, for which parts of the engine REVERTED stay in fp32
     """
 
     overrides: dict = field(default_factory=dict)
@@ -29,6 +32,7 @@ class Candidate:
     batch_size: int = 1
     threads: int = 1
     decoding: dict = field(default_factory=dict)
+    int8_budget: float | None = None
 
     @property
     def key(self) -> str:
@@ -38,7 +42,8 @@ class Candidate:
     @property
     def transcripts_key(self) -> str:
         """All that transcripts depend on."""
-        return json.dumps([self.overrides, self.form, self.engine, self.decoding], sort_keys=True)
+        engine = [self.engine, self.int8_budget]
+        return json.dumps([self.overrides, self.form, engine, self.decoding], sort_keys=True)
 
     @property
     def macs_key(self) -> str:
@@ -55,7 +60,10 @@ class Candidate:
         """What is other than in ``base``, as options are written."""
         said = []
         if self.engine != base.engine:
-            said.append(self.engine.replace("onnx", "ONNX Runtime"))
+            engine, *precision = self.engine.split()
+            said.append(" ".join([NAMES[engine], *precision]))
+            if self.int8_budget is not None:
+                said[-1] += f" within {self.int8_budget:g}"
         elif self.form != base.form:
             said.append(f"inference={self.form}")
         said += [f"{name}={value}" for name, value in self.overrides.items()]
@@ -119,6 +127,12 @@ def engines(candidate: Candidate, subject: Subject) -> list[Candidate]:
         for each in subject.engines
         if each != candidate.engine
     ]
+
+
+def reverted(candidate: Candidate, subject: Subject, budget: float) -> list[Candidate]:
+    """Likewise in int8, but for as many parts as the budget asks."""
+    int8 = [each for each in engines(candidate, subject) if each.engine == REVERTED]
+    return [replace(each, int8_budget=budget) for each in int8]
 
 
 def without_a_layer(

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,16 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from fairseq_speedup.checkpoints import write_checkpoint
-from fairseq_speedup.hugging_face.write import state_without_training
+from fairseq_speedup.checkpoints import state_without_training, write_checkpoint
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.optimize.bench import Bench, Measured
 from fairseq_speedup.optimize.candidates import Candidate
 from fairseq_speedup.optimize.search import front
-from fairseq_speedup.optimize.worker import Setup, export, onnx_path
+from fairseq_speedup.optimize.worker import Setup, export, exported_ending, exported_path
 from fairseq_speedup.report.significance import Difference, difference_of
 
-MODEL, ONNX = "model.pt", "model.onnx"
+MODEL = "model.pt"
+EXPORTED = ("model.onnx", "model.xml", "model.bin")  # where another engine won: its file or files
 TABLE, PICTURE, RESULT = "optimize.md", "error_against_time.png", "optimize.json"
 NOISE_TO_RANK = 0.1  # of a time: beyond, a machine is called too noisy
 
@@ -54,12 +53,23 @@ def write_model(setup: Setup, candidate: Candidate, folder: Path) -> None:
     write_checkpoint(state, str(folder / MODEL))
 
 
-def keep_onnx(setup: Setup, candidate: Candidate, folder: Path) -> None:
-    """The ONNX file of a candidate in that engine, which was written when it was measured."""
-    made = onnx_path(setup.folder, candidate)
-    if not os.path.exists(made):  # of a run before this one
+def exported_name(candidate: Candidate) -> str:
+    """Of the file that is given to transcribe, for an engine's candidate."""
+    return Path(MODEL).stem + exported_ending(candidate)
+
+
+def keep_exported(setup: Setup, candidate: Candidate, folder: Path) -> list[str]:
+    """The files of an engine's candidate, which were written when it was measured; their names."""
+    made = Path(exported_path(setup.folder, candidate))
+    if not made.exists():  # of a run before this one
         export(setup, candidate)
-    shutil.copyfile(made, folder / ONNX)
+    kept = []
+    for name in EXPORTED:
+        part = made.with_suffix(Path(name).suffix)
+        if part.exists():
+            shutil.copyfile(part, folder / name)
+            kept.append(name)
+    return kept
 
 
 def interval(bench: Bench, measured: Measured) -> Difference:

@@ -24,7 +24,7 @@ from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.optimize import outcome
 from fairseq_speedup.optimize.bench import Bench, Measured
 from fairseq_speedup.optimize.candidates import Candidate
-from fairseq_speedup.optimize.outcome import MODEL, ONNX, PICTURE, RESULT, TABLE, Line
+from fairseq_speedup.optimize.outcome import EXPORTED, MODEL, PICTURE, RESULT, TABLE, Line
 from fairseq_speedup.optimize.progress import Progress
 from fairseq_speedup.optimize.search import Search, fastest
 from fairseq_speedup.optimize.training import Recipe, suggestions
@@ -113,7 +113,7 @@ def prepared(args) -> Path:
             f"--output {folder} is not empty and no run of optimize has made it: name another"
         )
     if ours and args.overwrite:
-        for name in (LOG, MODEL, ONNX, TABLE, PICTURE, RESULT):
+        for name in (LOG, MODEL, *EXPORTED, TABLE, PICTURE, RESULT):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     try:
@@ -193,11 +193,11 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
     with progress.step(f"writing {folder / MODEL}"):
         outcome.write_model(setup, in_torch.candidate, folder)
     written = [MODEL]
-    (folder / ONNX).unlink(missing_ok=True)
+    for name in EXPORTED:
+        (folder / name).unlink(missing_ok=True)
     if best is not in_torch:
         lines.insert(2, Line(f"of these, in {MODEL}", in_torch))
-        outcome.keep_onnx(setup, best.candidate, folder)
-        written.append(ONNX)
+        written += outcome.keep_exported(setup, best.candidate, folder)
     commands = commands_of(args, folder, setup, best, in_torch)
     tried = progress.bar(commands, "trying the commands", unit=" commands", delay=0)
     confirmed = [confirm(command, folder, setup, bench) for command in tried]
@@ -262,7 +262,8 @@ def commands_of(
             ]
         )
     candidate = best.candidate
-    model = folder / (MODEL if candidate.engine == "torch" else ONNX)
+    exported = candidate.engine != "torch"
+    model = folder / (outcome.exported_name(candidate) if exported else MODEL)
     audio = setup.audio or [_a_file(setup)]
     options = _options(args, setup, candidate)
     command = [*_threads(candidate), *python, "transcribe", "--path", str(model), *options]

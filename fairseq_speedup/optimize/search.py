@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from fairseq_speedup.optimize import candidates
 from fairseq_speedup.optimize.bench import Bench, Measured
-from fairseq_speedup.optimize.candidates import ENGINES, Candidate
+from fairseq_speedup.optimize.candidates import ENGINES, REVERTED, Candidate
 
 FASTER = 0.98  # of the time before: less is within the noise
 LEAST_INFLUENTIAL = 2  # layers of which each is tried to be left out, at each step
@@ -81,7 +81,12 @@ class Search:
         return self._ladder(best, candidates.merging(best.candidate, self.subject), budget)
 
     def _engines(self, best, budget):
-        return self._fastest(best, candidates.engines(best.candidate, self.subject), budget)
+        """In int8 with parts in fp32 only where it loses too much without."""
+        options = candidates.engines(best.candidate, self.subject)
+        lost = [self._measure(each) for each in options if each.engine == REVERTED]
+        if any(each is not None and budget < each.loss < float("inf") for each in lost):
+            options += candidates.reverted(best.candidate, self.subject, budget)
+        return self._fastest(best, options, budget)
 
     def _decoders(self, best, budget):
         for each in candidates.decoders(best.candidate, self.subject):

@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from fairseq.dataclass.configs import GenerationConfig
 
 from fairseq_speedup import library_warnings
-from fairseq_speedup.data.recording import RecordingError, read_recording
+from fairseq_speedup.data.utterances import Labelled, Recordings
 from fairseq_speedup.decoding.generator import Encoded, batch_of, encode
 from fairseq_speedup.decoding.run import padding_gets_in
 from fairseq_speedup.inference.form import check_device
@@ -107,7 +108,7 @@ class Worker:
         _, cfg, self.task = self._load_checkpoint({})
         if self.setup.data is not None:
             self.task.load_dataset(self.setup.subset, task_cfg=cfg.task)
-            self.utterances = Labelled(self.task, self.setup)
+            self.utterances = Labelled(self.task, self.setup.subset, self.setup.post_process)
         else:
             needed = self.task.lengths.needed_samples()
             self.utterances = Recordings(self.task, self.setup.audio, needed)
@@ -173,7 +174,7 @@ class Worker:
         torch.set_num_threads(candidate.threads)
         path = None
         if candidate.engine != "torch":
-            path = onnx_path(self.setup.folder, candidate)
+            path = exported_path(self.setup.folder, candidate)
             if not os.path.exists(path):
                 export(self.setup, candidate)
         _forget_peak()
@@ -188,17 +189,17 @@ class Worker:
                 self.model.cuda()
             self.model.eval()
         else:
-            from fairseq_speedup.export.ctc_model import OnnxCtc
-            from fairseq_speedup.export.session import OnnxModel
+            from fairseq_speedup.export.engines import open_exported
+            from fairseq_speedup.models.exported_ctc import ExportedCtc
 
             task = self.task
-            self.model = OnnxCtc(OnnxModel(path, candidate.threads))
+            self.model = ExportedCtc(open_exported(path, candidate.threads))
         task.cfg.inference = candidate.form
         for name, value in decoding.items():
             setattr(task.cfg, name, value)
         self.generator = task.build_generator([self.model], generation)
         self.batch_size = candidate.batch_size
-        model = (candidate.macs_key, candidate.form, candidate.engine)
+        model = (candidate.macs_key, candidate.form, candidate.engine, candidate.int8_budget)
         if self.kept_of != model:
             self.kept, self.kept_of = {}, model
 
@@ -278,21 +279,39 @@ class Worker:
 
 
 def export(setup: Setup, candidate: Candidate) -> None:
-    """Writes the ONNX file of a candidate in that engine."""
-    from fairseq_speedup.export.command import load, metadata_of
+    """Writes the file of an engine's candidate."""
+    from fairseq_speedup.export.command import load_whole, metadata_of
+    from fairseq_speedup.export.int8_audio import DEFAULT_MINUTES, Int8Audio
     from fairseq_speedup.export.onnx_file import export_onnx
+    from fairseq_speedup.export.openvino_file import export_openvino
+    from fairseq_speedup.export.openvino_int8 import Int8
 
-    model, task = load(setup.path, setup.data, {**setup.overrides, **candidate.overrides})
-    path = onnx_path(setup.folder, candidate)
-    metadata = metadata_of(model, task, setup.path)
-    export_onnx(model, path, metadata, int8=candidate.engine == "onnx int8")
+    overrides = {**setup.overrides, **candidate.overrides}
+    model, cfg, task = load_whole(setup.path, setup.data, overrides)
+    path = exported_path(setup.folder, candidate)
+    engine, *precision = candidate.engine.split()
+    metadata = metadata_of(model, task, setup.path, engine)
+    if engine == "onnx":
+        export_onnx(model, path, metadata, int8=bool(precision))
+        return
+    int8 = None
+    if precision:
+        given = (setup.data, setup.subset, setup.audio, DEFAULT_MINUTES)
+        int8 = Int8(Int8Audio.of(model, cfg, task, *given), candidate.int8_budget)
+    export_openvino(model, path, metadata, int8)
 
 
-def onnx_path(folder: str, candidate: Candidate) -> str:
+def exported_path(folder: str, candidate: Candidate) -> str:
     """Where the file of an engine's candidate is kept."""
     options = [f"{name}-{value}" for name, value in sorted(candidate.overrides.items())]
+    if candidate.int8_budget is not None:
+        options.append(f"within-{candidate.int8_budget:g}")
     name = "_".join([candidate.engine.replace(" ", "-"), *options]).replace(",", ".")
-    return os.path.join(folder, f"{name}.onnx")
+    return os.path.join(folder, name + exported_ending(candidate))
+
+
+def exported_ending(candidate: Candidate) -> str:
+    return {"onnx": ".onnx", "openvino": ".xml"}[candidate.engine.split()[0]]
 
 
 def batches_of(indices, num_samples, most_utterances: int, most_samples: float = float("inf")):
@@ -306,64 +325,6 @@ def batches_of(indices, num_samples, most_utterances: int, most_samples: float =
             batch = []
         batch.append(index)
     return [*batches, batch] if batch else batches
-
-
-class Labelled:
-    """A split of a data folder, as fairseq-generate reads it.
-
-    Attributes:
-        num_samples: of each utterance
-    """
-
-    def __init__(self, task, setup: Setup):
-        self.dataset = task.dataset(setup.subset)
-        self.task = task
-        self.setup = setup
-        self.num_samples = [int(self.dataset.num_tokens(i)) for i in range(len(self.dataset))]
-
-    def waveform(self, index: int) -> torch.Tensor:
-        """(S,)"""
-        return self.dataset[index]["source"]
-
-    def references(self) -> list[str]:
-        dictionary, found = self.task.target_dictionary, []
-        for index in range(len(self.dataset)):
-            labels = self.dataset.get_label(index, self.dataset.process_label)
-            text = dictionary.string(labels.int(), self.setup.post_process, escape_unk=True)
-            found.append(text)
-        return found
-
-
-class Recordings:
-    """Audio files without labels."""
-
-    def __init__(self, task, paths: list[str], needed_samples: int):
-        self.task = task
-        self.needed_samples = needed_samples
-        self.paths, self.num_samples = [], []
-        for path in paths:
-            try:
-                num_samples = len(self._read(path))
-            except RecordingError as error:
-                print(f"{error}; left out", file=sys.stderr)
-                continue
-            self.paths.append(path)
-            self.num_samples.append(num_samples)
-        if not self.paths:
-            raise ValueError(f"--audio: none of {len(paths)} files can be read")
-
-    def waveform(self, index: int) -> torch.Tensor:
-        """(S,)"""
-        return self._read(self.paths[index])
-
-    def _read(self, path: str) -> torch.Tensor:
-        cfg = self.task.cfg
-        return read_recording(
-            path, cfg.sample_rate, bool(cfg.normalize), self.needed_samples
-        ).waveform
-
-    def references(self) -> None:
-        return None
 
 
 def _many(encoder: SpeedupEncoder) -> dict:
@@ -391,13 +352,22 @@ def _forms(device: torch.device) -> list[str]:
 
 
 def _engines() -> list[str]:
-    from fairseq_speedup.export.session import MissingExtraError, check_installed
+    """Engines that are installed, by what writes their files."""
+    from fairseq_speedup.export.exported import MissingExtraError
+    from fairseq_speedup.export.openvino_file import check_openvino
+    from fairseq_speedup.export.session import check_installed
 
-    try:
-        check_installed()
-    except MissingExtraError:
-        return []
-    return ["onnx", "onnx int8"]
+    checks: list[tuple[list[str], Callable[[], None]]] = [
+        (["onnx", "onnx int8"], check_installed),
+        (["openvino"], lambda: check_openvino(int8=False)),
+        (["openvino int8"], lambda: check_openvino(int8=True)),
+    ]
+    found = []
+    for names, check in checks:
+        with contextlib.suppress(MissingExtraError):
+            check()
+            found += names
+    return found
 
 
 def _forget_peak() -> None:

@@ -83,7 +83,7 @@ class ComputeMeter:
         audio_seconds = sum(self.num_samples) / self.sample_rate
         seconds = self.encoder_seconds + self.wait_seconds
         return {
-            "parameters": self.num_parameters,
+            "parameters": self.num_parameters or None,  # of an exported file
             "inference": self.inference[0] if self.inference else {},
             "num_utterances": len(self.num_samples),
             "num_windows": len(self.pieces),
@@ -153,7 +153,7 @@ def summary_line(report: dict) -> str:
     macs = report["macs_per_second"]
     return (
         f"decoded {report['num_utterances']} utterances, {report['audio_seconds']:.1f} s of audio: "
-        f"{report['parameters'] / 1e6:.1f} M parameters, "
+        + (f"{report['parameters'] / 1e6:.1f} M parameters, " if report["parameters"] else "")
         + (f"{macs / 1e9:.3f} GMACs per second of audio, " if macs else "")
         + f"encoder {report['encoder_seconds']:.2f} s, decoder {report['decoder_seconds']:.2f} s, "
         + (f"real-time factor {rtf:.5f}, " if (rtf := report["real_time_factor"]) else "")

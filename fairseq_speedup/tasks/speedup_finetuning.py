@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from fairseq.data import Dictionary, FileAudioDataset
@@ -44,6 +45,7 @@ from fairseq_speedup.decoding.windows import Windows
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.frontend.matching import forget_momentum
 from fairseq_speedup.inference import InferenceConfig, form_of, to_inference_form
+from fairseq_speedup.models.exported_ctc import KIND, ExportedCtc, ExportedLengths
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc
@@ -90,7 +92,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     def __init__(self, cfg: SpeedupFinetuningConfig):
         super().__init__(cfg)
         self.sample_rate = cfg.sample_rate  # in Hz; a checkpoint's own when decoding
-        self.lengths = None  # of the model being trained or decoded
+        self.lengths: Any = None  # of the model being trained or decoded
         self.label_words: dict[str, LabelWords] = {}  # of splits that are scored
         self.post_process = None  # the criterion's, of its wer
         self.has_exits = self.has_gates = False
@@ -149,12 +151,16 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     # -- model and criterion ---------------------------------------------------------------------
 
     def build_model(self, model_cfg, from_checkpoint=False):
-        if from_checkpoint and model_cfg._name not in FINETUNED_MODELS:  # nor is it built
+        if from_checkpoint and model_cfg._name not in [*FINETUNED_MODELS, KIND]:  # nor is it built
             raise _other_kind(model_cfg)
         if not from_checkpoint:
             forget_earlier_training()
             self._check_start()
         model = super().build_model(model_cfg, from_checkpoint)
+        if isinstance(model, ExportedCtc):
+            self.lengths = ExportedLengths(model.session.metadata)
+            self._watch_for_inference(model)
+            return model
         if not hasattr(model, "w2v_encoder"):
             raise _other_kind(model_cfg)
         self.lengths = model_lengths(model)

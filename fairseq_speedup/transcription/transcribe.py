@@ -19,9 +19,9 @@ from fairseq_speedup.decoding.generator import batch_of
 from fairseq_speedup.decoding.options import OF_FAIRSEQ, DecodingOptions, read_overrides
 from fairseq_speedup.decoding.timestamps import word_times
 from fairseq_speedup.decoding.words import Words
-from fairseq_speedup.export.ctc_model import OnnxCtc, OnnxLengths
-from fairseq_speedup.export.session import OnnxModel
+from fairseq_speedup.export.engines import is_exported, open_exported
 from fairseq_speedup.inference import InferenceConfig
+from fairseq_speedup.models.exported_ctc import ExportedCtc, ExportedLengths
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.tasks.speedup_finetuning import (
@@ -31,7 +31,6 @@ from fairseq_speedup.tasks.speedup_finetuning import (
 )
 from fairseq_speedup.transcription.transcript import Transcript, TranscriptFolder
 
-ONNX_ENDING = ".onnx"
 NOT_HERE = ["_name", "ctm"]
 
 
@@ -138,9 +137,9 @@ class Transcriber:
 
     def __init__(self, args):
         generation = GenerationConfig(**{name: getattr(args, name) for name in OF_FAIRSEQ})
-        is_onnx = args.path.endswith(ONNX_ENDING)
-        self.model, self.task = (_of_onnx if is_onnx else _of_checkpoint)(args)
-        self.use_cuda = torch.cuda.is_available() and not args.cpu and not is_onnx
+        exported = is_exported(args.path)
+        self.model, self.task = (_of_exported if exported else _of_checkpoint)(args)
+        self.use_cuda = torch.cuda.is_available() and not args.cpu and not exported
         if self.use_cuda:
             self.model.cuda()
         self.generator = self.task.build_generator([self.model], generation)
@@ -222,7 +221,7 @@ def _of_checkpoint(args):
     return model.eval() or model, task
 
 
-def _of_onnx(args):
+def _of_exported(args):
     """Its model and task."""
     if read_overrides(args.model_overrides) or args.inference not in ("auto", "none"):
         raise ValueError(
@@ -230,7 +229,7 @@ def _of_onnx(args):
             "exported: leave them out"
         )
     with progress.step(f"reading {args.path}"):
-        session = OnnxModel(args.path)
+        session = open_exported(args.path, torch.get_num_threads())
     metadata = session.metadata
     task_cfg = SpeedupFinetuningConfig(
         data=os.path.dirname(os.path.abspath(args.path)),
@@ -239,7 +238,8 @@ def _of_onnx(args):
         sample_rate=metadata.sample_rate_hz,
         **_options(args),
     )
-    return OnnxCtc(session), _task(task_cfg, dictionary_of(metadata.symbols), OnnxLengths(metadata))
+    dictionary = dictionary_of(metadata.symbols)
+    return ExportedCtc(session), _task(task_cfg, dictionary, ExportedLengths(metadata))
 
 
 def _task(cfg, dictionary: Dictionary, lengths) -> SpeedupFinetuningTask:

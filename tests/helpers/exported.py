@@ -45,10 +45,10 @@ def given(model, counts):
     return net_input["source"], lengths, expected
 
 
-def export(model, path, int8=False):
+def export(model, path, int8=False, with_cnn=False):
     """The file, and its difference from the model."""
     metadata = metadata_of(model, Task(14), "some/model.pt")
-    found = export_onnx(model, str(path), metadata, int8)
+    found = export_onnx(model, str(path), metadata, int8, with_cnn)
     return OnnxModel(str(path), num_threads=1), found
 
 
