@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.models import batch_of, build_model, write_pretrained
+from helpers.models import FRONT_ENDS, batch_of, build_model, write_four_layers
 from helpers.reductions import REDUCTIONS, name_of
 
 pytest.importorskip("transformers")
@@ -21,17 +21,9 @@ COUNTS = [9000, 6000, 7777]
 WEIGHTS = {"fp32": 1e-4, "bf16": 0.15, "int8": 0.5}  # of logits between -2 and 2
 
 
-@pytest.fixture(scope="module", params=["group_norm", "layer_norm"])
+@pytest.fixture(scope="module", params=FRONT_ENDS)
 def four_layers(tmp_path_factory, request):
-    path = tmp_path_factory.mktemp(request.param) / "four.pt"
-    large = request.param == "layer_norm"
-    return write_pretrained(
-        path,
-        encoder_layers=4,
-        extractor_mode="layer_norm" if large else "default",
-        layer_norm_first=large,
-        conv_bias=large,
-    )
+    return write_four_layers(tmp_path_factory.mktemp(request.param) / "four.pt", request.param)
 
 
 def pair(path, name: str, **options):

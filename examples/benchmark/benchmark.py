@@ -37,7 +37,7 @@ from fairseq_speedup.profiling.utterance_lengths import read_lengths
 
 HERE = Path(__file__).parent
 BASELINE = "stock fairseq"
-PEERS = [BASELINE, "transformers", "ONNX Runtime fp32", "ONNX Runtime int8"]
+PEERS = [BASELINE, "transformers", "ONNX Runtime fp32", "ONNX Runtime int8", "OpenVINO fp32"]
 OURS = ["ours fp32", "ours bf16", "ours int8"]
 SAMPLE_RATE = 16000
 
@@ -206,16 +206,21 @@ def draw(report: dict, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def add_workload(parser, seconds: str, arch: str, factors: list[int], engines: list[str]) -> None:
+    """Options of what is run and by what, with their defaults."""
+    parser.add_argument("--lengths", help="seconds a line, or a manifest .tsv")
+    parser.add_argument("--seconds", default=seconds, help="or these")
+    parser.add_argument("--subsample", type=int, help="so many of the lengths, evenly")
+    parser.add_argument("--arch", choices=["base", "large"], default=arch)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--factors", type=int, nargs="+", default=factors, choices=[1, 2, 3])
+    parser.add_argument("--engines", nargs="+", default=engines, choices=engines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="for the table, JSON, picture and ONNX files")
-    parser.add_argument("--lengths", help="seconds a line, or a manifest .tsv")
-    parser.add_argument("--seconds", default="2.4,4,5.5,7,8.5,10.5,13,16.7", help="or these")
-    parser.add_argument("--subsample", type=int, help="so many of the lengths, evenly")
-    parser.add_argument("--arch", choices=["base", "large"], default="large")
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--factors", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
-    parser.add_argument("--engines", nargs="+", default=PEERS + OURS, choices=PEERS + OURS)
+    add_workload(parser, "2.4,4,5.5,7,8.5,10.5,13,16.7", "large", [1, 2, 3], PEERS + OURS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

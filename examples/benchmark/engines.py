@@ -169,9 +169,8 @@ class Exported(torch.nn.Module):
         return self.model(waveform).logits
 
 
-def onnx_runtime(int8: bool, arch: str, folder: Path):
-    import onnxruntime
-
+def exported(arch: str, folder: Path) -> Path:
+    """The ONNX file of transformers' model."""
     path = folder / f"{arch}.onnx"
     if not path.exists():
         part = path.with_suffix(".part")
@@ -186,6 +185,13 @@ def onnx_runtime(int8: bool, arch: str, folder: Path):
             dynamo=False,
         )
         part.rename(path)
+    return path
+
+
+def onnx_runtime(int8: bool, arch: str, folder: Path):
+    import onnxruntime
+
+    path = exported(arch, folder)
     if int8:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -205,6 +211,25 @@ def onnx_runtime(int8: bool, arch: str, folder: Path):
     def run(waveform, lengths, factor):
         waveform, lengths = shortened(waveform, lengths, factor)
         session.run(None, {"waveform": waveform.numpy()})
+
+    return run
+
+
+@engine("OpenVINO fp32")
+def openvino(arch: str, folder: Path):
+    from openvino import Core
+
+    core = Core()
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = core.compile_model(core.read_model(exported(arch, folder)), "CPU", hints)
+
+    def run(waveform, lengths, factor):
+        waveform, lengths = shortened(waveform, lengths, factor)
+        compiled([waveform.numpy()])
 
     return run
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from benchmark import batches_of, subsampled
+from benchmark import add_workload, batches_of, subsampled
 from engines import hugging_face, model_of, padding_mask, shortened
 
 from fairseq_speedup.inference import to_inference_form
@@ -143,13 +143,7 @@ def profiled(name: str, arch: str, batch: list[int], top: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="for tables and JSON")
-    parser.add_argument("--lengths", help="seconds a line, or a manifest .tsv")
-    parser.add_argument("--seconds", default="1,2.4,4,5.5,7,8.5,10.5,13,16.7,30", help="or these")
-    parser.add_argument("--subsample", type=int, help="so many of the lengths, evenly")
-    parser.add_argument("--arch", choices=["base", "large"], default="base")
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--factors", type=int, nargs="+", default=[1], choices=[1, 2, 3])
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
+    add_workload(parser, "1,2.4,4,5.5,7,8.5,10.5,13,16.7,30", "base", [1], list(ENGINES))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--profile", type=int, metavar="KERNELS", help="also of ours fp16")
     args = parser.parse_args()

@@ -6,5 +6,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 # the peers, and the pictures
 python -m pip install --progress-bar off -q -c "$REPO/constraints.txt" \
-    transformers onnx onnxruntime onnxscript matplotlib
+    transformers onnx onnxruntime onnxscript openvino matplotlib
 exec python "$REPO/examples/benchmark/benchmark.py" "$@"

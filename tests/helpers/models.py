@@ -80,6 +80,21 @@ def write_pretrained(path: Path, normalize: bool = True, seed: int = 0, **option
     return path
 
 
+FRONT_ENDS = ["group_norm", "layer_norm"]  # of base models, and of large ones
+
+
+def write_four_layers(path, front_end: str):
+    """A pretrained model as base ones or large ones are, one of FRONT_ENDS."""
+    large = front_end == "layer_norm"
+    return write_pretrained(
+        path,
+        encoder_layers=4,
+        extractor_mode="layer_norm" if large else "default",
+        layer_norm_first=large,
+        conv_bias=large,
+    )
+
+
 def write_wavlm(path: Path, **sizes) -> Path:
     """A WavLM in Microsoft's form, whose bias tables and gates are not all alike."""
     torch.manual_seed(3)
