@@ -65,7 +65,7 @@ class SpeedupCtcConfig(
     PruningConfig,
     PaddingConfig,
     HeadConfig,
-    *(stage.options for stage in STAGES),
+    *(stage.options for stage in STAGES),  # type: ignore[misc]
     LayerRemovalConfig,
     FramePoolConfig,
     FrontEndConfig,
@@ -108,7 +108,7 @@ def check_options(cfg: SpeedupCtcConfig) -> None:
 # the options of this plugin, as opposed to those of fairseq's wav2vec_ctc, with their defaults
 _STOCK = {field.name for field in fields(Wav2Vec2CtcConfig)}
 DEFAULTS = {
-    field.name: field.default if field.default is not MISSING else field.default_factory()
+    field.name: field.default if field.default is not MISSING else field.default_factory()  # type: ignore[operator]
     for field in fields(SpeedupCtcConfig)
     if field.name not in _STOCK
 }

@@ -1,6 +1,7 @@
 """``--model-overrides`` that fairseq would ignore: it replaces only what a checkpoint has."""
 
 import difflib
+from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
@@ -23,7 +24,7 @@ def fit_overrides(path: str, state: dict, overrides: dict) -> None:
     cfg = state.get("cfg")
     if not overrides or cfg is None:
         return
-    model = cfg.get("model") or {}
+    model: Any = cfg.get("model") or {}
     kind = model.get("_name")
     if kind not in FINETUNED_MODELS:
         return

@@ -51,7 +51,7 @@ class Speeds:
         self.factors = _choices(cfg, "downsample_factors", "downsample_factor", 1)
         self.frame_pools = _choices(cfg, "frame_pools", "frame_pool", 1)
         self.depths: list[int] = []
-        self.default = None
+        self.default = Speed(cfg.downsample_factor, cfg.frame_pool, 0)  # depth: set_depths
 
     def set_depths(self, cfg, num_layers: int, num_all: int) -> None:
         """

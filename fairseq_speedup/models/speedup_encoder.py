@@ -54,6 +54,8 @@ class SpeedupEncoder(Wav2VecEncoder):
     to CTC.
     """
 
+    proj: nn.Module  # the head, fairseq's linear one or another
+
     def __init__(self, cfg: SpeedupCtcConfig, labels: list[str]):
         """
         Args:
@@ -232,8 +234,8 @@ class SpeedupEncoder(Wav2VecEncoder):
 
     def _apply(self, function, recurse=True):
         super()._apply(function, recurse)
-        if getattr(self, "cnn_teacher", None) is not None:
-            self.cnn_teacher.apply(function)
+        if (teacher := getattr(self, "cnn_teacher", None)) is not None:
+            teacher.apply(function)
         return self
 
     # -- lengths ---------------------------------------------------------------------------------
@@ -447,10 +449,11 @@ class SpeedupEncoder(Wav2VecEncoder):
         if self.fbank is not None:
             return self.fbank(waveform, lengths)
         frames = run_cnn(self.w2v_model.feature_extractor, waveform, lengths)
-        return frames, self.cnn.output_lengths(lengths)
+        return frames, self.front_end.output_lengths(lengths)
 
     def _matched(self, frames, lengths, source, num_samples):
         """``matched`` and ``target`` (B, T, C), and ``padding_mask`` (B, T)."""
+        assert self.cnn_teacher is not None  # the task asks for this before matching ends
         layer_norm, num_frames = self.w2v_model.layer_norm, frames.size(2)
         target, heard = self.cnn_teacher(
             source, num_samples, layer_norm, self._front_end_grid(), num_frames
@@ -463,7 +466,10 @@ class SpeedupEncoder(Wav2VecEncoder):
 
     def begin_matching(self) -> None:
         """Before the first update, of a model that may have been given other weights since."""
-        if self.cnn is not None and not self.cnn_teacher.is_like(self.w2v_model.feature_extractor):
+        teacher = self.cnn_teacher
+        if self.cnn is None or teacher is None:
+            return
+        if not teacher.is_like(self.w2v_model.feature_extractor):
             logger.warning(
                 "the CNN of checkpoint.finetune_from_model is not that of model.w2v_path, which it "
                 "learns to reproduce (frontend_match_updates=%s): give the checkpoint that the "

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,9 @@ class Process:
 
     def __init__(self, setup: Setup, user_dir: str | None):
         self.arguments = (setup, user_dir)
-        self.process = self.connection = self.candidate = None
+        self.process: Any = None
+        self.connection: Any = None
+        self.candidate: Candidate | None = None
 
     def call(self, method: str, *arguments):
         """What the worker's method gives.
@@ -308,8 +311,8 @@ class Bench:
 
 def spread(num_samples: list[int], count: int, among: list[int] | None = None) -> list[int]:
     """``count`` utterances at equal distances of the order of lengths, rising by index."""
-    among = range(len(num_samples)) if among is None else among
-    ordered = sorted(among, key=lambda index: num_samples[index])
+    indices = range(len(num_samples)) if among is None else among
+    ordered = sorted(indices, key=lambda index: num_samples[index])
     if count >= len(ordered):
         return sorted(ordered)
     places = (np.arange(count) + 0.5) / count * len(ordered)

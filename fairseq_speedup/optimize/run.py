@@ -204,7 +204,7 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
     training = []
     if setup.data is not None:
         model, cfg, _ = load_finetuned(setup.path, "", setup.options())
-        recipe = recipe_of(args, setup, cfg)
+        recipe = recipe_of(args, setup, setup.data, cfg)
         training = [
             (recipe.command(each), each)
             for each in suggestions(bench.subject, switched_on(model.cfg), recipe.hours)
@@ -264,7 +264,7 @@ def commands_of(
     candidate = best.candidate
     exported = candidate.engine != "torch"
     model = folder / (outcome.exported_name(candidate) if exported else MODEL)
-    audio = setup.audio or [_a_file(setup)]
+    audio = setup.audio if setup.data is None else [_a_file(setup.data, setup.subset)]
     options = _options(args, setup, candidate)
     command = [*_threads(candidate), *python, "transcribe", "--path", str(model), *options]
     return [*commands, [*command, audio[0]]]
@@ -288,8 +288,8 @@ def _options(args, setup: Setup, candidate: Candidate) -> list[str]:
     return options
 
 
-def _a_file(setup: Setup) -> str:
-    manifest = read_manifest(os.path.join(setup.data, f"{setup.subset}.tsv"))
+def _a_file(data: str, subset: str) -> str:
+    manifest = read_manifest(os.path.join(data, f"{subset}.tsv"))
     return os.path.join(manifest.root, manifest.files[0])
 
 
@@ -319,15 +319,15 @@ def _runnable(command: list[str]) -> list[str]:
     return [here.get(word, word) for word in command]
 
 
-def recipe_of(args, setup: Setup, cfg) -> Recipe:
+def recipe_of(args, setup: Setup, data: str, cfg) -> Recipe:
     config_dir = Path(__file__).parents[2] / "config" / "finetuning"
-    train = os.path.join(setup.data, "train.tsv")
+    train = os.path.join(data, "train.tsv")
     hours = 0.0
     if os.path.isfile(train):
         hours = sum(read_manifest(train).num_samples) / cfg.task.sample_rate / 3600
     return Recipe(
         path=setup.path,
-        data=setup.data,
+        data=data,
         valid_subset=setup.subset,
         config_dir=str(config_dir) if config_dir.is_dir() else "config/finetuning",
         user_dir=_user_dir(args),

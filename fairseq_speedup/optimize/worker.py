@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,11 +95,14 @@ class Worker:
 
     def __init__(self, setup: Setup):
         self.setup = setup
-        self.model = self.task = self.generator = None
+        self.model: Any = None
+        self.task: Any = None
+        self.generator: Any = None
         self.use_cuda = setup.device.type == "cuda"
         self.batch_size = 1
         self.kept: dict[tuple, Encoded] = {}  # of the model that is loaded, by batch
-        self.kept_of = None  # what model that is
+        self.kept_of: tuple | None = None  # what model that is
+        self.utterances: Labelled | Recordings
         self._open()
 
     # -- the model and its data ------------------------------------------------------------------
@@ -153,7 +157,7 @@ class Worker:
         model.eval()
         layers = model.w2v_encoder.w2v_model.encoder.layers
         kept = getattr(model.w2v_encoder, "kept_layers", range(len(layers)))
-        changed = {index: [] for index in kept}
+        changed: dict[int, list[float]] = {index: [] for index in kept}
 
         def watch(index):
             def hook(layer, args, output):
@@ -316,7 +320,8 @@ def exported_ending(candidate: Candidate) -> str:
 
 def batches_of(indices, num_samples, most_utterances: int, most_samples: float = float("inf")):
     """Batches of at most so many utterances and samples, padding counted; longest first."""
-    batches, batch = [], []
+    batches: list[list[int]] = []
+    batch: list[int] = []
     for index in sorted(indices, key=lambda each: -num_samples[each]):
         longest = num_samples[batch[0]] if batch else num_samples[index]
         full = len(batch) == most_utterances or (len(batch) + 1) * longest > most_samples
