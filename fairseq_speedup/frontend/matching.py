@@ -54,9 +54,9 @@ class CnnTeacher:
         ours = self.cnn.frame_grid(FrameGrid())
         shared = grid.overlap(num_frames, ours, frames.size(1), waveform.device)  # (T, T')
         with torch.autocast(waveform.device.type, enabled=False):
-            heard = (~padding).float() @ shared.T  # (B, T), samples
-            target = shared @ frames / heard.clamp(min=1e-6)[:, :, None]
-        return target, heard > 0
+            covered = (~padding).float() @ shared.T  # (B, T), samples
+            target = shared @ frames / covered.clamp(min=1e-6)[:, :, None]
+        return target, covered > 0
 
 
 def normalised(frames, layer_norm):

@@ -455,13 +455,13 @@ class SpeedupEncoder(Wav2VecEncoder):
         """``matched`` and ``target`` (B, T, C), and ``padding_mask`` (B, T)."""
         assert self.cnn_teacher is not None  # the task asks for this before matching ends
         layer_norm, num_frames = self.w2v_model.layer_norm, frames.size(2)
-        target, heard = self.cnn_teacher(
+        target, covered = self.cnn_teacher(
             source, num_samples, layer_norm, self._front_end_grid(), num_frames
         )
         return {
             "matched": normalised(frames, layer_norm),
             "target": target,
-            "padding_mask": padding_mask_of(lengths, num_frames) | ~heard,
+            "padding_mask": padding_mask_of(lengths, num_frames) | ~covered,
         }
 
     def begin_matching(self) -> None:
