@@ -275,6 +275,7 @@ def test_gates_are_trained_and_cut_before_the_row_on_the_device_that_is_asked_fo
             Path(words[-1]).write_text("")
 
     monkeypatch.setattr(runner, "call", call)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     config = CONFIG.format(quickstart=REPO / "examples/quickstart")
     config = OmegaConf.create(config.replace("${hydra:runtime.cwd}", str(tmp_path)))
     given = {"out": str(tmp_path / "out"), "data": str(tmp_path), "w2v_path": "/full.pt"}
@@ -291,6 +292,42 @@ def test_gates_are_trained_and_cut_before_the_row_on_the_device_that_is_asked_fo
     assert prune[-4:] == ["prune", f"{folder}/gates/checkpoint_last.pt", "--output", str(pruned)]
     assert healing[-1] == "healing=1" and f"model.w2v_path='{pruned}'" in healing
     assert "common.cpu=false" in gates and "common.cpu=false" in healing
+
+
+def test_what_a_study_cannot_start_from_or_run_on_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(REPO / "examples/study")
+    runner = importlib.import_module("study")
+    monkeypatch.setattr(runner, "call", lambda command, log: None)
+    config = CONFIG.format(quickstart=REPO / "examples/quickstart")
+    config = OmegaConf.create(config.replace("${hydra:runtime.cwd}", str(tmp_path)))
+    del config["hydra"]
+    (tmp_path / "rows.yaml").write_text("more: {}")
+    start = tmp_path / "out/models/train/full/seed1/checkpoint_last.pt"
+    for name in ("dict.ltr.txt", "train.tsv", "train.ltr", "test.tsv", "test.ltr"):
+        (tmp_path / name).touch()
+    given = {"out": str(tmp_path / "out"), "data": str(tmp_path), "w2v_path": str(start)}
+    config = OmegaConf.merge(config, given)
+    study = runner.Study.of(config)
+
+    def refusal(call, *arguments) -> str:
+        with pytest.raises(runner.StudyError) as caught:
+            call(*arguments)
+        return str(caught.value)
+
+    assert "train it first: the row full" in refusal(study.check_files, "more")
+    start.parent.mkdir(parents=True)
+    start.touch()
+    (start.parent / "options.json").touch()
+    assert "whose training has not ended yet" in refusal(study.check_files, "more")
+    (start.parent / "done").touch()
+    study.check_files("more")
+    study.train("more")
+    os.utime(start, (1, 1))  # trained again
+    assert "other options" in refusal(study.train, "more")
+    parts = {"gates": 3, "healing": 2, "match": 1, "updates": 6}
+    assert "gates=3 and healing=2" in refusal(runner.Study.of, OmegaConf.merge(config, parts))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "finds no GPU" in refusal(runner.Study.of, OmegaConf.merge(config, {"cpu": False}))
 
 
 WAITING = """

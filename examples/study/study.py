@@ -66,6 +66,8 @@ class Study:
                     raise StudyError(
                         f"{where}: unknown decoder {decoder}; the study's decoders: {valid}"
                     )
+        check_parts(cfg)
+        check_device(cfg)
         return cls(cfg, rows)
 
     def row(self, name: str) -> dict:
@@ -98,7 +100,10 @@ class Study:
         """
         data, labels = Path(self.cfg.data), self.labels(name)
         hint = "; `python -m fairseq_speedup spm` makes them" if labels == "spm" else ""
-        needed = {Path(self.cfg.w2v_path): "w2v_path", data / f"dict.{labels}.txt": f"labels{hint}"}
+        first = "w2v_path"
+        if Path(self.cfg.out).resolve() in Path(self.cfg.w2v_path).resolve().parents:
+            first += f"; train it first: the row full of recorded.yaml, seed {self.cfg.seed}"
+        needed = {Path(self.cfg.w2v_path): first, data / f"dict.{labels}.txt": f"labels{hint}"}
         hints = {self.cfg.train_subset: ""}
         hints |= {test: f"; ~tests.{test} leaves it out" for test in self.cfg.tests}
         for split, hint in hints.items():
@@ -112,6 +117,13 @@ class Study:
         for path, what in needed.items():
             if not path.is_file():
                 raise StudyError(f"row {name} needs {path}, which does not exist ({what})")
+        start = Path(self.cfg.w2v_path)
+        if self._is_of_a_study(start) and not (start.parent / DONE).is_file():
+            raise StudyError(f"row {name} starts from {start}, whose training has not ended yet")
+
+    @staticmethod
+    def _is_of_a_study(checkpoint: Path) -> bool:
+        return (checkpoint.parent / OPTIONS).is_file()
 
     def _decoders(self, name: str) -> list[str]:
         return self.row(name).get("decoders", list(self.cfg.decoders))
@@ -201,6 +213,8 @@ class Study:
         if not file.is_file():
             raise StudyError(f"config_dir={config.config_dir}: there is no {file}")
         options = {"config": file.read_text(encoding="utf-8"), "overrides": overrides}
+        if self._is_of_a_study(Path(self.cfg.w2v_path)):  # which may train it again
+            options["start"] = Path(self.cfg.w2v_path).stat().st_mtime_ns
         started = folder / OPTIONS
         if started.is_file() and json.loads(started.read_text()) != options:
             raise StudyError(
@@ -261,6 +275,27 @@ class Study:
         if not has_wer(folder, test):
             raise StudyError(f"{folder} has no WER; see {folder / LOG}")
         write_json(folder / DECODED, record)
+
+
+def check_parts(cfg: DictConfig) -> None:
+    """Raises StudyError for parts of a row's updates that do not make up all of them."""
+    if "gates" not in cfg:
+        return
+    if cfg.gates + cfg.healing != cfg.updates or not 0 < cfg.match < cfg.updates:
+        raise StudyError(
+            f"gates={cfg.gates} and healing={cfg.healing} must be updates={cfg.updates} together, "
+            f"and match={cfg.match} fewer than those"
+        )
+
+
+def check_device(cfg: DictConfig) -> None:
+    """Raises StudyError where a GPU is asked for that is not there."""
+    if cfg.get("cpu", True):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise StudyError("cpu=false, but torch finds no GPU here: leave it out")
 
 
 def has_wer(folder: Path, test: str) -> bool:

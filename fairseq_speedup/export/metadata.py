@@ -33,6 +33,7 @@ class Metadata:
     versions: of the packages that wrote the file
     kept_fp32: parts of an int8 file that could be in int8 and are not, for the words' sake
     weight_bits: of an int8 file: 7 where the CPU that wrote it has no instructions for int8
+    weights_crc32: of the file with the weights, where that is another
     """
 
     symbols: list[str]
@@ -50,6 +51,7 @@ class Metadata:
     versions: dict
     kept_fp32: list[str] = field(default_factory=list)
     weight_bits: int | None = None
+    weights_crc32: int | None = None
 
     def frame_grid(self) -> FrameGrid:
         return FrameGrid(self.first_frame, self.samples_per_frame)

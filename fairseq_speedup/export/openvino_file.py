@@ -1,6 +1,5 @@
 """Writes a model as OpenVINO's two files, and compares what they give with what the model gives."""
 
-import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -25,6 +24,7 @@ from fairseq_speedup.export.openvino_session import (
     EXTRA,
     SECTION,
     OpenVinoModel,
+    crc32_of,
     openvino_installed,
     weights_of,
 )
@@ -91,7 +91,9 @@ def finish(
     metadata = dataclasses.replace(metadata, precision=precision)
     write(network, path, metadata)
     found = compared(OpenVinoModel(path, torch.get_num_threads()), checks)
-    write(network, path, dataclasses.replace(metadata, largest_difference=found.largest))
+    checksum = crc32_of(weights_of(path))
+    done = dataclasses.replace(metadata, largest_difference=found.largest, weights_crc32=checksum)
+    write(network, path, done)
     return found
 
 
@@ -102,8 +104,7 @@ def write(network, path: str, metadata: Metadata) -> None:
 
 
 def put_in_place(part: str, path: str) -> None:
-    """Moves both files; a graph is never beside another's weights."""
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)
+    """Moves both files; a graph is never beside another's weights, but for the moment between, when
+    its checksum says so."""
     os.replace(weights_of(part), weights_of(path))
     os.replace(part, path)

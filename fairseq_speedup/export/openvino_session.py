@@ -2,7 +2,9 @@
 
 import functools
 import os
+import re
 import sys
+import zlib
 
 import numpy as np
 
@@ -13,6 +15,7 @@ ENDING, WEIGHTS_ENDING = ".xml", ".bin"
 SECTION = "fairseq_speedup"  # of a file's runtime information, which has the metadata
 TESTED = "2026.4"
 EXTRA = "openvino"
+PIECE_BYTES = 1 << 24
 
 
 def openvino_installed():
@@ -70,6 +73,7 @@ class OpenVinoModel(ExportedModel):
                     f"{ENDING} and {WEIGHTS_ENDING}"
                 )
         check_is_graph(path)
+        check_weights(path)
         try:
             network = openvino.Core().read_model(path)
         except Exception as error:  # of OpenVINO's own, by kind of damage
@@ -110,6 +114,25 @@ class OpenVinoModel(ExportedModel):
         found = self.compiled(dict(zip(INPUTS, (waveform, lengths), strict=True)))
         log_probs, frames = (found[name] for name in OUTPUTS)
         return log_probs, frames
+
+
+def crc32_of(path: str) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
+
+
+def check_weights(path: str) -> None:
+    """Raises ExportedFileError for weights that are not those that were written with the graph."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        saved = re.search(r'<weights_crc32 value="(\d+)"', file.read())
+    if saved and int(saved[1]) != crc32_of(weights_of(path)):
+        raise ExportedFileError(
+            f"{weights_of(path)} is damaged, or of another model than {path}: its checksum is not "
+            "the one that was written there"
+        )
 
 
 def check_is_graph(path: str) -> None:
