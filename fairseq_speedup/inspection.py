@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import (
+    EXPORTED_ENDINGS,
     SAFETENSORS,
     CheckpointError,
     clear_layout_errors,
@@ -74,6 +75,11 @@ def inspect_file(path: str, seconds: float = 10) -> dict:
     """
     report: dict = {"file": path, "error": None, "safe": False}
     try:
+        if path.endswith(EXPORTED_ENDINGS):
+            raise CheckpointError(
+                f"{path} is an exported file, which transcribe and fairseq-generate run; give the "
+                "checkpoint that it was made of"
+            )
         report |= _files(path)
         with distrusting():
             saved = unpickle(path)

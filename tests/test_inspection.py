@@ -126,3 +126,10 @@ def test_what_is_a_part_of_a_folder_is_told_and_the_whole_asked_for(tmp_path, ca
     (saved / "checkpoint_best.pt").write_bytes(b"")
     error = inspect_file(str(saved))["error"]
     assert error.endswith("; give one of its files: checkpoint_best.pt")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.xml"])
+def test_an_exported_file_is_called_that(tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"x")
+    assert main(["inspect", str(tmp_path / name)]) == 1
+    assert f"{name} is an exported file, which transcribe and" in capsys.readouterr().err
