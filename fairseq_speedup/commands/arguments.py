@@ -65,6 +65,22 @@ def add_split(group, subset: str, help: str) -> None:
     group.add_argument("--gen-subset", default=subset, metavar="SPLIT", help=help)
 
 
+def add_minutes(group) -> None:
+    group.add_argument(
+        "--minutes",
+        type=float,
+        default=10,
+        metavar="N",
+        help="of audio that are used, drawn from all that is given",
+    )
+
+
+def check_minutes(args) -> None:
+    """Raises ValueError for no amount of audio."""
+    if not 0 < args.minutes < float("inf"):
+        raise ValueError(f"--minutes {args.minutes} is out of range; it must be above 0")
+
+
 def add_batch_size(group, default=8, help="utterances in a batch") -> None:
     group.add_argument("--batch-size", type=int, default=default, metavar="N", help=help)
 
@@ -196,6 +212,15 @@ def check_data_or_audio(args) -> None:
         raise ValueError("give either --data, a folder with labels, or --audio, files without")
     if args.data is not None and not os.path.isdir(args.data):
         raise FileNotFoundError(f"--data {args.data} is not a folder")
+    find_audio(args)
+
+
+def find_audio(args) -> None:
+    """Finds the recordings of ``--audio``, ``audio_files``; none without it.
+
+    Raises:
+        OSError: what is given is not there
+    """
     args.audio_files = [each.path for each in find_recordings(args.audio or [])]
     for each in args.audio_files:
         if not os.path.exists(each):

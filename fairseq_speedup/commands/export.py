@@ -11,7 +11,6 @@ OpenVINO model is two files: the weights are in a .bin beside the .xml.
 import os
 
 from fairseq_speedup.commands import arguments
-from fairseq_speedup.data.find_recordings import find_recordings
 
 ENGINES = ["onnx", "openvino"]
 OPENVINO_ENDINGS = (".xml", ".bin")
@@ -42,13 +41,7 @@ def add_arguments(parser) -> None:
     )
     int8.add_argument("--audio", nargs="+", metavar="AUDIO", help="files, folders or globs")
     int8.add_argument("--gen-subset", default="valid", metavar="SPLIT", help="split of --data")
-    int8.add_argument(
-        "--minutes",
-        type=float,
-        default=10,
-        metavar="N",
-        help="of audio that are used, drawn from all that is given",
-    )
+    arguments.add_minutes(int8)
     int8.add_argument(
         "--wer-budget",
         type=float,
@@ -94,8 +87,7 @@ def _check_calibration(args) -> None:
         ValueError: there is none, or an option is out of range
         OSError: what is given is not there
     """
-    if not 0 < args.minutes < float("inf"):
-        raise ValueError(f"--minutes {args.minutes} is out of range; it must be above 0")
+    arguments.check_minutes(args)
     if args.wer_budget is not None:
         arguments.check_wer_budget(args)
     if args.audio is None and args.data is None:
@@ -103,12 +95,7 @@ def _check_calibration(args) -> None:
             "--int8 of --to openvino finds its scales on audio: give --audio, files, or --data, a "
             "folder with a split (--gen-subset)"
         )
-    if args.audio is None:
-        return
-    args.audio_files = [each.path for each in find_recordings(args.audio)]
-    for each in args.audio_files:
-        if not os.path.exists(each):
-            raise FileNotFoundError(f"--audio {each} does not exist")
+    arguments.find_audio(args)
 
 
 def run(args) -> None:

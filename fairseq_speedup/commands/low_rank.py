@@ -23,13 +23,7 @@ def add_arguments(parser) -> None:
     audio.add_argument("--audio", nargs="+", metavar="AUDIO", help="files, folders or globs")
     audio.add_argument("--data", metavar="FOLDER", help="with manifests and labels, in its place")
     audio.add_argument("--gen-subset", default="valid", metavar="SPLIT", help="split of --data")
-    audio.add_argument(
-        "--minutes",
-        type=float,
-        default=10,
-        metavar="N",
-        help="of audio that are used, drawn from all that is given",
-    )
+    arguments.add_minutes(audio)
     arguments.add_cpu(audio)
     ranks = parser.add_argument_group("ranks")
     ranks.add_argument(
@@ -65,8 +59,7 @@ def check(args) -> None:
                 f"--{name.replace('_', '-')} {value} is out of range; it must be above 0 and at "
                 "most 1"
             )
-    if not 0 < args.minutes < float("inf"):
-        raise ValueError(f"--minutes {args.minutes} is out of range; it must be above 0")
+    arguments.check_minutes(args)
     arguments.check_data_or_audio(args)
 
 
