@@ -8,6 +8,7 @@ from fairseq.models.wav2vec.wav2vec2_asr import Linear
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from fairseq_speedup.data.dictionary import SPECIALS
 from fairseq_speedup.registry import Registry
 
 HEADS = Registry("head")
@@ -102,6 +103,34 @@ class BiLstmHead(nn.Module):
         packed = pack_padded_sequence(frames, lengths.cpu(), enforce_sorted=False)
         hidden, _ = pad_packed_sequence(self.lstm(packed)[0], total_length=num_frames)
         return self.linear(hidden)
+
+
+def head_of_labels(
+    head: dict[str, torch.Tensor], had: list[str] | None, labels: list[str]
+) -> dict[str, torch.Tensor] | None:
+    """A trained linear head for another dictionary: each symbol's row where that dictionary has it.
+
+    A symbol that is new starts as ``<unk>``, which training has made improbable everywhere.
+
+    Args:
+        head: ``weight`` (V, C) and ``bias`` (V,)
+        had: its V symbols; None where they are not known, and then taken to be ``labels``
+        labels: symbols of the new dictionary
+
+    Returns:
+        ``weight`` (len(labels), C) and ``bias``; None where fewer than half of the labels, the
+        special ones apart, were there
+    """
+    num_rows = head["bias"].numel()
+    if had is None or had == labels:
+        return head if num_rows == len(labels) else None
+    rows = {symbol: row for row, symbol in enumerate(had) if row < num_rows}
+    own = [symbol for symbol in labels if symbol not in SPECIALS]
+    known = sum(symbol in rows for symbol in own)
+    if any(symbol not in rows for symbol in SPECIALS) or 2 * known < len(own):
+        return None
+    order = torch.tensor([rows.get(symbol, rows["<unk>"]) for symbol in labels])
+    return {name: weight[order] for name, weight in head.items()}
 
 
 def run_head(head: nn.Module, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -86,9 +86,30 @@ def test_it_is_a_starting_point_and_keeps_its_head_where_the_labels_agree(finetu
         for encoder in (model.w2v_encoder.w2v_model.encoder, theirs.encoder)
     )
     assert torch.equal(layer, their_layer)
-    other = build_model(path, normalize=normalize, labels=[*LETTERS[:-1], "Q"], **options)
-    assert other.w2v_encoder.proj.weight.shape == head.shape
-    assert not torch.equal(other.w2v_encoder.proj.weight, head)
+
+
+def test_another_dictionary_keeps_the_head_label_by_label(finetuned, caplog):
+    """Corpora number the same letters by how often they occur."""
+    path, _, head, normalize = finetuned
+    labels = ["Q", *reversed(LETTERS[:-1])]
+    kept = build_model(path, normalize=normalize, labels=labels).w2v_encoder.proj
+    had = ["<s>", "<pad>", "</s>", "<unk>", *LETTERS]
+    has = ["<s>", "<pad>", "</s>", "<unk>", *labels]
+    bias = torch.load(path, weights_only=False)["model"]["w2v_encoder.proj.bias"]
+    for row, symbol in enumerate(has):
+        old_row = had.index("<unk>" if symbol == "Q" else symbol)  # it is new
+        assert torch.equal(kept.weight[row], head[old_row].float()), symbol
+        assert kept.bias[row] == bias[old_row].float()
+    assert "the head of the fine-tuned checkpoint is kept; new to it: Q" in caplog.text
+
+
+def test_a_dictionary_of_other_labels_keeps_no_head(finetuned, caplog):
+    path, _, head, normalize = finetuned
+    labels = [letter.lower() for letter in LETTERS]
+    other = build_model(path, normalize=normalize, labels=labels).w2v_encoder.proj
+    assert other.weight.shape == head.shape
+    assert not any(torch.equal(row, old) for row, old in zip(other.weight, head, strict=True))
+    assert "the fine-tuned checkpoint has other labels: its head is not kept" in caplog.text
 
 
 def test_the_frames_that_logit_upsampling_makes_of_one_start_as_it(finetuned):

@@ -16,7 +16,7 @@ from fairseq_speedup.frames import FrameReduction, mask_short_utterances
 from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd, MaskedCnn, run_cnn
 from fairseq_speedup.frontend.config import CNN_FRAME_MS
 from fairseq_speedup.frontend.matching import normalised, weights_held
-from fairseq_speedup.heads import build_head, run_head, upsample_logits
+from fairseq_speedup.heads import build_head, head_of_labels, run_head, upsample_logits
 from fairseq_speedup.lengths import FrameGrid, lengths_of, padding_mask_of
 from fairseq_speedup.models.config import SpeedupCtcConfig, check_options
 from fairseq_speedup.models.speeds import Speed, Speeds
@@ -143,8 +143,8 @@ class SpeedupEncoder(Wav2VecEncoder):
             )
 
     def _keep_head(self, pretrained: Pretrained, labels: list[str], cfg: SpeedupCtcConfig) -> None:
-        """The head of a fine-tuned checkpoint, where it is for the same labels; the frames that
-        logit_upsample makes of one start alike, which CTC reads as that one."""
+        """The head of a fine-tuned checkpoint, label by label; the frames that logit_upsample makes
+        of one start alike, which CTC reads as that one."""
         if not pretrained.head:
             if cfg.exit_heads_only:
                 logger.warning(
@@ -152,16 +152,16 @@ class SpeedupEncoder(Wav2VecEncoder):
                     "checkpoint as checkpoint.finetune_from_model or model.w2v_path"
                 )
             return
-        head = {
-            name: torch.cat([weight] * cfg.logit_upsample)
-            for name, weight in pretrained.head.items()
-        }
-        same_shape = head["weight"].shape == self.proj.weight.shape
-        if same_shape and pretrained.labels in (None, labels):
-            self.proj.load_state_dict(head)
-            logger.info("the head of the fine-tuned checkpoint is kept")
-        else:
+        head = head_of_labels(pretrained.head, pretrained.labels, labels)
+        if head is None:
             logger.warning("the fine-tuned checkpoint has other labels: its head is not kept")
+            return
+        self.proj.load_state_dict(
+            {name: torch.cat([weight] * cfg.logit_upsample) for name, weight in head.items()}
+        )
+        new = [symbol for symbol in labels if symbol not in (pretrained.labels or labels)]
+        of = f"; new to it: {' '.join(new)}" if new else ""
+        logger.info("the head of the fine-tuned checkpoint is kept%s", of)
 
     def _build_front_end(self, cfg, pretrained: Pretrained | None) -> None:
         w2v_model = self.w2v_model
