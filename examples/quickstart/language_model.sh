@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Optional: the quickstart's models decoded greedily, by a beam search, and with a language model of
+# Optional: the models of from_scratch.sh decoded greedily, by a beam search, and with a language model of
 # the training sentences; a table of WER and times.
 #
 #   bash examples/quickstart/language_model.sh [OUTPUT_FOLDER]
 #
-# Runs run.sh first where that is not done; finished stages are skipped when it is run again.
+# Runs from_scratch.sh first where that is not done; finished stages are skipped when it is run again.
 set -euo pipefail
-bash "$(dirname "${BASH_SOURCE[0]}")/run.sh" "$@"
+bash "$(dirname "${BASH_SOURCE[0]}")/from_scratch.sh" "$@"
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
+from_scratch
 
 LM="$OUT/language_model"
 BEAM=50

@@ -3,11 +3,12 @@
 #
 #   bash examples/quickstart/long_recording.sh [OUTPUT_FOLDER]
 #
-# Runs run.sh first where that is not done, then goes on with its models on speech with pauses.
+# Runs from_scratch.sh first where that is not done, then goes on with its models on speech with pauses.
 # Finished stages are skipped when it is run again.
 set -euo pipefail
-bash "$(dirname "${BASH_SOURCE[0]}")/run.sh" "$@"
+bash "$(dirname "${BASH_SOURCE[0]}")/from_scratch.sh" "$@"
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
+from_scratch
 
 LONG="$OUT/long"
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Optional and longer: the quickstart's table with a row for every method, from its corpus and its
-# pretrained model.
+# Optional and longer: the table of from_scratch.sh with a row for every method.
 #
 #   bash examples/quickstart/methods.sh [OUTPUT_FOLDER]
 #
-# Runs run.sh first where that is not done; finished stages are skipped when it is run again.
+# Runs from_scratch.sh first where that is not done; finished stages are skipped when it is run again.
 set -euo pipefail
-bash "$(dirname "${BASH_SOURCE[0]}")/run.sh" "$@"
+bash "$(dirname "${BASH_SOURCE[0]}")/from_scratch.sh" "$@"
 source "$(dirname "${BASH_SOURCE[0]}")/stages.sh"
+from_scratch
 
 FULL="$OUT/full/checkpoint_last.pt"
 

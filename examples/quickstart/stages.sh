@@ -1,6 +1,8 @@
-# The quickstart's stages, for run.sh and methods.sh, which source this file. Finished ones are skipped.
+# The stages of run.sh, from_scratch.sh and what goes on from that, which source this file. Finished
+# ones are skipped.
 #
-# Sets up the environment; OUT is the output folder, from the caller's first argument.
+# Sets up the environment; OUT is the output folder, from the caller's first argument, and DATA the
+# corpus in it.
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 
 HERE="$REPO/examples/quickstart"
@@ -26,6 +28,15 @@ stage() {
     fi
 }
 
+corpus() {
+    stage "$OUT/corpus.log" python "$HERE/make_corpus.py" "$DATA" && tail -n 3 "$OUT/corpus.log"
+}
+
+from_scratch() { # what follows is of the model that from_scratch.sh pretrains, in a folder of its own
+    OUT="$OUT/from_scratch"
+    mkdir -p "$OUT"
+}
+
 train() { # CONFIG FOLDER OPTIONS...: skipped when FOLDER/done exists
     local config="$1" folder="$2"
     shift 2
@@ -36,22 +47,36 @@ train() { # CONFIG FOLDER OPTIONS...: skipped when FOLDER/done exists
         touch "$folder/done"
 }
 
-finetune() { # NAME OPTIONS...
-    local name="$1"
-    shift
-    train finetuning "$OUT/$name" "common.user_dir='$PLUGIN'" \
-        "model.w2v_path='$OUT/pretrained/checkpoint_last.pt'" "$@"
+finetune_from() { # CHECKPOINT NAME OPTIONS...
+    local checkpoint="$1" name="$2"
+    shift 2
+    train finetuning "$OUT/$name" "common.user_dir='$PLUGIN'" "model.w2v_path='$checkpoint'" "$@"
+}
+
+finetune() { # NAME OPTIONS...: of from_scratch.sh
+    finetune_from "$OUT/pretrained/checkpoint_last.pt" "$@"
+}
+
+together() { # JOB...: side by side
+    local jobs=() job failed=0
+    for job in "$@"; do
+        eval "$job" &
+        jobs+=("$!")
+    done
+    for job in "${jobs[@]}"; do wait "$job" || failed=1; done
+    return "$failed"
 }
 
 # decode MODEL ROW RUN [OVERRIDES [OPTIONS...]]: results of the row, with options of the model changed
-# and of decoding added
+# and of decoding added; MODEL is a folder of a training, or a file
 decode() {
-    local model="$1" folder="$OUT/results/$2/run$3" overrides="${4:-}"
+    local path="$OUT/$1" folder="$OUT/results/$2/run$3" overrides="${4:-}"
+    [ -f "$path" ] || path="$path/checkpoint_last.pt"
     shift $(($# < 4 ? $# : 4))
     grep -q 'WER: ' "$folder/generate-test.txt" 2>/dev/null && return 0
     OMP_NUM_THREADS=2 stage "$folder/log.txt" fairseq-generate "$DATA" --cpu \
         --user-dir "$PLUGIN" --task speedup_finetuning --labels ltr \
-        --path "$OUT/$model/checkpoint_last.pt" --gen-subset test --batch-size 8 \
+        --path "$path" --gen-subset test --batch-size 8 \
         --scoring wer --post-process letter --results-path "$folder" \
         --model-overrides "${overrides:-$NO_OVERRIDES}" "$@"
 }
