@@ -14,7 +14,7 @@ from helpers.corpora import LETTERS
 from helpers.models import batch_of, build_model, write_finetuned, write_pretrained, write_wavlm
 from torch import nn
 
-from fairseq_speedup import factorize
+from fairseq_speedup import factorize, from_audio
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.inference import to_inference_form
@@ -178,9 +178,9 @@ def test_a_layer_of_low_rank_gives_its_outputs_projected():
 def test_long_recordings_come_in_pieces_until_there_is_enough(
     whole, speech, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(factorize, "PIECE_SECONDS", 4)
+    monkeypatch.setattr(from_audio, "PIECE_SECONDS", 4)
     given = []
-    monkeypatch.setattr(factorize, "_watch", lambda model, pieces: given.extend(pieces) or 1 / 0)
+    monkeypatch.setattr(factorize, "watch", lambda model, pieces: given.extend(pieces) or 1 / 0)
     for minutes, expected in ((10, [1, 2, 4, 4]), (0.125, [4, 3.5]), (0.05, [3])):
         given.clear()
         audio = ["--audio", str(speech / "b.wav"), str(speech / "a.wav")]

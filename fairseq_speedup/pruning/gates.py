@@ -180,11 +180,15 @@ class PruningGates(nn.Module):
         return self._share(lambda gate: gate.least)
 
     def _share(self, count):
+        return self.macs_of(count) / self.macs.full
+
+    def macs_of(self, count):
+        """MACs with ``count(gate)`` open of each group of gates."""
         macs = self.macs
         channels = dict(enumerate(macs.full_channels)) | _counted(self.channels, count)
         heads = macs.full_heads | _counted(self.heads, count)
         units = macs.full_units | _counted(self.units, count)
-        return macs.of(list(channels.values()), heads, units) / macs.full
+        return macs.of(list(channels.values()), heads, units)
 
     def target(self, num_updates: int) -> float:
         """The share that the loss of an update wants."""
