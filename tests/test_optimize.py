@@ -29,7 +29,7 @@ from fairseq_speedup.optimize.made import checkpoint_of, path_of
 from fairseq_speedup.optimize.search import Search, fastest, front
 from fairseq_speedup.optimize.setup import Setup
 from fairseq_speedup.optimize.training import Recipe, suggestions
-from fairseq_speedup.optimize.worker import batches_of, exported_path
+from fairseq_speedup.optimize.worker import batches_of, export, exported_path
 
 SUBJECT = Subject(
     kept_layers=[0, 1, 2, 3, 4, 5],
@@ -464,6 +464,23 @@ def test_a_smaller_checkpoint_is_made_and_carried(setup, corpus, tmp_path):
     pruned, _, _ = load_finetuned(checkpoint_of(setup, replace(candidate, low_rank=[])), "")
     counts = [MacCounter(each).count([160000]).sum().total for each in (pruned, whole)]
     assert 0.79 <= counts[0] / counts[1] <= 0.8
+
+
+def test_a_smaller_checkpoint_is_exported(setup):
+    pytest.importorskip("onnxruntime")
+    from fairseq_speedup.export.session import OnnxModel
+
+    candidate = Candidate({"keep_layers": "0,2"}, engine="onnx", pruned=0.8)
+    export(setup, candidate)
+    file = OnnxModel(exported_path(setup.folder, candidate))
+    assert file.metadata.model == "whole.pt"
+    source = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    found = torch.as_tensor(file.log_probs(source.numpy())[0])
+    model, _, _ = load_finetuned(checkpoint_of(setup, candidate), "")
+    with torch.no_grad():
+        logits = model.eval()(source=source, padding_mask=None)["encoder_out"]
+    expected = torch.log_softmax(logits, dim=-1).transpose(0, 1)
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
 
 
 def test_what_was_made_before_a_break_is_made_again_alike(setup):
