@@ -399,6 +399,12 @@ def test_channels_alone_are_converted_to_hugging_face(whole, speech, tmp_path, c
     assert "largest difference on random audio" in capsys.readouterr().out
 
 
+def test_it_is_measured_on_a_split(whole, corpus, tmp_path):
+    options = ["--data", corpus, "--target", "0.8", "--cpu", "--output", tmp_path / "pruned.pt"]
+    assert main(list(map(str, ["prune", whole("base"), *options]))) == 0
+    assert 0.79 <= pruned_of(load(tmp_path / "pruned.pt").cfg.w2v_args)["share"] <= 0.8
+
+
 # -- refusals ------------------------------------------------------------------------------------
 
 
@@ -439,6 +445,14 @@ def test_a_target_out_of_reach_says_what_the_smallest_is(whole, speech, tmp_path
     small, full = load(tmp_path / "pruned.pt"), load(whole("base"))
     counts = [MacCounter(each).count([160000]).sum().total for each in (small, full)]
     assert counts[0] / counts[1] == pytest.approx(smallest, abs=0.0011)
+
+
+def test_a_split_without_labels_is_refused(whole, corpus, tmp_path, capsys):
+    (tmp_path / "dict.ltr.txt").write_text((corpus / "dict.ltr.txt").read_text())
+    (tmp_path / "valid.tsv").write_text((corpus / "valid.tsv").read_text())
+    options = ["--data", tmp_path, "--target", "0.8", "--output", tmp_path / "pruned.pt"]
+    said = refused(capsys, ["prune", whole("base"), *options])
+    assert "valid.ltr" in said
 
 
 def test_without_a_target_or_gates_both_ways_are_named(whole, tmp_path, capsys):

@@ -12,11 +12,11 @@ values of the others are multiplied into the weights.
 
 With --target CHECKPOINT is any that was fine-tuned, and nothing was trained for this: how important
 each part is, is measured on some minutes of audio, without labels; what matters least per MAC goes,
-until the target is kept, and those that stay take over what they can. It costs words, of which a
-short training with the whole model as teacher wins back most.
+until the target is kept, and those that stay take over what they can. It costs words; training on,
+with the whole model as teacher, wins some back.
 
-The result is compared with the model before it was cut on random audio, and written if it gives the
-same: a plain smaller model, that decodes, exports and is a model.w2v_path to train on.
+The result is compared on random audio with the model whose gates are closed, and written if it
+gives the same: a plain smaller model, that decodes, exports and is a model.w2v_path to train on.
 """
 
 from fairseq_speedup.commands import arguments
