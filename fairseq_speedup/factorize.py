@@ -1,7 +1,7 @@
 """``python -m fairseq_speedup low-rank``"""
 
 import contextlib
-from collections.abc import Iterator
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,7 @@ from fairseq_speedup.checkpoints import (
     state_without_training,
     write_checkpoint,
 )
-from fairseq_speedup.data.recording import read_recording
-from fairseq_speedup.decoding.generator import batch_of
+from fairseq_speedup.from_audio import AudioSource, Change, load_ours, log_probs
 from fairseq_speedup.low_rank.linear import LowRankLinear
 from fairseq_speedup.low_rank.outputs import OutputStatistics, rank_of
 from fairseq_speedup.low_rank.ranks import (
@@ -28,67 +27,63 @@ from fairseq_speedup.low_rank.ranks import (
     replace,
 )
 from fairseq_speedup.macs import MacCounter, linear_macs
-from fairseq_speedup.models.lengths import model_lengths
-from fairseq_speedup.models.loading import load_finetuned
-from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
-from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask, completed
 
 MULTIPLE = 16  # of ranks
-PIECE_SECONDS = 30  # of a recording that the model is given at once
 SECONDS = 10  # of the utterance whose MACs are told
 
 
 def run(args) -> None:
+    audio = AudioSource(args.data, args.gen_subset, args.audio_files, args.minutes)
     with progress.step(f"reading {args.checkpoint}"):
-        model, cfg, task = _load(args.checkpoint, args.data)
-    _check(args.checkpoint, model)
+        model, cfg, task = load_ours(args.checkpoint, audio.overrides)
+    check_whole(args.checkpoint, model)
     model.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
-    pieces = [each.clone() for each in _pieces(args, model, cfg, task)]
-    watched, before = _watch(model, pieces)
+    pieces = [each.clone() for each in audio.pieces(model, cfg, task)]
+    watched, before = watch(model, pieces)
     macs = _macs(model)
-    ranks = {
-        index: {
-            name: _rank(seen, args.energy_attention if name in OF_ATTENTION else args.energy_ffn)
-            for name, seen in of_layer.items()
-        }
-        for index, of_layer in watched.items()
-    }
+    ranks = ranks_of(watched, args.energy_attention, args.energy_ffn)
     made = _lower(model, watched, ranks, args.max_layer_macs)
     print("\n".join(_table(ranks, made)))
-    if not any(made.values()):
-        raise CheckpointError(
-            f"{args.checkpoint}: no layer would keep less than --max-layer-macs "
-            f"{args.max_layer_macs:g} of its MACs: nothing is written; a smaller "
-            "--energy-attention or --energy-ffn keeps fewer directions"
-        )
+    _check_any(args.checkpoint, made, args.max_layer_macs)
     share = _macs(model) / macs
-    change = _compare(before, _log_probs(model, pieces, "comparing"))
+    change = Change.of(before, log_probs(model, pieces, "comparing"))
     if not np.isfinite(change.largest):
         raise CheckpointError(f"{args.checkpoint}: the ranks make it give NaN: nothing is written")
     write_checkpoint(_state(model, cfg, task, made, share), args.output)
     print(
         f"{share:.3f} of {macs / SECONDS / 1e9:.3f} GMACs per second of audio (utterances of "
-        f"{SECONDS} s); on {sum(map(len, pieces)) / SAMPLE_RATE_HZ / 60:.1f} minutes of audio "
-        f"log-probabilities change by at most {change.largest:.2g} nats, {change.mean:.2g} on "
-        f"average; {100 * change.other_best:.2f} % of frames have another best label"
+        f"{SECONDS} s); {change.described(pieces)}"
     )
     print(f"wrote {args.output}: --path to decode, model.w2v_path to train on")
 
 
-def _load(path: str, data: str | None):
-    """The model, as ``speedup_ctc`` whatever the checkpoint holds, its config and a task."""
-    overrides = {} if data is None else {"data": data}
-    model, cfg, task = load_finetuned(path, "", overrides)
-    if not isinstance(model.w2v_encoder, SpeedupEncoder):
-        # an option of ours makes it one, without changing its numbers
-        model, cfg, task = load_finetuned(path, "", overrides | {"padding": "stock"})
-    ours = SpeedupFinetuningTask.with_dictionary(completed(cfg.task), task.target_dictionary)
-    ours.lengths = model_lengths(model)
-    return model.eval(), cfg, ours
+def low_rank_state(path: str, model, cfg, task, watched, energies: tuple[float, float]) -> dict:
+    """The checkpoint of a copy of a model with the ranks that hold these shares of the variance.
+
+    Args:
+        path: of the model's checkpoint, for messages
+        watched: of :func:`watch`
+        energies: of attention, and of the feed-forward layers
+    Raises:
+        CheckpointError: no layer is of low rank
+    """
+    small = copy.deepcopy(model)
+    made = _lower(small, watched, ranks_of(watched, *energies), most=1.0)
+    _check_any(path, made, 1.0)
+    return _state(small, cfg, task, made, _macs(small) / _macs(model))
 
 
-def _check(path: str, model) -> None:
+def can_have_low_ranks(model) -> bool:
+    """Whether a SpeedupCtc has linear layers that can become two matrices."""
+    try:
+        check_whole("", model)
+    except CheckpointError:
+        return False
+    return True
+
+
+def check_whole(path: str, model) -> None:
     """Raises CheckpointError for a model that cannot be given low ranks."""
     if low_rank_of(model.cfg.get("w2v_args")) is not None:
         raise CheckpointError(
@@ -103,65 +98,6 @@ def _check(path: str, model) -> None:
             )
 
 
-# -- audio ---------------------------------------------------------------------------------------
-
-
-def _pieces(args, model, cfg, task) -> Iterator[torch.Tensor]:
-    """Waveforms (S,) of PIECE_SECONDS at most, of recordings in random order, the same every time,
-    until there are ``args.minutes``."""
-    needed = model.w2v_encoder.needed_samples()
-    if args.data is not None:
-        task.load_dataset(args.gen_subset, task_cfg=cfg.task)
-    dataset = None if args.data is None else task.dataset(args.gen_subset)
-    num = len(args.audio_files) if dataset is None else len(dataset)
-
-    def read(index: int) -> torch.Tensor:
-        if dataset is not None:
-            return dataset[index]["source"]
-        rate, normalize = task.cfg.sample_rate, bool(task.cfg.normalize)
-        return read_recording(args.audio_files[index], rate, normalize, needed).waveform
-
-    left = round(args.minutes * 60 * SAMPLE_RATE_HZ)
-    for index in np.random.default_rng(0).permutation(num).tolist():
-        for piece in read(index).split(PIECE_SECONDS * SAMPLE_RATE_HZ):
-            piece = piece[: max(left, needed)]
-            if left > 0 and len(piece) >= needed:
-                left -= len(piece)
-                yield piece
-        if left <= 0:
-            return
-
-
-@torch.no_grad()
-def _log_probs(model, pieces, what: str) -> list[torch.Tensor]:
-    """(T, V) of each piece."""
-    device = next(model.parameters()).device
-    found = []
-    for piece in progress.bar(pieces, what, unit=" pieces"):
-        logits = model(**batch_of([piece.to(device)]))["encoder_out"][:, 0]
-        found.append(torch.log_softmax(logits.float(), dim=-1).cpu())
-    return found
-
-
-@dataclass
-class Change:
-    """Of log-probabilities: the largest and the mean, in nats, and the share of frames with another
-    best label."""
-
-    largest: float
-    mean: float
-    other_best: float
-
-
-def _compare(before, after) -> Change:
-    old, new = torch.cat(before), torch.cat(after)
-    difference = (new - old).abs()
-    finite = torch.isfinite(old)  # symbols that are never given
-    other = old.argmax(dim=-1) != new.argmax(dim=-1)
-    difference = difference[finite]
-    return Change(difference.max().item(), difference.mean().item(), other.float().mean().item())
-
-
 # -- ranks ---------------------------------------------------------------------------------------
 
 
@@ -174,7 +110,7 @@ class Watched:
     outputs: OutputStatistics
 
 
-def _watch(model, pieces):
+def watch(model, pieces):
     """The linear layers of each layer, by its index, and the model's log-probabilities.
 
     Raises:
@@ -196,12 +132,12 @@ def _watch(model, pieces):
                 watched[index][name] = Watched(f"{name} of layer {index}", linear, outputs)
         multiple = transformer.required_seq_len_multiple
         transformer.required_seq_len_multiple = 1  # a frame of padding is none of the audio's
-        log_probs = _log_probs(model, pieces, "looking at layers")
+        before = log_probs(model, pieces, "looking at layers")
         transformer.required_seq_len_multiple = multiple
     for of_layer in watched.values():
         for each in of_layer.values():
             _check_enough(each, pieces)
-    return watched, log_probs
+    return watched, before
 
 
 def _check_enough(each: Watched, pieces) -> None:
@@ -211,6 +147,25 @@ def _check_enough(each: Watched, pieces) -> None:
         raise CheckpointError(
             f"too little audio: its {seconds:.1f} s have {given} frames in {each.name}, which has "
             f"{needed} outputs; give more (--audio, --minutes), best some minutes"
+        )
+
+
+def ranks_of(watched, attention: float, feed_forward: float) -> dict[int, dict[str, int]]:
+    """Of each linear layer the smallest rank that holds its share of the variance."""
+    return {
+        index: {
+            name: _rank(seen, attention if name in OF_ATTENTION else feed_forward)
+            for name, seen in of_layer.items()
+        }
+        for index, of_layer in watched.items()
+    }
+
+
+def _check_any(path: str, made, most: float) -> None:
+    if not any(made.values()):
+        raise CheckpointError(
+            f"{path}: no layer would keep less than --max-layer-macs {most:g} of its MACs: nothing "
+            "is written; a smaller --energy-attention or --energy-ffn keeps fewer directions"
         )
 
 

@@ -14,7 +14,7 @@ from helpers.corpora import LETTERS
 from helpers.models import batch_of, build_model, write_finetuned, write_pretrained, write_wavlm
 from torch import nn
 
-from fairseq_speedup import factorize
+from fairseq_speedup import factorize, from_audio
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.inference import to_inference_form
@@ -25,6 +25,7 @@ from fairseq_speedup.low_rank.outputs import OutputStatistics, rank_of
 from fairseq_speedup.low_rank.ranks import LINEARS, low_rank_of
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.fvcore_count import check_macs, fvcore_macs
+from fairseq_speedup.pruning.gates import can_be_pruned
 
 COUNTS = [9000, 6000]
 SIZES = {
@@ -178,9 +179,9 @@ def test_a_layer_of_low_rank_gives_its_outputs_projected():
 def test_long_recordings_come_in_pieces_until_there_is_enough(
     whole, speech, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(factorize, "PIECE_SECONDS", 4)
+    monkeypatch.setattr(from_audio, "PIECE_SECONDS", 4)
     given = []
-    monkeypatch.setattr(factorize, "_watch", lambda model, pieces: given.extend(pieces) or 1 / 0)
+    monkeypatch.setattr(factorize, "watch", lambda model, pieces: given.extend(pieces) or 1 / 0)
     for minutes, expected in ((10, [1, 2, 4, 4]), (0.125, [4, 3.5]), (0.05, [3])):
         given.clear()
         audio = ["--audio", str(speech / "b.wav"), str(speech / "a.wav")]
@@ -308,6 +309,11 @@ def refused(capsys, *arguments) -> str:
     return capsys.readouterr().err
 
 
+def refused_by_prune(capsys, *arguments) -> str:
+    assert main(["prune", *map(str, arguments), "--target", "0.9"]) == 1
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -344,6 +350,9 @@ def test_models_that_are_not_for_it_are_refused(
     conformer = tmp_path / "finetuned.pt"
     write_finetuned(conformer, start, dictionary, layer_type="conformer")
     assert "ConformerLayers; low-rank works with transformer" in refused(capsys, conformer, *audio)
+    said = refused_by_prune(capsys, low("base"), *audio)
+    assert "is of low rank; prune the checkpoint that it was made of" in said
+    assert can_be_pruned(load(whole("base"))) and not can_be_pruned(load(low("base")))
     with pytest.raises(ValueError, match="is of low rank; prune first"):
         build_model(low("base"), num_labels=14, labels=LETTERS, prune_target=0.9)
 

@@ -40,7 +40,8 @@ from fairseq_speedup.export.openvino_int8 import (
 )
 from fairseq_speedup.optimize.candidates import Candidate
 from fairseq_speedup.optimize.outcome import exported_name, keep_exported
-from fairseq_speedup.optimize.worker import Setup, Worker
+from fairseq_speedup.optimize.setup import Setup
+from fairseq_speedup.optimize.worker import Worker
 
 needs_nncf = pytest.mark.skipif(
     importlib.util.find_spec("nncf") is None, reason="NNCF is not installed"

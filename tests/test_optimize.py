@@ -19,13 +19,17 @@ from helpers.processes import programs, run_forked
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.inference import form_of
 from fairseq_speedup.inference import linear as linears
+from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.models.loading import load_finetuned
-from fairseq_speedup.optimize import candidates
+from fairseq_speedup.optimize import candidates, made
+from fairseq_speedup.optimize import outcome as written
 from fairseq_speedup.optimize.bench import Measured, spread
 from fairseq_speedup.optimize.candidates import Candidate, Subject
+from fairseq_speedup.optimize.made import checkpoint_of, path_of
 from fairseq_speedup.optimize.search import Search, fastest, front
+from fairseq_speedup.optimize.setup import Setup
 from fairseq_speedup.optimize.training import Recipe, suggestions
-from fairseq_speedup.optimize.worker import batches_of, exported_path
+from fairseq_speedup.optimize.worker import batches_of, export, exported_path
 
 SUBJECT = Subject(
     kept_layers=[0, 1, 2, 3, 4, 5],
@@ -181,6 +185,61 @@ def test_each_candidate_of_an_engine_has_a_file_of_its_own():
     assert len(set(paths)) == 6
     assert [path.endswith(".xml") for path in paths] == [True] * 3 + [False] * 2 + [True]
     assert len({each.transcripts_key for each in named}) == 6
+
+
+def smaller_loss(candidate) -> float:
+    """Half a point for each tenth of the MACs that pruning takes, 0.3 more for low rank."""
+    pruned = 1 - (candidate.pruned or 1)
+    return 5 * pruned + 0.3 * bool(candidate.low_rank)
+
+
+def smaller_time(candidate) -> float:
+    return (candidate.pruned or 1) * (0.9 if candidate.low_rank else 1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "pruned", "low_rank"),
+    [(0.4, None, True), (0.5, 0.9, False), (0.8, 0.9, True), (1.2, 0.8, False), (9, 0.7, True)],
+)
+def test_pruning_and_then_low_rank_are_combined_while_the_budget_holds(budget, pruned, low_rank):
+    subject = replace(SUBJECT, forms=[], kept_layers=[0, 1], can_merge=False, can_lower_ranks=True)
+    bench, _ = searched([budget], smaller_loss, smaller_time, subject)
+    chosen = fastest(bench, budget).candidate
+    assert (chosen.pruned, bool(chosen.low_rank)) == (pruned, low_rank)
+    alone = [each for each in bench.asked if not each.low_rank and each.batch_size == 1]
+    targets = [each.pruned for each in alone]
+    assert targets == {0.4: [None, 0.9], 0.5: [None, 0.9, 0.8], 0.8: [None, 0.9, 0.8]}.get(
+        budget, [None, 0.9, 0.8, 0.7]
+    )
+    whole = replace(subject, can_prune=False, can_lower_ranks=False)
+    bench, _ = searched([budget], smaller_loss, smaller_time, whole)
+    assert not any(each.is_made for each in bench.asked)
+
+
+def test_a_stronger_one_is_tried_where_a_milder_one_cannot_be_run():
+    subject = replace(SUBJECT, forms=[], kept_layers=[0, 1], can_merge=False, can_prune=False)
+    bench = Table(smaller_loss, smaller_time, replace(subject, can_lower_ranks=True))
+    mildest = replace(bench.base, low_rank=list(candidates.ENERGIES[0]))
+    bench.measured[mildest.key] = Measured(mildest, failed="no layer has so low a rank")
+    Search(bench, num_cores=1, deadline=float("inf"), progress=NoProgress()).run([0.5])
+    assert fastest(bench, 0.5).candidate.low_rank == list(candidates.ENERGIES[1])
+
+
+def test_a_smaller_checkpoint_is_made_once_for_all_that_is_only_run_otherwise():
+    layers = {"keep_layers": "0,2"}
+    pruned = Candidate(layers, pruned=0.8, low_rank=[0.99, 0.999])
+    merged = replace(pruned.with_overrides(merge_ratio=0.1), form="fp32")
+    assert path_of("folder", merged) == path_of("folder", pruned)
+    assert merged.loaded == {"merge_ratio": 0.1} and pruned.loaded == {}
+    others = [Candidate(layers, pruned=0.8), Candidate(layers, pruned=0.7), Candidate(pruned=0.8)]
+    others += [replace(pruned, low_rank=[0.99, 0.99]), replace(pruned, pruned=None)]
+    assert len({path_of("folder", each) for each in [pruned, *others]}) == 6
+    assert len({each.transcripts_key for each in [pruned, merged, *others]}) == 7
+    assert len({each.macs_key for each in [pruned, merged, *others]}) == 7
+    onnx = {exported_path("folder", replace(each, engine="onnx")) for each in [pruned, *others]}
+    assert len(onnx) == 6
+    described = pruned.described(Candidate())
+    assert described == "keep_layers=0,2, pruned to 0.8, low rank at 0.99 and 0.999"
 
 
 def test_layers_with_an_exit_the_first_and_the_last_stay():
@@ -365,6 +424,82 @@ def test_without_labels_the_measure_is_the_distance_from_its_own_text(corpus, mo
     assert found["num_utterances"] == 6 and found["training"] == []
     (command,) = map(shlex.split, found["commands"])
     assert "transcribe" in command
+
+
+# -- smaller checkpoints -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def setup(corpus, tmp_path, monkeypatch):
+    """Of a model whose layers have low ranks, where little is asked of them."""
+    monkeypatch.setattr(made, "ENERGIES", ((0.5, 0.5), (0.4, 0.4)))
+    pretrained = write_pretrained(tmp_path / "wide.pt", encoder_layers=3, encoder_embed_dim=64)
+    dictionary = Dictionary.load(str(corpus / "dict.ltr.txt"))
+    path = write_finetuned(tmp_path / "whole.pt", pretrained, dictionary)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return Setup(
+        *(str(path), str(corpus), "test", [], {"padding": "stock"}, {}, "letter", str(folder)),
+        cpu=True,
+    )
+
+
+def test_a_smaller_checkpoint_is_made_and_carried(setup, corpus, tmp_path):
+    candidate = Candidate(
+        {"keep_layers": "0,2", "merge_ratio": 0.1}, "fp32", pruned=0.8, low_rank=[0.5, 0.5]
+    )
+    path = Path(checkpoint_of(setup, candidate))
+    files = {each.name: each.stat().st_mtime_ns for each in path.parent.glob("*.pt")}
+    assert len(files) == 3 + 2  # all targets, and all ranks of one of them
+    assert checkpoint_of(setup, candidate) == str(path)
+    assert {each.name: each.stat().st_mtime_ns for each in path.parent.glob("*.pt")} == files
+
+    written.write_model(setup, candidate, tmp_path)
+    model, _, _ = load_finetuned(str(tmp_path / "model.pt"), "")
+    assert model.cfg.merge_ratio == 0.1 and model.cfg.inference_form == "fp32"
+    assert model.cfg.padding == "stock" and model.w2v_encoder.kept_layers == [0, 1]
+    variant = model.cfg.w2v_args.encoder_variant
+    assert 0.79 <= variant.pruned.share <= 0.8 and 0 < variant.low_rank.share < 1
+    whole, _, _ = load_finetuned(setup.path, "", {"keep_layers": "0,2"})
+    pruned, _, _ = load_finetuned(checkpoint_of(setup, replace(candidate, low_rank=[])), "")
+    counts = [MacCounter(each).count([160000]).sum().total for each in (pruned, whole)]
+    assert 0.79 <= counts[0] / counts[1] <= 0.8
+
+
+def test_a_smaller_checkpoint_is_exported(setup):
+    pytest.importorskip("onnxruntime")
+    from fairseq_speedup.export.session import OnnxModel
+
+    candidate = Candidate({"keep_layers": "0,2"}, engine="onnx", pruned=0.8)
+    export(setup, candidate)
+    file = OnnxModel(exported_path(setup.folder, candidate))
+    assert file.metadata.model == "whole.pt"
+    source = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    found = torch.as_tensor(file.log_probs(source.numpy())[0])
+    model, _, _ = load_finetuned(checkpoint_of(setup, candidate), "")
+    with torch.no_grad():
+        logits = model.eval()(source=source, padding_mask=None)["encoder_out"]
+    expected = torch.log_softmax(logits, dim=-1).transpose(0, 1)
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+
+
+def test_what_was_made_before_a_break_is_made_again_alike(setup):
+    candidate = Candidate(pruned=0.9)
+    path = Path(checkpoint_of(setup, candidate))
+    before = torch.load(path, weights_only=False)["model"]
+    for each in path.parent.iterdir():
+        each.unlink()
+    after = torch.load(checkpoint_of(setup, candidate), weights_only=False)["model"]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_cannot_be_made_is_said_and_looked_for_once(setup, monkeypatch):
+    monkeypatch.setattr(made, "ENERGIES", ((1.0, 1.0),))
+    for energies in ([1.0, 1.0], [0.99, 0.99]):
+        with pytest.raises(ValueError, match="no linear layer has so low a rank"):
+            checkpoint_of(setup, Candidate(low_rank=energies))
+        monkeypatch.setattr(made, "_opened", lambda *unused: 1 / 0)
 
 
 # -- what cannot be ------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ ROOMS = [
     "data", "waveform", "frames", "frontend", "transformer", "heads",
     "macs", "pruning", "low_rank", "inference_forms", "pretrained", "models", "criterions",
     "inference", "profiling", "decoding", "calibration", "tasks", "export",
-    "transcription", "prune", "hugging_face", "factorize", "plugin", "inspection", "report",
-    "optimize", "commands", "__main__", "__init__",
+    "transcription", "from_audio", "importance", "prune", "hugging_face", "factorize", "plugin",
+    "inspection", "report", "optimize", "commands", "__main__", "__init__",
 ]
 # fmt: on
 # (from, to): why

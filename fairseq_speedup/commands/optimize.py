@@ -3,11 +3,12 @@
     python -m fairseq_speedup optimize checkpoint_best.pt --data DATA --gen-subset valid \\
         --wer-budget 0.5 --output FASTER
 
-Tries what this machine can run: forms of --inference, layers left out, frames that merge, exits and
-speeds that the model has, ONNX Runtime, OpenVINO, batch sizes and threads. Each is measured beside
-the model as it is, for words, time, MACs and memory; the best are combined while --wer-budget
-holds, and each combination is measured. FASTER/model.pt carries the choice: it decodes so without
-an option.
+Tries what this machine can run: forms of --inference, layers left out, heads, units and channels
+that matter least on two minutes of the audio, linear layers of low rank, frames that merge, exits
+and speeds that the model has, ONNX Runtime, OpenVINO, batch sizes and threads. Each is measured
+beside the model as it is, for words, time, MACs and memory; the best are combined while
+--wer-budget holds, and each combination is measured. FASTER/model.pt carries the choice: it decodes
+so without an option.
 
 Without labels give --audio: then the measure is the distance from the model's own transcripts.
 Broken off, the same command goes on from what it had measured.

@@ -1,19 +1,37 @@
-"""Cut out of a fine-tuned model what prune_target taught it to do without.
+"""Cut out of a fine-tuned model what it learned to do without, or what audio shows to matter least.
 
-CHECKPOINT is of a training with model.prune_target (criterion ctc_pruning, ctc_exits or
-ctc_distillation), the last one: checkpoint_best is of an update when the target was not reached,
-and more right. What its gates close is cut out: where training left somewhat more or less than
-prune_target of the MACs, the gates nearest to opening or closing make up for it. The values of the
-others are multiplied into the weights. The result is compared with the model that had the gates on
-random audio, and written if it gives the same: a plain smaller model, that decodes, exports and is
-a model.w2v_path to train on.
+    python -m fairseq_speedup prune checkpoint_last.pt --output pruned.pt
+    python -m fairseq_speedup prune checkpoint_best.pt --target 0.7 --audio RECORDINGS \\
+        --output pruned.pt
+
+Without --target CHECKPOINT is of a training with model.prune_target (criterion ctc_pruning,
+ctc_exits or ctc_distillation), the last one: checkpoint_best is of an update when the target was
+not reached, and more right. What its gates close is cut out: where training left somewhat more or
+less than prune_target of the MACs, the gates nearest to opening or closing make up for it. The
+values of the others are multiplied into the weights.
+
+With --target CHECKPOINT is any that was fine-tuned, and nothing was trained for this: how important
+each part is, is measured on some minutes of audio, without labels; what matters least per MAC goes,
+until the target is kept, and those that stay take over what they can. It costs words; training on,
+with the whole model as teacher, wins some back.
+
+The result is compared on random audio with the model whose gates are closed, and written if it
+gives the same: a plain smaller model, that decodes, exports and is a model.w2v_path to train on.
 """
 
 from fairseq_speedup.commands import arguments
 
+SCORES = ("taylor", "activation")
+PARTS = "channels,heads,units"
+
 
 def add_arguments(parser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint with gates")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="with gates; with --target a fine-tuned one, "
+        f"{arguments.FORMS_OF_CHECKPOINTS}, without",
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="checkpoint to write")
     parser.add_argument(
         "--any-share",
@@ -21,11 +39,67 @@ def add_arguments(parser) -> None:
         help="cut what gates close as they are, even where that is far from prune_target",
     )
     arguments.add_overwrite(parser, "replace FILE if it exists")
+    group = parser.add_argument_group("by importance, without training")
+    group.add_argument(
+        "--target",
+        type=float,
+        metavar="SHARE",
+        help="of the model's MACs that is left, above 0 and below 1",
+    )
+    group.add_argument(
+        "--by",
+        default="taylor",
+        choices=SCORES,
+        help="taylor: how much the model's posteriors would change, to the second order; "
+        "activation: a part's share of the variance of what it is added to",
+    )
+    group.add_argument(
+        "--parts", default=PARTS, metavar="PARTS", help="that may go, with commas between"
+    )
+    group.add_argument(
+        "--length-seconds",
+        type=float,
+        default=10,
+        metavar="N",
+        help="of an utterance, at which --target counts MACs",
+    )
+    audio = parser.add_argument_group("audio that importance is measured on")
+    audio.add_argument("--audio", nargs="+", metavar="AUDIO", help="files, folders or globs")
+    audio.add_argument("--data", metavar="FOLDER", help="with manifests and labels, in its place")
+    audio.add_argument("--gen-subset", default="valid", metavar="SPLIT", help="split of --data")
+    arguments.add_minutes(audio)
+    arguments.add_cpu(audio)
 
 
 def check(args) -> None:
     arguments.check_checkpoint(args.checkpoint)
     arguments.check_free(args.output, args.overwrite)
+    if args.target is None:
+        if args.audio or args.data:
+            raise ValueError(
+                "--audio and --data are to measure importance on: give --target too, the share of "
+                "the MACs that is left"
+            )
+        return
+    if not 0 < args.target < 1:
+        raise ValueError(
+            f"--target {args.target} is out of range; it must be above 0 and below 1, a share of "
+            "the model's MACs"
+        )
+    if args.any_share:
+        raise ValueError("--any-share is for gates that were learned, --target for a model without")
+    names = [each.strip() for each in args.parts.split(",")]
+    if not set(names) <= set(PARTS.split(",")):
+        raise ValueError(
+            f"--parts {args.parts} must name some of {PARTS.replace(',', ', ')}, with commas "
+            "between"
+        )
+    if not 0 < args.length_seconds < float("inf"):
+        raise ValueError(
+            f"--length-seconds {args.length_seconds} is out of range; it must be above 0"
+        )
+    arguments.check_minutes(args)
+    arguments.check_data_or_audio(args)
 
 
 def run(args) -> None:

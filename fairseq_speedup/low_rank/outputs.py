@@ -36,12 +36,15 @@ class OutputStatistics:
         """(size,), float64, on the CPU"""
         return (self._shift + self._sum / self.num_rows).cpu()
 
+    def covariance(self) -> torch.Tensor:
+        """(size, size), float64, on the CPU"""
+        mean = self._sum / self.num_rows
+        return (self._products / self.num_rows - torch.outer(mean, mean)).cpu()
+
     def directions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Variances (size,), falling, and the directions (size, size) that have them, in columns:
         float64, on the CPU."""
-        mean = self._sum / self.num_rows
-        covariance = self._products / self.num_rows - torch.outer(mean, mean)
-        variances, directions = torch.linalg.eigh(covariance.cpu())
+        variances, directions = torch.linalg.eigh(self.covariance())
         return variances.flip(0).clamp(min=0), directions.flip(1)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.optimize.candidates import Candidate
-from fairseq_speedup.optimize.worker import Setup, Transcribed, batches_of, serve
+from fairseq_speedup.optimize.setup import Setup
+from fairseq_speedup.optimize.worker import Transcribed, batches_of, serve
 
 PRELOADED = ["fairseq_speedup.optimize.worker", "fvcore.nn", "fairseq_cli.generate"]
 ROUNDS = 5
@@ -110,6 +111,8 @@ class Process:
         if self.candidate is not None and self.candidate.engine != candidate.engine:
             self.close()  # what an engine has allocated is not given back
         self.candidate = None
+        if candidate.is_made and self.call("make", candidate):
+            self.close()  # what making it has allocated is not given back
         self.call("load", candidate)
         self.candidate = candidate
 

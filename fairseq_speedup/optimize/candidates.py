@@ -7,6 +7,11 @@ from dataclasses import dataclass, field, replace
 ENGINES = ("torch", "onnx", "onnx int8", "openvino", "openvino int8")
 NAMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 REVERTED = "openvino int8"  # the engine of which parts can stay in fp32, for the words' sake
+PRUNE_TARGETS = (0.9, 0.8, 0.7)  # shares of the MACs, mild first
+# shares of the variance that linear layers keep, of attention and of the feed-forward
+ENERGIES = ((0.99, 0.999), (0.99, 0.99), (0.98, 0.98), (0.97, 0.97))
+# options that say what there is to make smaller; the others are of how it runs
+OF_STRUCTURE = ("keep_layers", "exit_layers", "downsample_factor", "frame_pool")
 MERGE_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2)
 EXIT_THRESHOLDS = {"entropy": (0.005, 0.02, 0.05, 0.1, 0.2)}  # nats, mild first
 BATCH_SIZES = (4, 16)
@@ -24,6 +29,8 @@ class Candidate:
     threads: of the CPU
     decoding: options of decoding that are not as the user gave them
     int8_budget: points of WER, for which parts of the engine REVERTED stay in fp32
+    pruned: share of the MACs that pruning by importance leaves, None for all
+    low_rank: shares of the variance that linear layers of low rank keep, [] for whole ones
     """
 
     overrides: dict = field(default_factory=dict)
@@ -33,6 +40,8 @@ class Candidate:
     threads: int = 1
     decoding: dict = field(default_factory=dict)
     int8_budget: float | None = None
+    pruned: float | None = None
+    low_rank: list[float] = field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -43,12 +52,29 @@ class Candidate:
     def transcripts_key(self) -> str:
         """All that transcripts depend on."""
         engine = [self.engine, self.int8_budget]
-        return json.dumps([self.overrides, self.form, engine, self.decoding], sort_keys=True)
+        return json.dumps([self.macs_key, self.form, engine, self.decoding], sort_keys=True)
 
     @property
     def macs_key(self) -> str:
         """All that MACs depend on."""
-        return json.dumps(self.overrides, sort_keys=True)
+        return json.dumps([self.overrides, self.pruned, self.low_rank], sort_keys=True)
+
+    @property
+    def start(self) -> dict:
+        """Those of the options that a smaller checkpoint is made with."""
+        return {k: v for k, v in self.overrides.items() if k in OF_STRUCTURE}
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it is of a smaller checkpoint, made of the model's."""
+        return self.pruned is not None or bool(self.low_rank)
+
+    @property
+    def loaded(self) -> dict:
+        """Options that its checkpoint is loaded with."""
+        if not self.is_made:
+            return self.overrides
+        return {k: v for k, v in self.overrides.items() if k not in OF_STRUCTURE}
 
     def with_overrides(self, **overrides) -> "Candidate":
         return replace(self, overrides={**self.overrides, **overrides})
@@ -67,6 +93,10 @@ class Candidate:
         elif self.form != base.form:
             said.append(f"inference={self.form}")
         said += [f"{name}={value}" for name, value in self.overrides.items()]
+        if self.pruned is not None:
+            said.append(f"pruned to {self.pruned:g}")
+        if self.low_rank:
+            said.append(f"low rank at {' and '.join(map('{:g}'.format, self.low_rank))}")
         said += [f"{name}={value}" for name, value in self.decoding.items()]
         for name in ("batch_size", "threads"):
             if getattr(self, name) != getattr(base, name):
@@ -82,6 +112,7 @@ class Subject:
     exits: of them, those with a head
     can_merge: frames may merge between its layers
     can_prune: it has transformer layers that nothing was cut out of
+    can_lower_ranks: it has transformer layers whose linear layers are one matrix
     many: options of a model of many speeds, by name the values that it was trained for and the
         one that it runs at
     padding_gets_in: an utterance's numbers depend on its batch
@@ -101,6 +132,7 @@ class Subject:
     engines: list[str]
     decoder: str
     beam: int
+    can_lower_ranks: bool = False
 
 
 def listed(layers: list[int]) -> str:
@@ -162,6 +194,20 @@ def cut_at_exits(candidate: Candidate, subject: Subject) -> list[Candidate]:
         for index in before_last
         if index in kept
     ]
+
+
+def pruning(candidate: Candidate, subject: Subject) -> list[Candidate]:
+    """Less and less of the parts that matter least, by importance on some audio."""
+    if not subject.can_prune:
+        return []
+    return [replace(candidate, pruned=target) for target in PRUNE_TARGETS]
+
+
+def low_ranks(candidate: Candidate, subject: Subject) -> list[Candidate]:
+    """Linear layers of ever lower rank."""
+    if not subject.can_lower_ranks:
+        return []
+    return [replace(candidate, low_rank=list(energies)) for energies in ENERGIES]
 
 
 def early_exits(candidate: Candidate, subject: Subject) -> list[Candidate]:

@@ -13,8 +13,10 @@ from fairseq_speedup.checkpoints import state_without_training, write_checkpoint
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.optimize.bench import Bench, Measured
 from fairseq_speedup.optimize.candidates import Candidate
+from fairseq_speedup.optimize.made import checkpoint_of
 from fairseq_speedup.optimize.search import front
-from fairseq_speedup.optimize.worker import Setup, export, exported_ending, exported_path
+from fairseq_speedup.optimize.setup import Setup
+from fairseq_speedup.optimize.worker import export, exported_ending, exported_path
 from fairseq_speedup.report.significance import Difference, difference_of
 
 MODEL = "model.pt"
@@ -41,10 +43,11 @@ def write_model(setup: Setup, candidate: Candidate, folder: Path) -> None:
     Args:
         candidate: in torch
     """
-    options = setup.options(candidate.overrides)
+    path = checkpoint_of(setup, candidate)
+    options = setup.options_of(candidate)
     if candidate.form != "none":
         options["inference_form"] = candidate.form
-    model, cfg, task = load_finetuned(setup.path, "", options)
+    model, cfg, task = load_finetuned(path, "", options)
     state = state_without_training(
         model.state_dict(),
         cfg=OmegaConf.to_container(cfg, enum_to_str=True),

@@ -40,6 +40,8 @@ class Search:
             self._speeds,
             self._layers,
             self._cuts,
+            self._pruning,
+            self._low_ranks,
             self._exits,
             self._merging,
             self._engines,
@@ -73,6 +75,12 @@ class Search:
 
     def _cuts(self, best, budget):
         return self._ladder(best, candidates.cut_at_exits(best.candidate, self.subject), budget)
+
+    def _pruning(self, best, budget):
+        return self._ladder(best, candidates.pruning(best.candidate, self.subject), budget)
+
+    def _low_ranks(self, best, budget):
+        return self._ladder(best, candidates.low_ranks(best.candidate, self.subject), budget)
 
     def _exits(self, best, budget):
         return self._ladder(best, candidates.early_exits(best.candidate, self.subject), budget)
@@ -108,14 +116,15 @@ class Search:
         return self._better(best, (self._measure(each) for each in options), budget)
 
     def _ladder(self, best: Measured, options: list[Candidate], budget: float) -> Measured:
-        """Likewise, of ever stronger ones: ends with the first that does not keep it."""
+        """Likewise, of ever stronger ones: ends with the first that does not keep it; those that
+        cannot be run are passed over."""
         return self._better(best, self._until_lost(options, budget), budget)
 
     def _until_lost(self, options, budget: float) -> Iterator[Measured | None]:
         for each in options:
             found = self._measure(each)
             yield found
-            if found is None or found.loss > budget:
+            if found is None or (found.loss > budget and not found.failed):
                 return
 
     @staticmethod

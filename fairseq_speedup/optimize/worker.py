@@ -20,12 +20,15 @@ from fairseq_speedup import library_warnings
 from fairseq_speedup.data.utterances import Labelled, Recordings
 from fairseq_speedup.decoding.generator import Encoded, batch_of, encode
 from fairseq_speedup.decoding.run import padding_gets_in
+from fairseq_speedup.factorize import can_have_low_ranks
 from fairseq_speedup.inference.form import check_device
 from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.optimize.candidates import Candidate, Subject
+from fairseq_speedup.optimize.made import checkpoint_of, name_parts, path_of
+from fairseq_speedup.optimize.setup import Setup
 from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.compute import ComputeMeter, macs_report
 from fairseq_speedup.pruning.gates import can_be_pruned
@@ -35,42 +38,6 @@ from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask, comp
 BATCH_SECONDS = 100  # of audio, where nothing is timed
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What every candidate has in common.
-
-    path: of the checkpoint
-    data: folder with manifests and labels, None for audio files alone
-    subset: split of it
-    audio: files, where there is no data folder
-    overrides: of the model's options, the user's own
-    decoding: options of decoding, as the user gave them
-    post_process: how labels become text, as fairseq-generate takes it
-    folder: for what an engine needs to have written
-    cpu: stay on the CPU
-    """
-
-    path: str
-    data: str | None
-    subset: str
-    audio: list[str]
-    overrides: dict
-    decoding: dict
-    post_process: str
-    folder: str
-    cpu: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        """That candidates run on."""
-        return torch.device("cuda" if torch.cuda.is_available() and not self.cpu else "cpu")
-
-    def options(self, overrides: dict | None = None) -> dict:
-        """What the checkpoint is loaded with: the user's options, and then ``overrides``."""
-        data = {} if self.data is None else {"data": self.data}
-        return {**data, **self.overrides, **(overrides or {})}
 
 
 @dataclass
@@ -109,7 +76,7 @@ class Worker:
 
     def _open(self) -> None:
         """The data, read as the model takes it."""
-        _, cfg, self.task = self._load_checkpoint({})
+        _, cfg, self.task = self._load_checkpoint(Candidate())
         if self.setup.data is not None:
             self.task.load_dataset(self.setup.subset, task_cfg=cfg.task)
             self.utterances = Labelled(self.task, self.setup.subset, self.setup.post_process)
@@ -118,9 +85,10 @@ class Worker:
             self.utterances = Recordings(self.task, self.setup.audio, needed)
         self.dictionary = self.task.target_dictionary
 
-    def _load_checkpoint(self, overrides: dict):
+    def _load_checkpoint(self, candidate: Candidate):
         """Model, its config, and a task of ours, which decodes stock models too."""
-        model, cfg, task = load_finetuned(self.setup.path, "", self.setup.options(overrides))
+        path = checkpoint_of(self.setup, candidate)
+        model, cfg, task = load_finetuned(path, "", self.setup.options_of(candidate))
         ours = SpeedupFinetuningTask.with_dictionary(completed(cfg.task), task.target_dictionary)
         ours.lengths = model_lengths(model)
         return model, cfg, ours
@@ -131,10 +99,10 @@ class Worker:
 
     def subject(self) -> Subject:
         """What can be tried."""
-        model, _, _ = self._load_checkpoint({})
+        model, _, _ = self._load_checkpoint(Candidate())
         gets_in = padding_gets_in(model)
         if not isinstance(model.w2v_encoder, SpeedupEncoder):
-            model, _, _ = self._load_checkpoint({"padding": "stock"})
+            model, _, _ = self._load_checkpoint(Candidate({"padding": "stock"}))
         encoder = model.w2v_encoder
         return Subject(
             kept_layers=list(encoder.kept_layers),
@@ -147,13 +115,14 @@ class Worker:
             engines=[] if self.use_cuda else _engines(),
             decoder=self.setup.decoding.get("ctc_decoder", "greedy"),
             beam=self.setup.decoding.get("beam", 1),
+            can_lower_ranks=can_have_low_ranks(model),
         )
 
     @torch.no_grad()
     def influence(self, indices: list[int]) -> dict[int, float]:
         """How much each layer changes its input: 1 less the mean cosine similarity of its frames
         before and after it (arXiv 2409.16302)."""
-        model, _, _ = self._load_checkpoint({})
+        model, _, _ = self._load_checkpoint(Candidate())
         model.eval()
         layers = model.w2v_encoder.w2v_model.encoder.layers
         kept = getattr(model.w2v_encoder, "kept_layers", range(len(layers)))
@@ -172,6 +141,14 @@ class Worker:
             model(**batch_of([self.utterances.waveform(index)]))
         return {index: float(np.mean(values)) for index, values in changed.items() if values}
 
+    def make(self, candidate: Candidate) -> bool:
+        """Makes a candidate's checkpoint; whether it was not there."""
+        self.model = self.generator = None
+        torch.set_num_threads(candidate.threads)
+        is_there = os.path.exists(path_of(self.setup.folder, candidate))
+        checkpoint_of(self.setup, candidate)
+        return not is_there
+
     def load(self, candidate: Candidate) -> None:
         """Makes a candidate ready; peak memory is counted from here on."""
         self.model = self.generator = None
@@ -188,7 +165,7 @@ class Worker:
             if name in decoding:
                 setattr(generation, name, decoding.pop(name))
         if path is None:
-            self.model, _, task = self._load_checkpoint(candidate.overrides)
+            self.model, _, task = self._load_checkpoint(candidate)
             if self.use_cuda:
                 self.model.cuda()
             self.model.eval()
@@ -290,8 +267,8 @@ def export(setup: Setup, candidate: Candidate) -> None:
     from fairseq_speedup.export.openvino_file import export_openvino
     from fairseq_speedup.export.openvino_int8 import Int8
 
-    overrides = {**setup.overrides, **candidate.overrides}
-    model, cfg, task = load_whole(setup.path, setup.data, overrides)
+    start = checkpoint_of(setup, candidate)
+    model, cfg, task = load_whole(start, setup.data, setup.options_of(candidate))
     path = exported_path(setup.folder, candidate)
     engine, *precision = candidate.engine.split()
     metadata = metadata_of(model, task, setup.path, engine)
@@ -307,10 +284,10 @@ def export(setup: Setup, candidate: Candidate) -> None:
 
 def exported_path(folder: str, candidate: Candidate) -> str:
     """Where the file of an engine's candidate is kept."""
-    options = [f"{name}-{value}" for name, value in sorted(candidate.overrides.items())]
+    options = name_parts(candidate, candidate.overrides)
     if candidate.int8_budget is not None:
         options.append(f"within-{candidate.int8_budget:g}")
-    name = "_".join([candidate.engine.replace(" ", "-"), *options]).replace(",", ".")
+    name = "_".join([candidate.engine.replace(" ", "-"), *options])
     return os.path.join(folder, name + exported_ending(candidate))
 
 

@@ -51,6 +51,8 @@ def _say_sizes(model, share: float, heads: dict, units: dict, num_heads: int) ->
         if encoder.cnn is not None:
             layers = ", ".join(str(tuple(layer)) for layer in encoder.cnn.conv_layers)
             sizes.conv_feature_layers = f"[{layers}]"
+            blocks = encoder.w2v_model.feature_extractor.conv_layers
+            sizes.conv_bias = blocks[0][0].bias is not None
         sizes.encoder_layers = len(kept)
         if any(len(each) < num_heads for each in heads.values()):
             pruned["heads"] = [heads[index] for index in kept]

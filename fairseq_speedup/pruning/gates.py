@@ -43,7 +43,16 @@ def can_be_pruned(model) -> bool:
     """Whether a SpeedupCtc has parts that gates can close, and none that were cut already."""
     layers = model.w2v_encoder.w2v_model.encoder.layers
     whole = model.cfg.prune_target == 1 and pruned_of(model.cfg.w2v_args) is None
-    return whole and all(type(layer) is TransformerSentenceEncoderLayer for layer in layers)
+    return whole and all(
+        type(layer) is TransformerSentenceEncoderLayer and _is_whole(layer) for layer in layers
+    )
+
+
+def _is_whole(layer) -> bool:
+    """Whether each of its linear layers is one matrix."""
+    attention = layer.self_attn
+    linears = [layer.fc1, layer.fc2, attention.q_proj, attention.k_proj, attention.v_proj]
+    return all(isinstance(each, nn.Linear) for each in [*linears, attention.out_proj])
 
 
 class PruningGates(nn.Module):
@@ -180,11 +189,15 @@ class PruningGates(nn.Module):
         return self._share(lambda gate: gate.least)
 
     def _share(self, count):
+        return self.macs_of(count) / self.macs.full
+
+    def macs_of(self, count):
+        """MACs with ``count(gate)`` open of each group of gates."""
         macs = self.macs
         channels = dict(enumerate(macs.full_channels)) | _counted(self.channels, count)
         heads = macs.full_heads | _counted(self.heads, count)
         units = macs.full_units | _counted(self.units, count)
-        return macs.of(list(channels.values()), heads, units) / macs.full
+        return macs.of(list(channels.values()), heads, units)
 
     def target(self, num_updates: int) -> float:
         """The share that the loss of an update wants."""
@@ -259,9 +272,7 @@ def _check_layers(encoder, cfg) -> None:
                 f"prune_target={cfg.prune_target} prunes transformer layers; this model has "
                 f"{type(layer).__name__}: set prune_target=1"
             )
-        attention = layer.self_attn
-        linears = [layer.fc1, layer.fc2, attention.q_proj, attention.k_proj, attention.v_proj]
-        if not all(isinstance(each, nn.Linear) for each in [*linears, attention.out_proj]):
+        if not _is_whole(layer):
             raise ValueError(
                 f"prune_target={cfg.prune_target}: the model {cfg.w2v_path} is of low rank; prune "
                 "first, or set prune_target=1"

@@ -15,6 +15,7 @@ EPSILON = 1e-6
 # (DPHuBERT, arXiv 2305.17651, after arXiv 1910.04732)
 MEAN_SLOPE = 0.8
 GRADIENT_SCALE = 10.0
+SURE = 40.0  # a logit of which no float32 tells the sigmoid from 1
 
 
 class HardConcrete(nn.Module):
@@ -76,6 +77,12 @@ class HardConcrete(nn.Module):
         closed = torch.topk(logits, self.size - num_open, largest=False).indices
         values[closed] = 0
         self.values = values
+
+    @torch.no_grad()
+    def decide(self, is_open) -> None:
+        """Makes sure of each gate, by a mask (size,): in evaluation it is 1 or 0."""
+        sure = torch.where(torch.as_tensor(is_open, device=self.score.device), SURE, -SURE)
+        self.score.copy_(sure / self.lr_scale)
 
 
 def faster(parameter: torch.Tensor, scale: float) -> torch.Tensor:
