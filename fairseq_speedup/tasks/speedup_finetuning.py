@@ -48,6 +48,7 @@ from fairseq_speedup.inference import InferenceConfig, form_of, to_inference_for
 from fairseq_speedup.models.exported_ctc import KIND, ExportedCtc, ExportedLengths
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
+from fairseq_speedup.models.speeds import Speeds
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc
 from fairseq_speedup.profiling.compute import ComputeMeter
 from fairseq_speedup.profiling.training import (
@@ -60,7 +61,8 @@ from fairseq_speedup.sweeps import forget_earlier_training
 
 logger = logging.getLogger(__name__)
 
-EXIT_CRITERIONS = ["ctc_exits", "ctc_distillation"]
+DISTILLATION_CRITERIONS = ["ctc_distillation", "ctc_in_place_distillation"]
+EXIT_CRITERIONS = ["ctc_exits", *DISTILLATION_CRITERIONS]
 PRUNING_CRITERIONS = ["ctc_pruning", *EXIT_CRITERIONS]
 WITHOUT_LABELS = "; python -m fairseq_speedup transcribe decodes audio files without labels"
 # of a batch: the option, by whether it is of training
@@ -96,6 +98,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.label_words: dict[str, LabelWords] = {}  # of splits that are scored
         self.post_process = None  # the criterion's, of its wer
         self.has_exits = self.has_gates = False
+        self.exit_heads_only = False
+        self.speeds: Speeds | None = None  # of a model that is trained at one or at many
         self.matches_frontend = False  # while training, for the first match_updates updates
         self.frontend_match: FrontEndMatchCriterion | None = None  # the criterion then
         self.match_updates = 0
@@ -166,6 +170,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.lengths = model_lengths(model)
         self.has_exits = getattr(model.w2v_encoder, "exit", None) is not None
         self.has_gates = getattr(model.w2v_encoder, "pruning", None) is not None
+        self.exit_heads_only = model_cfg.get("exit_heads_only", False)
+        self.speeds = getattr(model.w2v_encoder, "speeds", None)
         self.matches_frontend = getattr(model.w2v_encoder, "cnn_teacher", None) is not None
         self.match_updates = model_cfg.get("frontend_match_updates", 0)
         self.profile = TrainingProfile(model, self.sample_rate)
@@ -204,6 +210,11 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             raise ValueError(
                 f"criterion={cfg._name} does not train the gates of model.prune_target: "
                 f"set criterion._name={' or '.join(PRUNING_CRITERIONS)}"
+            )
+        if self.exit_heads_only and cfg._name in DISTILLATION_CRITERIONS:
+            raise ValueError(
+                f"criterion={cfg._name} teaches the last head, which model.exit_heads_only=true "
+                "freezes: set criterion._name=ctc_exits, or model.exit_heads_only=false"
             )
         if self.matches_frontend:
             self.frontend_match = FrontEndMatchCriterion(self)
