@@ -314,12 +314,25 @@ def test_a_model_of_one_speed_and_heads_alone_end_training_in_words(corpus, pret
             build_with_task(corpus, pretrained, name, **heads, **POOLS)
 
 
-def build_with_task(corpus, pretrained, criterion: str, **options):
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("teacher_path", "ctc_in_place_distillation, which ctc_distillation has: leave it out"),
+        ("mood", "criterion._name=ctc_in_place_distillation: leave it out"),
+    ],
+)
+def test_an_option_of_another_criterion_is_named_with_its_owner(corpus, pretrained, option, words):
+    with pytest.raises(ValueError, match=f"criterion.{option} is no option of .*{words}"):
+        build_with_task(corpus, pretrained, "ctc_in_place_distillation", {option: "x"}, **POOLS)
+
+
+def build_with_task(corpus, pretrained, criterion: str, criterion_options=(), **options):
     """A model and then its criterion, as fairseq's training does."""
     task = task_of(corpus)
     given = {"w2v_path": str(pretrained), "normalize": True, "ddp_backend": "legacy_ddp"}
     task.build_model(OmegaConf.create({"_name": "speedup_ctc", "data": "", **given, **options}))
-    return task.build_criterion(OmegaConf.create({"_name": criterion, "sentence_avg": True}))
+    cfg = {"_name": criterion, "sentence_avg": True, **dict(criterion_options)}
+    return task.build_criterion(OmegaConf.create(cfg))
 
 
 def test_a_training_with_matched_updates_first_resumes_to_the_same_weights(

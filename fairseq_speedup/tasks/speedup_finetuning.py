@@ -2,10 +2,11 @@
 
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.data import Dictionary, FileAudioDataset
 from fairseq.dataclass.utils import gen_parser_from_dataclass, merge_with_parent
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
@@ -199,6 +200,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
                 )
 
     def build_criterion(self, cfg: DictConfig, from_checkpoint=False):
+        if not from_checkpoint:
+            _check_criterion_options(cfg)
         if cfg.get("post_process") is not None:
             check_post_process(self.cfg.labels, cfg.post_process, option="criterion.post_process=")
         if self.has_exits and cfg._name not in EXIT_CRITERIONS:
@@ -485,6 +488,21 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             self.lengths.logit_upsample,
             blank,
             at_once or 1,
+        )
+
+
+def _check_criterion_options(cfg) -> None:
+    """Raises ValueError for an option that another criterion has: fairseq would only tell that it
+    is not known."""
+    options = {
+        name: {field.name for field in fields(each)}
+        for name, each in CRITERION_DATACLASS_REGISTRY.items()
+    }
+    for option in sorted(set(cfg) - options.get(cfg._name, set(cfg))):
+        owners = [name for name, known in options.items() if option in known]
+        remedy = f", which {', '.join(owners)} has" if owners else ""
+        raise ValueError(
+            f"criterion.{option} is no option of criterion._name={cfg._name}{remedy}: leave it out"
         )
 
 
