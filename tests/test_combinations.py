@@ -9,7 +9,12 @@ from helpers.models import Labels, batch_of, build_model, write_pretrained
 from helpers.reductions import REDUCTIONS, name_of
 from omegaconf import OmegaConf
 
-from fairseq_speedup.criterions import CtcExitsConfig, CtcExitsCriterion
+from fairseq_speedup.criterions import (
+    CtcExitsConfig,
+    CtcExitsCriterion,
+    CtcInPlaceDistillationConfig,
+    CtcInPlaceDistillationCriterion,
+)
 from fairseq_speedup.decoding.generator import CtcGenerator
 from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.macs import MacCounter
@@ -22,7 +27,17 @@ PAIRS = [
     if not REDUCTIONS[left].keys() & REDUCTIONS[right].keys()
 ]
 CASES = [{}, *REDUCTIONS.values(), *PAIRS]
+MANY_SPEEDS = [
+    options for options in CASES if {"downsample_factors", "frame_pools", "depths"} & options.keys()
+]
 COUNTS = [9000, 6000]
+SAMPLE = {
+    "id": torch.arange(2),
+    "target": torch.tensor([[5, 6, 7], [8, 9, 1]]),
+    "target_lengths": torch.tensor([3, 2]),
+    "ntokens": 5,
+}
+FROZEN = ("w2v_encoder.w2v_model.feature_extractor.", "w2v_encoder.w2v_model.mask_emb")
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +53,14 @@ def test_it_trains_is_saved_reloaded_and_decodes(four_layers, tmp_path, options)
     criterion = CtcExitsCriterion(OmegaConf.structured(CtcExitsConfig(sentence_avg=True)), task)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    sample = {
-        "id": torch.arange(2),
-        "net_input": batch_of(COUNTS),
-        "target": torch.tensor([[5, 6, 7], [8, 9, 1]]),
-        "target_lengths": torch.tensor([3, 2]),
-        "ntokens": 5,
-    }
+    sample = SAMPLE | {"net_input": batch_of(COUNTS)}
     for num_updates in range(10 if model.w2v_encoder.speeds.many else 2):  # every speed is drawn
         model.set_num_updates(num_updates)
         optimizer.zero_grad()
         criterion(model, sample)[0].backward()
         optimizer.step()
     unchanged = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
-    frozen = ("w2v_encoder.w2v_model.feature_extractor.", "w2v_encoder.w2v_model.mask_emb")
-    assert unchanged == {name for name in before if name.startswith(frozen)}
+    assert unchanged == {name for name in before if name.startswith(FROZEN)}
 
     torch.save(model.state_dict(), tmp_path / "model.pt")
     again = build_model(four_layers, seed=99, **options)
@@ -72,6 +80,35 @@ def test_it_trains_is_saved_reloaded_and_decodes(four_layers, tmp_path, options)
         assert report["macs_check"]["closed_form"] == report["macs_check"]["fvcore"]
     if not frames_decide:  # each stage
         assert MacCounter(again).count([8000]).sum() == fvcore_macs(again, 8000)
+
+
+@pytest.mark.parametrize("options", MANY_SPEEDS, ids=name_of)
+def test_one_forward_at_many_speeds_is_that_of_each_and_trains_all(four_layers, options):
+    model = build_model(four_layers, **options)
+    encoder = model.w2v_encoder
+    speeds = [encoder.speeds.whole, *encoder.speeds.reduced]
+    with torch.no_grad():
+        found = model(**batch_of(COUNTS), speeds=speeds)["at_speeds"]
+        default = encoder.speeds.default
+        for speed, output in zip(speeds, found, strict=True):
+            encoder.speeds.default = speed
+            expected = model(**batch_of(COUNTS))
+            assert torch.equal(output["encoder_out"], expected["encoder_out"])
+            assert torch.equal(output["padding_mask"], expected["padding_mask"])
+        encoder.speeds.default = default
+    task = Labels()
+    task.blank_symbol, task.speeds = "<s>", encoder.speeds
+    cfg = CtcInPlaceDistillationConfig(
+        sentence_avg=True, sampled_speeds=len(encoder.speeds.reduced), zero_infinity=True
+    )
+    criterion = CtcInPlaceDistillationCriterion(OmegaConf.structured(cfg), task)
+    loss, _, _ = criterion(model.train(), SAMPLE | {"net_input": batch_of(COUNTS)})
+    loss.backward()
+    assert torch.isfinite(loss)
+    trained = {name for name, each in model.named_parameters() if each.grad is not None}
+    wanted = {name for name, each in model.named_parameters() if each.requires_grad}
+    assert {name for name in wanted - trained if not name.startswith(FROZEN)} == set()
+    assert all(each.grad is None or each.grad.isfinite().all() for each in model.parameters())
 
 
 ILLEGAL = [

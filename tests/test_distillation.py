@@ -24,7 +24,9 @@ from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.criterions.ctc_distillation import (
     CtcDistillationConfig,
     CtcDistillationCriterion,
-    _Frames,
+)
+from fairseq_speedup.criterions.distillation import (
+    HeadFrames,
     hidden_distance,
     matching_frames,
     posterior_distance,
@@ -254,7 +256,7 @@ def frames_of(probabilities, hidden=None):
     """Utterances of equal length, from (T, V) tables."""
     logits = torch.tensor(probabilities).clamp(min=1e-9).log()[:, None, :]
     hidden = torch.zeros(len(logits), 1, 2) if hidden is None else hidden
-    return _Frames({"encoder_out": logits, "padding_mask": None}, hidden, blank=0)
+    return HeadFrames({"encoder_out": logits, "padding_mask": None}, hidden, blank=0)
 
 
 def test_the_teachers_least_blank_frame_counts():

@@ -74,7 +74,10 @@ REGISTRIES = {
 OURS = {
     "task": ["speedup_finetuning"],
     "model": ["speedup_ctc", "distilled_student"],
-    "criterion": ["ctc", "ctc_pruning", "ctc_exits", "ctc_distillation", "layer_distillation"],
+    "criterion": [
+        *("ctc", "ctc_pruning", "ctc_exits"),
+        *("ctc_distillation", "ctc_in_place_distillation", "layer_distillation"),
+    ],
 }
 GROUPS = [each.name for each in fields(FairseqConfig) if is_dataclass(each.type)] + list(OURS)
 GROUP_OPTION = re.compile(rf"[+~]?({'|'.join(GROUPS)})\.(\w+)(?:=(.*))?")

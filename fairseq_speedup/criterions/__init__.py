@@ -3,6 +3,10 @@ from fairseq_speedup.criterions.ctc_distillation import (
     CtcDistillationCriterion,
 )
 from fairseq_speedup.criterions.ctc_exits import CtcExitsConfig, CtcExitsCriterion
+from fairseq_speedup.criterions.ctc_in_place_distillation import (
+    CtcInPlaceDistillationConfig,
+    CtcInPlaceDistillationCriterion,
+)
 from fairseq_speedup.criterions.ctc_pruning import CtcPruningConfig, CtcPruningCriterion
 from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion
 from fairseq_speedup.criterions.layer_distillation import LayerDistillationCriterion
@@ -12,6 +16,8 @@ __all__ = [
     "CtcDistillationCriterion",
     "CtcExitsConfig",
     "CtcExitsCriterion",
+    "CtcInPlaceDistillationConfig",
+    "CtcInPlaceDistillationCriterion",
     "CtcPruningConfig",
     "CtcPruningCriterion",
     "FrontEndMatchCriterion",

@@ -1,5 +1,6 @@
 """One model, many speeds: what is drawn for each update while training."""
 
+import itertools
 import random
 from dataclasses import dataclass, field
 from typing import List  # noqa: UP035  fairseq reads the name in a field's type
@@ -86,6 +87,38 @@ class Speeds:
         return Speed(
             dice.choice(self.factors), dice.choice(self.frame_pools), dice.choice(self.depths)
         )
+
+    @property
+    def whole(self) -> Speed:
+        """The slowest."""
+        return Speed(min(self.factors), min(self.frame_pools), max(self.depths))
+
+    @property
+    def fastest(self) -> Speed:
+        return Speed(max(self.factors), max(self.frame_pools), min(self.depths))
+
+    @property
+    def reduced(self) -> list[Speed]:
+        """All but the whole model."""
+        every = itertools.product(self.factors, self.frame_pools, self.depths)
+        return [speed for speed in itertools.starmap(Speed, every) if speed != self.whole]
+
+    def drawn_reduced(self, num_updates: int, count: int, with_fastest: bool) -> list[Speed]:
+        """``count`` different ones of the reduced for an update, the same wherever it is drawn, as
+        :meth:`drawn`; with the fastest before them, which then is not drawn."""
+        always = [self.fastest] if with_fastest else []
+        others = [speed for speed in self.reduced if speed not in always]
+        dice = random.Random(f"reduced speeds of update {num_updates}")
+        return [*always, *dice.sample(others, count)]
+
+    def name_of(self, speed: Speed) -> str:
+        """``factor_2``, ``pool_3_depth_8``: what the model has a choice of."""
+        parts = [
+            ("factor", self.factors, speed.factor),
+            ("pool", self.frame_pools, speed.frame_pool),
+            ("depth", self.depths, speed.depth),
+        ]
+        return "_".join(f"{name}_{each:g}" for name, choices, each in parts if len(choices) > 1)
 
 
 def _choices(cfg, option: str, single: str, least) -> list:

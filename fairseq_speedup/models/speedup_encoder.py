@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -312,7 +313,13 @@ class SpeedupEncoder(Wav2VecEncoder):
     # -- forward ---------------------------------------------------------------------------------
 
     def forward(
-        self, source, padding_mask=None, match_frontend: bool = False, corpus_key=None, **unused
+        self,
+        source,
+        padding_mask=None,
+        match_frontend: bool = False,
+        corpus_key=None,
+        speeds: Sequence[Speed] = (),
+        **unused,
     ):
         """
         Args:
@@ -321,33 +328,71 @@ class SpeedupEncoder(Wav2VecEncoder):
             match_frontend: return what the front-end gives and what the CNN gave of the whole
                 waveform, nothing else
             corpus_key: chooses an adapter, of layers that have adapters
+            speeds: those to run, of a model of many; without them one, drawn for the update in
+                training, else the one that the model is set to
         Returns:
             fairseq's dict: ``encoder_out`` logits (T, B, V), ``padding_mask`` (B, T) or None,
             ``layer_results``; with exits or merging also ``layer_frames`` (B, layers), the frames
             that each layer was given, 0 where it was not run; with exits also ``exit_logits``
             (T, B, V) and ``exit_measured`` (B,) by the layer's index, of training and calibration,
-            where nobody leaves
+            where nobody leaves. With ``speeds``, ``at_speeds``: such a dict of each, in their order
         Raises:
             ValueError: an utterance is too short for one frame
         """
-        training = self.training and self.speeds.many
-        self.switch(self.speeds.drawn(self.num_updates) if training else self.speeds.default)
+        drawn = self.training and self.speeds.many
+        speed = self.speeds.drawn(self.num_updates) if drawn else self.speeds.default
+        self.switch(speed)
         if self.pruning is not None and match_frontend:
             self.pruning.open()
         elif self.pruning is not None:
             self.pruning.prepare(self.training)
         num_samples = lengths_of(padding_mask, source)
-        self._check_long_enough(num_samples)
-        if self.captured is not None:
-            return self.captured(source, padding_mask)
-        waveform, lengths = self.waveform_reduction(source, num_samples)
         if match_frontend:
-            frames, lengths = self._front_end_frames(waveform, lengths)
+            frames, lengths = self._front_end_frames(*self._shortened(source, num_samples))
             return self._matched(frames, lengths, source, num_samples)
-        exit_early = self.exit is not None and not self.exit.observed and not self.training
+        if self.captured is not None:
+            self._check_long_enough(num_samples)
+            return self.captured(source, padding_mask)
+        outputs = self._at_speeds(speeds or [speed], source, num_samples, corpus_key)
+        if self.pruning is not None and self.training:
+            # here, and not in the criterion: distributed training wants every weight in forward
+            outputs[0] |= self.pruning.loss(self.num_updates)
+        if not speeds:
+            return outputs[0]
+        self.switch(self.speeds.default)
+        return {"at_speeds": outputs}
+
+    def _at_speeds(self, speeds, source, num_samples, corpus_key) -> list[dict]:
+        """What each speed gives. Those of one factor share what the front-end gives, its dropout
+        and masks among it."""
+        outputs, shared = [], {}
+        for speed in speeds:
+            self.switch(speed)
+            if speed.factor not in shared:
+                waveform, lengths = self._shortened(source, num_samples)
+                with self._frozen():
+                    shared[speed.factor] = self.frames(waveform, lengths)
+            frames, lengths, padding_mask = shared[speed.factor]
+            output = self._output(frames, lengths, padding_mask, corpus_key)
+            num_logits = frames.size(1) * self.logit_upsample
+            check_length(output["encoder_out"], num_logits, source.size(1))
+            outputs.append(output)
+        return outputs
+
+    def _shortened(self, source, num_samples):
+        """Waveforms (B, S') and their valid samples (B,), at the speed that is chosen."""
+        self._check_long_enough(num_samples)
+        return self.waveform_reduction(source, num_samples)
+
+    def _frozen(self):
+        """Without autograd in the updates of ``freeze_finetune_updates``."""
         frozen = self.num_updates < self.freeze_finetune_updates
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            frames, lengths, padding_mask = self.frames(waveform, lengths)
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not frozen)
+
+    def _output(self, frames, lengths, padding_mask, corpus_key) -> dict:
+        """The transformer and the heads: see :meth:`forward`."""
+        exit_early = self.exit is not None and not self.exit.observed and not self.training
+        with self._frozen():
             hidden, batch, layer_results = self.transformer(
                 frames,
                 lengths,
@@ -356,10 +401,8 @@ class SpeedupEncoder(Wav2VecEncoder):
                 corpus_key=corpus_key,
             )
         logits = None if hidden is None else self.logits(hidden, lengths)
-        num_logits = frames.size(1) * self.logit_upsample
         if batch.left:
-            logits = batch.with_exit_logits(logits, num_logits)
-        check_length(logits, num_logits, source.size(1))
+            logits = batch.with_exit_logits(logits, frames.size(1) * self.logit_upsample)
         if padding_mask is not None:
             padding_mask = padding_mask.repeat_interleave(self.logit_upsample, dim=1)
         output = {
@@ -376,9 +419,6 @@ class SpeedupEncoder(Wav2VecEncoder):
                 for index, hidden in batch.exit_hidden.items()
             }
             output["exit_measured"] = batch.measured
-        if self.pruning is not None and self.training:
-            # here, and not in the criterion: distributed training wants every weight in forward
-            output |= self.pruning.loss(self.num_updates)
         return output
 
     def frames(self, waveform: torch.Tensor, lengths: torch.Tensor, is_padded: bool | None = None):

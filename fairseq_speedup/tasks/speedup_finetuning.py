@@ -2,10 +2,11 @@
 
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.data import Dictionary, FileAudioDataset
 from fairseq.dataclass.utils import gen_parser_from_dataclass, merge_with_parent
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
@@ -48,6 +49,7 @@ from fairseq_speedup.inference import InferenceConfig, form_of, to_inference_for
 from fairseq_speedup.models.exported_ctc import KIND, ExportedCtc, ExportedLengths
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
+from fairseq_speedup.models.speeds import Speeds
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc
 from fairseq_speedup.profiling.compute import ComputeMeter
 from fairseq_speedup.profiling.training import (
@@ -60,7 +62,8 @@ from fairseq_speedup.sweeps import forget_earlier_training
 
 logger = logging.getLogger(__name__)
 
-EXIT_CRITERIONS = ["ctc_exits", "ctc_distillation"]
+DISTILLATION_CRITERIONS = ["ctc_distillation", "ctc_in_place_distillation"]
+EXIT_CRITERIONS = ["ctc_exits", *DISTILLATION_CRITERIONS]
 PRUNING_CRITERIONS = ["ctc_pruning", *EXIT_CRITERIONS]
 WITHOUT_LABELS = "; python -m fairseq_speedup transcribe decodes audio files without labels"
 # of a batch: the option, by whether it is of training
@@ -96,6 +99,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.label_words: dict[str, LabelWords] = {}  # of splits that are scored
         self.post_process = None  # the criterion's, of its wer
         self.has_exits = self.has_gates = False
+        self.exit_heads_only = False
+        self.speeds: Speeds | None = None  # of a model that is trained at one or at many
         self.matches_frontend = False  # while training, for the first match_updates updates
         self.frontend_match: FrontEndMatchCriterion | None = None  # the criterion then
         self.match_updates = 0
@@ -166,6 +171,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.lengths = model_lengths(model)
         self.has_exits = getattr(model.w2v_encoder, "exit", None) is not None
         self.has_gates = getattr(model.w2v_encoder, "pruning", None) is not None
+        self.exit_heads_only = model_cfg.get("exit_heads_only", False)
+        self.speeds = getattr(model.w2v_encoder, "speeds", None)
         self.matches_frontend = getattr(model.w2v_encoder, "cnn_teacher", None) is not None
         self.match_updates = model_cfg.get("frontend_match_updates", 0)
         self.profile = TrainingProfile(model, self.sample_rate)
@@ -193,6 +200,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
                 )
 
     def build_criterion(self, cfg: DictConfig, from_checkpoint=False):
+        if not from_checkpoint:
+            _check_criterion_options(cfg)
         if cfg.get("post_process") is not None:
             check_post_process(self.cfg.labels, cfg.post_process, option="criterion.post_process=")
         if self.has_exits and cfg._name not in EXIT_CRITERIONS:
@@ -204,6 +213,11 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             raise ValueError(
                 f"criterion={cfg._name} does not train the gates of model.prune_target: "
                 f"set criterion._name={' or '.join(PRUNING_CRITERIONS)}"
+            )
+        if self.exit_heads_only and cfg._name in DISTILLATION_CRITERIONS:
+            raise ValueError(
+                f"criterion={cfg._name} teaches the last head, which model.exit_heads_only=true "
+                "freezes: set criterion._name=ctc_exits, or model.exit_heads_only=false"
             )
         if self.matches_frontend:
             self.frontend_match = FrontEndMatchCriterion(self)
@@ -474,6 +488,21 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             self.lengths.logit_upsample,
             blank,
             at_once or 1,
+        )
+
+
+def _check_criterion_options(cfg) -> None:
+    """Raises ValueError for an option that another criterion has: fairseq would only tell that it
+    is not known."""
+    options = {
+        name: {field.name for field in fields(each)}
+        for name, each in CRITERION_DATACLASS_REGISTRY.items()
+    }
+    for option in sorted(set(cfg) - options.get(cfg._name, set(cfg))):
+        owners = [name for name, known in options.items() if option in known]
+        remedy = f", which {', '.join(owners)} has" if owners else ""
+        raise ValueError(
+            f"criterion.{option} is no option of criterion._name={cfg._name}{remedy}: leave it out"
         )
 
 
