@@ -92,6 +92,7 @@ def test_another_dictionary_keeps_the_head_label_by_label(finetuned, caplog):
     """Corpora number the same letters by how often they occur."""
     path, _, head, normalize = finetuned
     labels = ["Q", *reversed(LETTERS[:-1])]
+    caplog.set_level("INFO")
     kept = build_model(path, normalize=normalize, labels=labels).w2v_encoder.proj
     had = ["<s>", "<pad>", "</s>", "<unk>", *LETTERS]
     has = ["<s>", "<pad>", "</s>", "<unk>", *labels]

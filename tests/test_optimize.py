@@ -23,7 +23,7 @@ from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.optimize import candidates, made
 from fairseq_speedup.optimize import outcome as written
-from fairseq_speedup.optimize.bench import Measured, spread
+from fairseq_speedup.optimize.bench import FEWEST_ROUNDS, ROUNDS, Bench, Measured, spread
 from fairseq_speedup.optimize.candidates import Candidate, Subject
 from fairseq_speedup.optimize.made import checkpoint_of, path_of
 from fairseq_speedup.optimize.search import Search, fastest, front
@@ -141,6 +141,38 @@ def test_after_the_time_nothing_new_is_measured():
     bench, search = searched([1], deadline=-1.0)
     assert search.out_of_time and len(bench.asked) == 1
     assert fastest(bench, 1).candidate == bench.base
+
+
+class Clock:
+    """Stands for a process in which everything takes as long."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def load(self, candidate): ...
+
+    def call(self, method, *arguments):
+        return {"seconds": self.seconds, "peak_memory": 1}[method]
+
+
+@pytest.mark.parametrize(
+    "time, loss, rounds",
+    [
+        (0.8, 0.0, FEWEST_ROUNDS),  # another takes 0.5 and loses as much
+        (0.8, -0.1, ROUNDS),  # it loses less than that one
+        (0.55, 0.0, ROUNDS),  # near
+        (1.3, -0.1, FEWEST_ROUNDS),  # behind the model as it is
+    ],
+)
+def test_what_is_behind_from_the_start_is_not_timed_to_the_end(time, loss, rounds):
+    bench = Bench.__new__(Bench)
+    bench.base, bench.timed, bench.num_samples = Candidate(1, 1), [0], [16000]
+    bench.ours, bench.other = Clock(1.0), Clock(time)
+    as_it_is = Measured(bench.base, loss=-0.1, ratios=[1.0])
+    faster = Measured(replace(bench.base, form="fp32"), loss=0.0, ratios=[0.5])
+    bench.measured = {each.candidate.key: each for each in (as_it_is, faster)}
+    ratios, _ = bench._timed(replace(bench.base, form="bf16"), loss)
+    assert ratios == [time] * rounds
 
 
 def test_the_front_has_no_candidate_that_another_beats():

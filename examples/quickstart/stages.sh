@@ -81,7 +81,9 @@ decode() {
         --model-overrides "${overrides:-$NO_OVERRIDES}" "$@"
 }
 
-report() { # NAME: of the file of rows, and of the folder that gets table and pictures
-    python -m fairseq_speedup report "$OUT/results" --rows "$HERE/$1.tsv" --baseline "full model" \
-        --output "$OUT/report/$1"
+report() { # NAME [OPTIONS...]: of the file of rows, and of the folder that gets table and pictures
+    local name="$1"
+    shift
+    python -m fairseq_speedup report "$OUT/results" --rows "$HERE/$name.tsv" \
+        --baseline "full model" --output "$OUT/report/$name" "$@"
 }

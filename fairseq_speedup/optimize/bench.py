@@ -1,6 +1,7 @@
 """Measures candidates beside the model as it is, and keeps what it measured in a file."""
 
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -17,6 +18,7 @@ from fairseq_speedup.optimize.worker import Transcribed, batches_of, serve
 
 PRELOADED = ["fairseq_speedup.optimize.worker", "fvcore.nn", "fairseq_cli.generate"]
 ROUNDS = 5
+FEWEST_ROUNDS, BEHIND = 2, 1.15  # what takes so much longer than another in those is timed no more
 SECONDS_OF_ROUND = 2.0  # that the model as it is takes
 FEWEST_TIMED, MOST_TIMED = 4, 24  # utterances
 MOST_LOSS = 2  # budgets: a candidate that loses more is not timed
@@ -237,15 +239,15 @@ class Bench:
         base = self.measured.get(self.base.key, found)
         found.loss = 100 * (sum(errors) - sum(base.errors)) / max(1, sum(self.num_words))
         if found.loss <= MOST_LOSS * self.budget:
-            found.ratios, found.memory_bytes = self._timed(candidate)
+            found.ratios, found.memory_bytes = self._timed(candidate, found.loss)
         if candidate == self.base:
             self.noise, found.ratios = found.ratios, [1.0]
             self._append({"noise": self.noise})
         return found
 
-    def _timed(self, candidate: Candidate) -> tuple[list[float], int | None]:
+    def _timed(self, candidate: Candidate, loss: float) -> tuple[list[float], int | None]:
         """Both in turns, batch by batch and in changing order, so that what else the machine does
-        falls on both alike."""
+        falls on both alike. What is behind from the first rounds on is not timed to the end."""
         self.ours.load(self.base)
         self.other.load(candidate)
         batches = batches_of(self.timed, self.num_samples, candidate.batch_size)
@@ -258,7 +260,14 @@ class Bench:
                     seconds[each] += each.call("seconds", batch)
             if number > 0:  # the first round warms up
                 ratios.append(seconds[self.other] / seconds[self.ours])
+            if len(ratios) == FEWEST_ROUNDS and self._is_behind(min(ratios), loss):
+                break
         return ratios, self.other.call("peak_memory")
+
+    def _is_behind(self, ratio: float, loss: float) -> bool:
+        """Whether what was measured before loses no more in far less time."""
+        times = [each.time for each in self.measured.values() if each.loss <= loss]
+        return ratio > BEHIND * min(times, default=math.inf)
 
     def influence_of_layers(self) -> dict[int, float]:
         """How much each layer changes what it is given, on the utterances that are timed."""

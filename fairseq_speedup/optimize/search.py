@@ -37,6 +37,7 @@ class Search:
         best = self.bench.measured[self.bench.base.key]
         for step in (
             self._forms,
+            self._engines_as_it_is,
             self._speeds,
             self._layers,
             self._cuts,
@@ -55,6 +56,13 @@ class Search:
 
     def _forms(self, best: Measured, budget: float) -> Measured:
         return self._fastest(best, candidates.forms(best.candidate, self.subject), budget)
+
+    def _engines_as_it_is(self, best, _):
+        """They come once more, with what is made smaller by then. What they make of the model as it
+        is costs no words and is often the most, so a short --time-limit has it."""
+        for each in candidates.engines(self.bench.base, self.subject):
+            self._measure(each)
+        return best
 
     def _speeds(self, best, budget):
         return self._ladder(best, candidates.speeds(best.candidate, self.subject), budget)
