@@ -144,6 +144,7 @@ def test_int8_is_refused_where_it_would_saturate(four_layers, monkeypatch):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_gelu_is_the_same_in_the_product_and_after_it(monkeypatch, fused):
+    monkeypatch.setattr(linears, "cpu_has", lambda *names: True)  # weights are packed
     monkeypatch.setattr(linears, "fuses_gelu", lambda: fused)
     plain, frames = torch.nn.Linear(64, 32), torch.randn(7, 64)
     expected = torch.nn.functional.gelu(plain(frames))
@@ -184,3 +185,14 @@ def test_a_form_registered_later_is_known(four_layers, monkeypatch):
     model, form = pair(four_layers, "plain")
     net_input = batch_of([7777])
     torch.testing.assert_close(run(form, net_input)[0], run(model, net_input)[0])
+
+
+@pytest.mark.parametrize("name, packs", [("avx2", False), ("avx512_f", True)])
+def test_weights_in_fp32_are_packed_where_that_pays(name, packs, monkeypatch):
+    monkeypatch.setattr(linears, "cpu_has", lambda *names: name in names)
+    linear = torch.nn.Linear(8, 6)
+    made = linears.Fp32Linear(linear)
+    assert made.packed == packs
+    frames = torch.randn(3, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(made(frames), linear(frames))
