@@ -7,15 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 
 from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import (
     CheckpointError,
-    state_without_training,
     write_checkpoint,
 )
-from fairseq_speedup.from_audio import AudioSource, Change, load_ours, log_probs
+from fairseq_speedup.from_audio import (
+    AudioSource,
+    Change,
+    config_of,
+    load_ours,
+    log_probs,
+    state_of,
+)
 from fairseq_speedup.low_rank.linear import LowRankLinear
 from fairseq_speedup.low_rank.outputs import OutputStatistics, rank_of
 from fairseq_speedup.low_rank.ranks import (
@@ -209,16 +215,11 @@ def _table(ranks, made) -> list[str]:
 
 def _state(model, cfg, task, made, share: float) -> dict:
     """The checkpoint, whose config says the ranks."""
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, enum_to_str=True))
-    cfg.model = OmegaConf.create(OmegaConf.to_container(model.cfg, enum_to_str=True))
+    cfg = config_of(model, cfg)
     with open_dict(cfg):
         pretraining = cfg.model.w2v_args
         variant = dict(pretraining.get("encoder_variant") or {})
         ranks = [made.get(index, {}) for index in range(pretraining.model.encoder_layers)]
         variant["low_rank"] = {"share": round(share, 6), "ranks": ranks}
         pretraining.encoder_variant = variant
-    return state_without_training(
-        {name: weight.cpu() for name, weight in model.state_dict().items()},
-        cfg=OmegaConf.to_container(cfg),
-        task_state={"target_dictionary": task.target_dictionary},
-    )
+    return state_of(model.state_dict(), cfg, task)

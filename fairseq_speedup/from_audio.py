@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from fairseq_speedup import progress
+from fairseq_speedup.checkpoints import state_without_training
 from fairseq_speedup.data.recording import RecordingError, read_recording
 from fairseq_speedup.decoding.generator import batch_of
-from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
-from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask, completed
+from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask
 
 PIECE_SECONDS = 30  # of a recording that the model is given at once
 
@@ -27,9 +28,23 @@ def load_ours(path: str, overrides: dict):
     if not isinstance(model.w2v_encoder, SpeedupEncoder):
         # an option of ours makes it one, without changing its numbers
         model, cfg, task = load_finetuned(path, "", {"padding": "stock", **overrides})
-    ours = SpeedupFinetuningTask.with_dictionary(completed(cfg.task), task.target_dictionary)
-    ours.lengths = model_lengths(model)
-    return model.eval(), cfg, ours
+    return model.eval(), cfg, SpeedupFinetuningTask.around(model, cfg, task)
+
+
+def config_of(model, cfg) -> DictConfig:
+    """A copy of a whole config, with the options that the model has now."""
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, enum_to_str=True))
+    cfg.model = OmegaConf.create(OmegaConf.to_container(model.cfg, enum_to_str=True))
+    return cfg
+
+
+def state_of(weights: dict, cfg: DictConfig, task) -> dict:
+    """The checkpoint of these weights, of a model that was not trained so."""
+    return state_without_training(
+        {name: weight.cpu() for name, weight in weights.items()},
+        cfg=OmegaConf.to_container(cfg),
+        task_state={"target_dictionary": task.target_dictionary},
+    )
 
 
 @dataclass(frozen=True)

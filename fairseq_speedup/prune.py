@@ -10,10 +10,16 @@ from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import (
     CheckpointError,
     open_checkpoint,
-    state_without_training,
     write_checkpoint,
 )
-from fairseq_speedup.from_audio import AudioSource, Change, load_ours, log_probs
+from fairseq_speedup.from_audio import (
+    AudioSource,
+    Change,
+    config_of,
+    load_ours,
+    log_probs,
+    state_of,
+)
 from fairseq_speedup.importance.measure import TooLittleAudioError, add_gates, close, measure
 from fairseq_speedup.importance.selection import TargetError
 from fairseq_speedup.low_rank.ranks import low_rank_of
@@ -132,14 +138,8 @@ def importance_state(model, cfg, task) -> dict:
     Args:
         cfg: whole, of the model before
     """
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, enum_to_str=True))
-    cfg.model = OmegaConf.create(OmegaConf.to_container(model.cfg, enum_to_str=True))
     weights = renumbered(model.state_dict(), model.w2v_encoder.kept_layers)
-    return state_without_training(
-        {name: weight.cpu() for name, weight in weights.items()},
-        cfg=OmegaConf.to_container(cfg),
-        task_state={"target_dictionary": task.target_dictionary},
-    )
+    return state_of(weights, config_of(model, cfg), task)
 
 
 # -- both ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from helpers.commands import generate, run_command
-from helpers.corpora import LETTERS
+from helpers.corpora import LETTERS, letters_dictionary
 from helpers.models import batch_of, build_model, finetuned_state, write_pretrained
 from helpers.processes import run_forked
 from helpers.results import check_results, words_of
@@ -128,9 +128,7 @@ def test_public_finetuned_forms_become_folders(name, tmp_path, capsys):
     inside = "cfg, Namespace" not in name
     model = reference(FINETUNED[name][0])
     path, written = tmp_path / "public.pt", tmp_path / "dict.ltr.txt"
-    dictionary = Dictionary()
-    for letter in LETTERS:
-        dictionary.add_symbol(letter)
+    dictionary = letters_dictionary()
     dictionary.save(str(written))
     head = write_finetuned(path, name, model, NUM_LABELS, dictionary if inside else None)
     options = []
@@ -556,9 +554,7 @@ def test_numbers_that_differ_write_nothing(direction, tmp_path, capsys, monkeypa
 
 def save_ours(path, pretrained, **options):
     model = build_model(pretrained, labels=LETTERS, **options)
-    dictionary = Dictionary()
-    for letter in LETTERS:
-        dictionary.add_symbol(letter)
+    dictionary = letters_dictionary()
     state = finetuned_state(
         model, "speedup_ctc", {"_name": "speedup_finetuning", "normalize": True}
     )

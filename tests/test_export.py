@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fairseq.data import Dictionary
 from helpers.commands import generate_here
-from helpers.corpora import LETTERS
+from helpers.corpora import LETTERS, letters_dictionary
 from helpers.exported import BATCHES, Task, export, given, largest_difference
 from helpers.models import build_model, write_finetuned, write_pretrained
 from helpers.reductions import REDUCTIONS
@@ -218,9 +217,7 @@ def test_layers_that_are_not_exported_are_not_counted(encoders, tmp_path, monkey
 def written(encoders, tmp_path_factory):
     """A checkpoint and the file that the command made of it."""
     folder = tmp_path_factory.mktemp("exported")
-    dictionary = Dictionary()
-    for letter in LETTERS:
-        dictionary.add_symbol(letter)
+    dictionary = letters_dictionary()
     checkpoint = write_finetuned(folder / "best.pt", encoders["large"], dictionary)
     output = folder / "model.onnx"
     assert main(["export", "--path", str(checkpoint), "--output", str(output)]) == 0

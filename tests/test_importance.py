@@ -8,9 +8,15 @@ import pytest
 import soundfile
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import Dictionary
-from helpers.corpora import LETTERS
-from helpers.models import batch_of, build_model, write_finetuned, write_pretrained, write_wavlm
+from helpers.corpora import LETTERS, letters_dictionary, write_noise
+from helpers.models import (
+    FAMILIES,
+    batch_of,
+    build_model,
+    finetuned_families,
+    write_finetuned,
+    write_pretrained,
+)
 from torch import nn
 
 from fairseq_speedup.__main__ import main
@@ -33,12 +39,6 @@ SIZES = {
     "encoder_attention_heads": 4,
     "conv_pos_groups": 2,
 }
-KINDS = {
-    "base": {"extractor_mode": "default"},
-    "large": {"extractor_mode": "layer_norm", "layer_norm_first": True, "conv_bias": True},
-    "data2vec": {"extractor_mode": "layer_norm", "pos_conv_depth": 2},
-    "wavlm": {},
-}
 OTHERS = {
     "layers": {"keep_layers": "0,2"},
     "exits": {"exit_layers": "1", "exit_criterion": "entropy", "exit_threshold": 2.6},
@@ -51,40 +51,19 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def dictionary():
-    made = Dictionary()
-    for letter in LETTERS:
-        made.add_symbol(letter)
-    return made
+    return letters_dictionary()
 
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
     """Two recordings, 5 seconds."""
-    folder = tmp_path_factory.mktemp("speech")
-    rng = np.random.default_rng(0)
-    for name, seconds in (("a", 2), ("b", 3)):
-        samples = 0.1 * rng.standard_normal(16000 * seconds)
-        soundfile.write(folder / f"{name}.wav", samples, 16000)
-    return folder
+    return write_noise(tmp_path_factory.mktemp("speech"), a=2, b=3)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, dictionary):
     """``whole(kind, **options)``: a fine-tuned model."""
-    folder, made = tmp_path_factory.mktemp("whole"), {}
-
-    def of(kind: str, stock=False, **options):
-        name = f"{kind}-{stock}-{options}"
-        if name not in made:
-            start = folder / f"{kind}.pt"
-            if not start.exists():
-                write = write_wavlm if kind == "wavlm" else write_pretrained
-                write(start, **SIZES, **KINDS[kind])
-            made[name] = folder / f"{len(made)}-whole.pt"
-            write_finetuned(made[name], start, dictionary, stock=stock, **options)
-        return made[name]
-
-    return of
+    return finetuned_families(tmp_path_factory.mktemp("whole"), dictionary, SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +276,7 @@ def test_the_mean_of_what_goes_stays():
 # -- the command ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_a_pruned_model_is_the_one_whose_gates_are_closed(whole, pruned, speech, kind):
     small, full = load(pruned(kind)), load(whole(kind))
     samples = [soundfile.read(speech / f"{name}.wav", dtype="float32")[0] for name in "ab"]

@@ -3,15 +3,19 @@
 import copy
 import re
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import Dictionary
 from helpers.commands import generate_here, last_checkpoint, train
-from helpers.corpora import LETTERS
-from helpers.models import batch_of, build_model, write_finetuned, write_pretrained, write_wavlm
+from helpers.corpora import LETTERS, letters_dictionary, write_noise
+from helpers.models import (
+    FAMILIES,
+    batch_of,
+    build_model,
+    finetuned_families,
+    write_finetuned,
+    write_pretrained,
+)
 from torch import nn
 
 from fairseq_speedup import factorize, from_audio
@@ -35,12 +39,6 @@ SIZES = {
     "encoder_attention_heads": 4,
     "conv_pos_groups": 2,
 }
-KINDS = {
-    "base": {"extractor_mode": "default"},
-    "large": {"extractor_mode": "layer_norm", "layer_norm_first": True, "conv_bias": True},
-    "data2vec": {"extractor_mode": "layer_norm", "pos_conv_depth": 2},
-    "wavlm": {},
-}
 PLANTED = 12  # rank of every linear layer's weights; a multiple of 16 holds it
 WHOLE = ("1.v_proj", "2.fc1")  # but for these, where nothing else is reduced
 OTHERS = {
@@ -54,46 +52,23 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def dictionary():
-    made = Dictionary()
-    for letter in LETTERS:
-        made.add_symbol(letter)
-    return made
+    return letters_dictionary()
 
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
     """Two recordings, 11 seconds."""
-    folder = tmp_path_factory.mktemp("speech")
-    rng = np.random.default_rng(0)
-    for name, seconds in (("a", 2), ("b", 9)):
-        samples = 0.1 * rng.standard_normal(16000 * seconds)
-        soundfile.write(folder / f"{name}.wav", samples, 16000)
-    return folder
+    return write_noise(tmp_path_factory.mktemp("speech"), a=2, b=9)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, dictionary):
     """``whole(kind, **options)``: a fine-tuned model whose linear layers have little rank."""
-    folder, made = tmp_path_factory.mktemp("whole"), {}
-
-    def of(kind: str, stock=False, **options):
-        name = f"{kind}-{stock}-{options}"
-        if name not in made:
-            start = folder / f"{kind}.pt"
-            if not start.exists():
-                write = write_wavlm if kind == "wavlm" else write_pretrained
-                write(start, **SIZES, **KINDS[kind])
-            made[name] = folder / f"{len(made)}-whole.pt"
-            write_finetuned(made[name], start, dictionary, stock=stock, **options)
-            state = torch.load(made[name], weights_only=False)
-            plant(state["model"], () if options else WHOLE)
-            torch.save(state, made[name])
-        return made[name]
-
-    return of
+    return finetuned_families(tmp_path_factory.mktemp("whole"), dictionary, SIZES, little_rank)
 
 
-def plant(weights: dict, whole) -> None:
+def little_rank(weights: dict, options: dict) -> None:
+    whole = () if options else WHOLE
     generator = torch.Generator().manual_seed(0)
     for name, weight in weights.items():
         if re.search(rf"layers\.\d\..*({'|'.join(LINEARS)})\.weight", name):
@@ -194,7 +169,7 @@ def test_long_recordings_come_in_pieces_until_there_is_enough(
 # -- the checkpoint ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_planted_ranks_are_found_and_the_model_gives_the_same(whole, low, kind):
     model, small = load(whole(kind)), load(low(kind))
     ranks = low_rank_of(small.cfg.w2v_args)["ranks"]
@@ -205,7 +180,7 @@ def test_planted_ranks_are_found_and_the_model_gives_the_same(whole, low, kind):
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_macs_are_those_that_fvcore_counts(whole, low, kind):
     small = load(low(kind))
     assert MacCounter(small).count([9000]).sum() == fvcore_macs(small, 9000)

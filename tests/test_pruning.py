@@ -6,9 +6,8 @@ import re
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data import Dictionary
 from helpers.commands import generate_here, train
-from helpers.corpora import LETTERS
+from helpers.corpora import LETTERS, letters_dictionary
 from helpers.models import (
     Labels,
     batch_of,
@@ -184,9 +183,7 @@ def test_a_cut_wavlm_keeps_the_bias_of_its_heads(wavlm):
 def finetuned(path, start, dictionary=None, seed=0, **options):
     """A checkpoint with gates that are open and closed."""
     if dictionary is None:
-        dictionary = Dictionary()
-        for letter in LETTERS:
-            dictionary.add_symbol(letter)
+        dictionary = letters_dictionary()
     write_finetuned(path, start, dictionary, prune_target=0.97, **options)
     state = torch.load(path, weights_only=False)
     model = build_model(start, num_labels=len(dictionary), prune_target=0.97, **options)
@@ -303,9 +300,7 @@ def test_layers_of_several_sizes_are_refused_by_hugging_face(cut_file, tmp_path,
 def test_channels_alone_are_converted_to_hugging_face(start, tmp_path, kind, capsys):
     pytest.importorskip("transformers")
     model = build_model(start(kind), prune_target=0.97, prune_parts="channels")
-    dictionary = Dictionary()
-    for letter in LETTERS:
-        dictionary.add_symbol(letter)
+    dictionary = letters_dictionary()
     whole = tmp_path / "gates.pt"
     write_finetuned(whole, start(kind), dictionary, prune_target=0.97, prune_parts="channels")
     state = torch.load(whole, weights_only=False)
@@ -523,9 +518,7 @@ def test_a_cut_model_is_not_cut_again(cut_file, tmp_path, capsys):
 
 
 def test_a_model_without_gates_is_not_cut(tmp_path, start, capsys):
-    dictionary = Dictionary()
-    for letter in LETTERS:
-        dictionary.add_symbol(letter)
+    dictionary = letters_dictionary()
     whole = write_finetuned(tmp_path / "whole.pt", start("base"), dictionary)
     assert main(["prune", str(whole), "--output", str(tmp_path / "cut.pt")]) == 1
     assert "has no gates" in capsys.readouterr().err

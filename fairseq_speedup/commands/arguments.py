@@ -65,6 +65,14 @@ def add_split(group, subset: str, help: str) -> None:
     group.add_argument("--gen-subset", default=subset, metavar="SPLIT", help=help)
 
 
+def add_some_audio(group) -> None:
+    """Audio that something is measured on, without its labels; see check_data_or_audio."""
+    group.add_argument("--audio", nargs="+", metavar="AUDIO", help="files, folders or globs")
+    group.add_argument("--data", metavar="FOLDER", help="with manifests and labels, in its place")
+    group.add_argument("--gen-subset", default="valid", metavar="SPLIT", help="split of --data")
+    add_minutes(group)
+
+
 def add_minutes(group) -> None:
     group.add_argument(
         "--minutes",

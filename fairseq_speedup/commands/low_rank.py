@@ -20,10 +20,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--output", required=True, metavar="FILE", help="checkpoint to write")
     arguments.add_overwrite(parser, "replace FILE if it exists")
     audio = parser.add_argument_group("audio")
-    audio.add_argument("--audio", nargs="+", metavar="AUDIO", help="files, folders or globs")
-    audio.add_argument("--data", metavar="FOLDER", help="with manifests and labels, in its place")
-    audio.add_argument("--gen-subset", default="valid", metavar="SPLIT", help="split of --data")
-    arguments.add_minutes(audio)
+    arguments.add_some_audio(audio)
     arguments.add_cpu(audio)
     ranks = parser.add_argument_group("ranks")
     ranks.add_argument(

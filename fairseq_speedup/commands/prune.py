@@ -64,10 +64,7 @@ def add_arguments(parser) -> None:
         help="of an utterance, at which --target counts MACs",
     )
     audio = parser.add_argument_group("audio that importance is measured on")
-    audio.add_argument("--audio", nargs="+", metavar="AUDIO", help="files, folders or globs")
-    audio.add_argument("--data", metavar="FOLDER", help="with manifests and labels, in its place")
-    audio.add_argument("--gen-subset", default="valid", metavar="SPLIT", help="split of --data")
-    arguments.add_minutes(audio)
+    arguments.add_some_audio(audio)
     arguments.add_cpu(audio)
 
 

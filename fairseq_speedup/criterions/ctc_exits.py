@@ -67,8 +67,13 @@ class CtcExitsCriterion(CtcPruningCriterion):
         CtcPruningCriterion.reduce_metrics(logging_outputs)
         names = {name for log in logging_outputs for name in log if name.startswith(PREFIX)}
         for name in sorted(names):
-            layer = name[len(PREFIX) :]
-            loss = utils.item(sum(log.get(name, 0) for log in logging_outputs))
-            size = utils.item(sum(log.get(f"{SIZE_PREFIX}{layer}", 0) for log in logging_outputs))
-            if size > 0:
-                metrics.log_scalar(name, loss / size / math.log(2), size, round=3)
+            log_ctc(logging_outputs, name, SIZE_PREFIX + name[len(PREFIX) :])
+
+
+def log_ctc(logging_outputs, name: str, sample_size: str) -> None:
+    """Logs the CTC loss ``name`` as fairseq logs its own: in bits, by what it is a sum over, where
+    there was any."""
+    loss = utils.item(sum(log.get(name, 0) for log in logging_outputs))
+    size = utils.item(sum(log.get(sample_size, 0) for log in logging_outputs))
+    if size > 0:
+        metrics.log_scalar(name, loss / size / math.log(2), size, round=3)

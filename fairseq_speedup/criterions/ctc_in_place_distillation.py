@@ -4,17 +4,16 @@ In-place distillation and the sandwich rule are those of universally slimmable n
 1903.05134); speech models were trained so by LightHuBERT (arXiv 2203.15610) and arXiv 2406.10160.
 """
 
-import math
 from dataclasses import dataclass, field
 
 from fairseq import utils
 from fairseq.criterions import register_criterion
-from fairseq.logging import metrics
 
 from fairseq_speedup.criterions.ctc_exits import (
     PREFIX,
     SIZE_PREFIX,
     CtcExitsCriterion,
+    log_ctc,
     unwrapped,
 )
 from fairseq_speedup.criterions.distillation import (
@@ -97,10 +96,7 @@ class CtcInPlaceDistillationCriterion(DistillationCriterion):
         CtcExitsCriterion.reduce_metrics(logging_outputs)
         sizes = {name for log in logging_outputs for name in log if name.startswith(SIZE)}
         for name in sorted(each[len(SIZE) :] for each in sizes):
-            loss = utils.item(sum(log.get(f"{LOSS}{name}", 0) for log in logging_outputs))
-            size = utils.item(sum(log.get(f"{SIZE}{name}", 0) for log in logging_outputs))
-            if size > 0:
-                metrics.log_scalar(f"{LOSS}{name}", loss / size / math.log(2), size, round=3)
+            log_ctc(logging_outputs, f"{LOSS}{name}", f"{SIZE}{name}")
             log_distance(logging_outputs, f"{TEACHER}{name}", f"{FRAMES}{name}")
 
 

@@ -8,8 +8,7 @@ import torch
 from fairseq_speedup.data.utterances import Labelled, Recordings
 from fairseq_speedup.decoding.boundaries import LabelWords
 from fairseq_speedup.export.word_errors import WordErrors
-from fairseq_speedup.models.lengths import model_lengths
-from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask, completed
+from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask
 
 DEFAULT_MINUTES = 10
 PIECE_SECONDS = 30  # of an utterance that scales are found on at once
@@ -47,9 +46,8 @@ class Int8Audio:
             ValueError, OSError: audio that cannot be read
             CalibrationError: it is silent, or too short
         """
-        task = SpeedupFinetuningTask.with_dictionary(completed(cfg.task), loaded.target_dictionary)
-        lengths = task.lengths = model_lengths(model)
-        needed = lengths.needed_samples()
+        task = SpeedupFinetuningTask.around(model, cfg, loaded)
+        needed = task.lengths.needed_samples()
         utterances: Labelled | Recordings
         if audio:
             utterances = Recordings(task, audio, needed)

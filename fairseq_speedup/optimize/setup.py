@@ -38,13 +38,15 @@ class Setup:
 
     def options(self, overrides: dict | None = None) -> dict:
         """What the checkpoint is loaded with: the user's options, and then ``overrides``."""
-        data = {} if self.data is None else {"data": self.data}
-        return {**data, **self.overrides, **(overrides or {})}
+        return {**self._data_option, **self.overrides, **(overrides or {})}
 
     def options_of(self, candidate: Candidate) -> dict:
         """What the checkpoint of a candidate is loaded with; a smaller one that was made of the
         model's carries the user's options."""
         if not candidate.is_made:
             return self.options(candidate.overrides)
-        data = {} if self.data is None else {"data": self.data}
-        return {**data, **candidate.loaded}
+        return {**self._data_option, **candidate.loaded}
+
+    @property
+    def _data_option(self) -> dict:
+        return {} if self.data is None else {"data": self.data}

@@ -23,7 +23,6 @@ from fairseq_speedup.decoding.run import padding_gets_in
 from fairseq_speedup.factorize import can_have_low_ranks
 from fairseq_speedup.inference.form import check_device
 from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16
-from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.optimize.candidates import Candidate, Subject
@@ -33,7 +32,7 @@ from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.compute import ComputeMeter, macs_report
 from fairseq_speedup.pruning.gates import can_be_pruned
 from fairseq_speedup.refusals import reason
-from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask, completed
+from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask
 
 BATCH_SECONDS = 100  # of audio, where nothing is timed
 STATUS = Path("/proc/self/status")
@@ -86,12 +85,10 @@ class Worker:
         self.dictionary = self.task.target_dictionary
 
     def _load_checkpoint(self, candidate: Candidate):
-        """Model, its config, and a task of ours, which decodes stock models too."""
+        """Model, its config, and a task of ours."""
         path = checkpoint_of(self.setup, candidate)
         model, cfg, task = load_finetuned(path, "", self.setup.options_of(candidate))
-        ours = SpeedupFinetuningTask.with_dictionary(completed(cfg.task), task.target_dictionary)
-        ours.lengths = model_lengths(model)
-        return model, cfg, ours
+        return model, cfg, SpeedupFinetuningTask.around(model, cfg, task)
 
     def data_found(self):
         """Samples and reference texts (None without labels) of all utterances."""

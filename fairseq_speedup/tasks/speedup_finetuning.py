@@ -125,6 +125,17 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         task.state.merge_state_dict({"target_dictionary": dictionary})
         return task
 
+    @classmethod
+    def around(cls, model, cfg, loaded) -> "SpeedupFinetuningTask":
+        """A task of ours for a model that was loaded, which decodes stock models too.
+
+        Args:
+            cfg, loaded: the whole config and the task that the model was loaded with
+        """
+        task = cls.with_dictionary(completed(cfg.task), loaded.target_dictionary)
+        task.lengths = model_lengths(model)
+        return task
+
     def load_target_dictionary(self):
         if not self.cfg.labels:
             self.cfg.labels = infer_labels(self.cfg.data)

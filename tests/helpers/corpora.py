@@ -6,6 +6,8 @@ import numpy as np
 import soundfile
 from fairseq.data import Dictionary
 
+from fairseq_speedup.data.dictionary import SPECIALS, dictionary_of
+
 SAMPLE_RATE = 16000
 
 
@@ -47,6 +49,20 @@ def write_unbounded(folder: Path) -> None:
     """Takes the boundary between words out of the label files of ``folder``."""
     for path in folder.glob("*.ltr"):
         path.write_text(path.read_text().replace(" |", ""))
+
+
+def letters_dictionary() -> Dictionary:
+    """Of LETTERS, in memory."""
+    return dictionary_of([*SPECIALS, *LETTERS])
+
+
+def write_noise(folder: Path, **seconds: int) -> Path:
+    """A recording of noise of each name, so long."""
+    rng = np.random.default_rng(0)
+    for name, length in seconds.items():
+        samples = 0.1 * rng.standard_normal(16000 * length)
+        soundfile.write(folder / f"{name}.wav", samples, 16000)
+    return folder
 
 
 def write_dictionary(folder: Path, symbols=tuple(LETTERS)) -> Dictionary:

@@ -143,6 +143,41 @@ def write_finetuned(
     return path
 
 
+FAMILIES = {
+    "base": {"extractor_mode": "default"},
+    "large": {"extractor_mode": "layer_norm", "layer_norm_first": True, "conv_bias": True},
+    "data2vec": {"extractor_mode": "layer_norm", "pos_conv_depth": 2},
+    "wavlm": {},
+}
+
+
+def finetuned_families(folder: Path, dictionary: Dictionary, sizes: dict, change=None):
+    """``of(kind, stock=False, **options)``: the path of a fine-tuned model of one of FAMILIES,
+    written once.
+
+    Args:
+        change: called as ``change(weights, options)``, changes them in place
+    """
+    made: dict[str, Path] = {}
+
+    def of(kind: str, stock=False, **options) -> Path:
+        name = f"{kind}-{stock}-{options}"
+        if name not in made:
+            start = folder / f"{kind}.pt"
+            if not start.exists():
+                write = write_wavlm if kind == "wavlm" else write_pretrained
+                write(start, **sizes, **FAMILIES[kind])
+            made[name] = folder / f"{len(made)}-whole.pt"
+            write_finetuned(made[name], start, dictionary, stock=stock, **options)
+            if change is not None:
+                state = torch.load(made[name], weights_only=False)
+                change(state["model"], options)
+                torch.save(state, made[name])
+        return made[name]
+
+    return of
+
+
 def write_without_dictionary(path: Path, w2v_path: Path, kind="wav2vec_ctc", **options) -> dict:
     """A random fine-tuned model, of which nobody is told the labels; returns what it wrote."""
     state = finetuned_state(build_model(w2v_path, **options), kind)
