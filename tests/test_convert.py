@@ -575,6 +575,25 @@ def test_ours_without_reductions_becomes_a_folder(padding, tmp_path):
     torch.testing.assert_close(found(source).logits, logits, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_where_nothing_is_projected_the_folder_projects_to_the_same(tmp_path):
+    """fairseq's encoder has no projection where its CNN is as wide as its transformer."""
+    w2v_path = write_pretrained(
+        tmp_path / "base.pt",
+        conv_feature_layers="[(8, 10, 5), (16, 3, 2)]",
+        encoder_embed_dim=16,
+        encoder_attention_heads=4,
+    )
+    model = save_ours(tmp_path / "ours.pt", w2v_path)
+    assert model.w2v_encoder.w2v_model.post_extract_proj is None
+    convert(tmp_path / "ours.pt", tmp_path / "folder")
+    convert(tmp_path / "folder", tmp_path / "back.pt")
+    back = read_file(str(tmp_path / "back.pt"))
+    ours = model.w2v_encoder.w2v_model.state_dict()
+    assert back.weights.keys() == ours.keys()
+    assert all(torch.equal(back.weights[name], weight) for name, weight in ours.items())
+
+
 def test_transformers_loads_a_written_folder_in_a_process_of_its_own(pretrained, tmp_path):
     """As its users do: nothing of ours is imported. No torchaudio that cannot be loaded may lie in
     the environment, see examples/environment.sh."""

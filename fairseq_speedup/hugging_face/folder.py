@@ -34,6 +34,7 @@ CLASSES = ("Model", "ForPreTraining", "ForCTC")  # ends of the classes that are 
 # weights of pretraining, in the library's own classes and in others' uploads
 PRETRAINING_ONLY = ("quantizer.", "project_hid.", "project_q.", "final_proj.", "label_embs_concat")
 MASK = "masked_spec_embed"
+PROJECTION = "post_extract_proj."  # fairseq's name
 WRITTEN = (
     *(CONFIG, "model.safetensors", "preprocessor_config.json"),
     *("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -345,7 +346,17 @@ def _sort(folder: str, model, options: dict) -> tuple[dict, dict]:
         if ours is None:
             raise CheckpointError(f"{folder}: fairseq's encoder has nothing like {name}")
         encoder[ours] = weight
+    if all(torch.equal(encoder[PROJECTION + key], same) for key, same in _unprojected(model)):
+        for key, _ in _unprojected(model):
+            del encoder[PROJECTION + key]
     return encoder, head
+
+
+def _unprojected(model) -> list[tuple[str, torch.Tensor]]:
+    """The projection that changes no frame: Hugging Face's models have one even where the CNN is as
+    wide as the transformer, and fairseq's have none there."""
+    width = model.config.hidden_size
+    return [("weight", torch.eye(width)), ("bias", torch.zeros(width))]
 
 
 def _fill(path: str, model, pretrained: Pretrained, group_norm: bool) -> None:
@@ -356,6 +367,9 @@ def _fill(path: str, model, pretrained: Pretrained, group_norm: bool) -> None:
         if theirs is None:
             raise CheckpointError(f"{path}: Hugging Face's {type(model).__name__} has no {name}")
         weights[theirs] = weight
+    if f"{PROJECTION}weight" not in pretrained.weights:
+        for key, same in _unprojected(model):
+            weights[from_fairseq(PROJECTION + key, group_norm)] = same
     try:
         base.load_state_dict(weights, strict=True)
         if pretrained.head:
