@@ -19,7 +19,8 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--normalize",
         choices=["true", "false"],
-        help="whether waveforms are normalised, for a folder without preprocessor_config.json",
+        help="whether waveforms are normalised, for a folder without preprocessor_config.json "
+        "and processor_config.json",
     )
     parser.add_argument(
         "--dictionary",

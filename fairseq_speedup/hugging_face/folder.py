@@ -33,10 +33,12 @@ logger = logging.getLogger(__name__)
 CLASSES = ("Model", "ForPreTraining", "ForCTC")  # ends of the classes that are converted
 # weights of pretraining, in the library's own classes and in others' uploads
 PRETRAINING_ONLY = ("quantizer.", "project_hid.", "project_q.", "final_proj.", "label_embs_concat")
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
 MASK = "masked_spec_embed"
 PROJECTION = "post_extract_proj."  # fairseq's name
 WRITTEN = (
-    *(CONFIG, "model.safetensors", "preprocessor_config.json"),
+    *(CONFIG, "model.safetensors", PREPROCESSOR, PROCESSOR),
     *("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 
@@ -314,15 +316,15 @@ def _without_prefix(key: str) -> str:
 
 
 def _normalize(folder: str, given: bool | None) -> bool:
-    path = os.path.join(folder, "preprocessor_config.json")
-    if not os.path.isfile(path):
+    path, preprocessor = _read_feature_extractor(folder)
+    if preprocessor is None:
         if given is None:
             raise CheckpointError(
-                f"{path} does not exist, and nothing else says whether waveforms are normalised: "
-                "give convert --normalize true or --normalize false"
+                f"{path} does not exist, nor {PROCESSOR} with a feature_extractor, and nothing "
+                "else says whether waveforms are normalised: give convert --normalize true or "
+                "--normalize false"
             )
         return given
-    preprocessor = read_json(path)
     sample_rate = preprocessor.get("sampling_rate", SAMPLE_RATE_HZ)
     if sample_rate != SAMPLE_RATE_HZ:
         raise CheckpointError(f"{path}: sampling_rate={sample_rate}; it must be {SAMPLE_RATE_HZ}")
@@ -332,6 +334,18 @@ def _normalize(folder: str, given: bool | None) -> bool:
             f"{path}: do_normalize={normalize}, which --normalize is for where it is missing"
         )
     return normalize
+
+
+def _read_feature_extractor(folder: str) -> tuple[str, dict | None]:
+    """The file with the options of the feature extractor, and those, None where there is none: a
+    processor that transformers 5 saves has them within its own."""
+    path, processor = os.path.join(folder, PREPROCESSOR), os.path.join(folder, PROCESSOR)
+    if os.path.isfile(path):
+        return path, read_json(path)
+    within = read_json(processor).get("feature_extractor") if os.path.isfile(processor) else None
+    if isinstance(within, dict):
+        return processor, within
+    return path, None
 
 
 def _sort(folder: str, model, options: dict) -> tuple[dict, dict]:
@@ -346,10 +360,23 @@ def _sort(folder: str, model, options: dict) -> tuple[dict, dict]:
         if ours is None:
             raise CheckpointError(f"{folder}: fairseq's encoder has nothing like {name}")
         encoder[ours] = weight
-    if all(torch.equal(encoder[PROJECTION + key], same) for key, same in _unprojected(model)):
-        for key, _ in _unprojected(model):
-            del encoder[PROJECTION + key]
+    if model.config.conv_dim[-1] == model.config.hidden_size:
+        _drop_projection(folder, model, encoder)
     return encoder, head
+
+
+def _drop_projection(folder: str, model, encoder: dict) -> None:
+    """
+    Raises:
+        CheckpointError: a projection that changes frames
+    """
+    for key, same in _unprojected(model):
+        if not torch.equal(encoder.pop(PROJECTION + key), same):
+            raise CheckpointError(
+                f"{folder}: its feature_projection.projection maps {len(same)} channels to as "
+                "many, and fairseq's encoder has no projection where its CNN is as wide as its "
+                "transformer: only one that changes nothing can be converted"
+            )
 
 
 def _unprojected(model) -> list[tuple[str, torch.Tensor]]:
