@@ -1,8 +1,12 @@
-"""Warnings that libraries give about themselves, and that no user of a command can heed."""
+"""What libraries say about themselves, and no user of a command can heed."""
 
+import contextlib
+import os
 import sys
 import warnings
+from collections.abc import Iterator
 
+STANDARD_ERROR = 2  # as the system counts
 # how each begins, and its kind
 OF_LIBRARIES = [
     # fairseq's positional convolution is of the older kind
@@ -19,3 +23,21 @@ def leave_out() -> None:
     if not sys.warnoptions:
         for message, category in OF_LIBRARIES:
             warnings.filterwarnings("ignore", message=message, category=category)
+
+
+@contextlib.contextmanager
+def native_code_on_terminals_alone() -> Iterator[None]:
+    """Leaves out what compiled code writes to standard error, past ``sys.stderr``, unless that is a
+    terminal: its progress is of use there, and of none in a log."""
+    if os.isatty(STANDARD_ERROR):
+        yield
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(STANDARD_ERROR), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, STANDARD_ERROR)
+        yield
+    finally:
+        os.dup2(kept, STANDARD_ERROR)
+        os.close(kept)
+        os.close(nowhere)

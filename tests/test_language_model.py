@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import math
+import os
 import sys
 from collections import Counter
 
@@ -207,6 +208,18 @@ def test_the_example_is_a_command(tmp_path):
         bigrams |= set(itertools.pairwise(["<s>", *line.split(), "</s>"]))
     assert f"{len(SENTENCES)} sentences, 9 1-grams, {len(bigrams)} 2-grams" in done.stdout
     load_kenlm(str(tmp_path / "lm.arpa"), ["cat"])
+
+
+def test_a_model_is_loaded_once_and_in_silence_until_its_file_changes(arpa, tmp_path, capfd):
+    path, words = tmp_path / "lm.arpa", ["the", "cat"]
+    path.write_bytes(arpa.read_bytes())
+    loaded = load_kenlm(str(path), words)
+    assert load_kenlm(str(path), words) is loaded
+    assert capfd.readouterr().err == ""
+    os.utime(path, ns=(0, 0))
+    assert load_kenlm(str(path), words) is not loaded
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"
 
 
 def test_a_byte_order_mark_is_named_where_kenlm_stumbles_over_it(tmp_path, arpa):

@@ -1,12 +1,15 @@
 """n-gram language models: reading them, and whether they are of the labels' words."""
 
 import gzip
+import os
 import re
 from collections import Counter
+from functools import lru_cache
 from typing import Any
 
 from fairseq_speedup.data.manifest import TEXT, begins_with_mark
 from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY
+from fairseq_speedup.library_warnings import native_code_on_terminals_alone
 
 try:
     from flashlight.lib.text.decoder.kenlm import KenLM
@@ -36,7 +39,8 @@ def load_kenlm(path: str, vocabulary: list[str]) -> Any:
         LanguageModelError: the file is no language model, in KenLM's words
     """
     try:
-        return KenLM(path, Dictionary(vocabulary))
+        changed_ns = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+        return _load(path, changed_ns, tuple(vocabulary))
     except UnicodeDecodeError:  # KenLM quotes what it cannot read
         reason = "it is neither an ARPA file nor a KenLM binary"
     except RuntimeError as error:
@@ -44,6 +48,12 @@ def load_kenlm(path: str, vocabulary: list[str]) -> Any:
     if begins_with_mark(path):
         reason = "it begins with a byte order mark: sed '1s/^\\xEF\\xBB\\xBF//' takes that away"
     raise LanguageModelError(f"--kenlm-model {path} cannot be read: {reason}")
+
+
+@lru_cache(maxsize=1)  # decoders are built anew for each option, and a large file takes minutes
+def _load(path: str, changed_ns: int, vocabulary: tuple[str, ...]) -> Any:
+    with native_code_on_terminals_alone():
+        return KenLM(path, Dictionary(list(vocabulary)))
 
 
 def _reason(message: str) -> str:
