@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 from fairseq.data import Dictionary
-from helpers.commands import REPO
+from helpers.commands import REPO, parse_generation
 from helpers.models import write_finetuned, write_pretrained
 from helpers.processes import programs, run_forked
 
 from fairseq_speedup.__main__ import main
+from fairseq_speedup.commands import build_parser
+from fairseq_speedup.commands.optimize import BEAM, decoding_of
 from fairseq_speedup.inference import form_of
 from fairseq_speedup.inference import linear as linears
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.models.loading import load_finetuned
-from fairseq_speedup.optimize import candidates, made
+from fairseq_speedup.optimize import candidates, made, run
 from fairseq_speedup.optimize import outcome as written
 from fairseq_speedup.optimize.bench import FEWEST_ROUNDS, ROUNDS, Bench, Measured, spread
 from fairseq_speedup.optimize.candidates import Candidate, Subject
@@ -579,6 +581,21 @@ def test_a_time_limit_is_a_time(capsys, corpus, model_path, tmp_path):
 
 
 # -- what training would add ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [[], ["--beam-threshold", "20", "--sil-score", "-0.5"]])
+def test_commands_take_the_options_of_a_beam_search_as_they_were_given(more, setup):
+    given = ["--ctc-decoder", "beam", "--beam", "20", "--lm-weight", "2", "--word-score", "-1"]
+    given += ["--kenlm-model", "lm.arpa", "--lexicon", "words.txt", *more]
+    parse = build_parser().parse_args
+    args = parse(["optimize", "a.pt", "--audio", "a.wav", "--output", "faster", *given])
+    args.decoding = decoding_of(args)
+    setup = replace(setup, decoding=args.decoding)
+    decoding = ["--path", "a.pt", *run.options_of(args, setup, Candidate())]
+    again = parse(["transcribe", "a.wav", *decoding])
+    assert [getattr(again, name) for name in BEAM] == [getattr(args, name) for name in BEAM]
+    again = parse_generation("data", "--task", "speedup_finetuning", *decoding)
+    assert [getattr(again, name) for name in BEAM] == [getattr(args, name) for name in BEAM]
 
 
 def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):

@@ -94,7 +94,13 @@ def decoding_of(args) -> dict:
     """Options of decoding that are not at their defaults."""
     if args.ctc_decoder == "greedy":
         return {}
-    return {name: getattr(args, name) for name in BEAM}
+    fields = DecodingOptions.__dataclass_fields__
+    given = {name: getattr(args, name) for name in BEAM}
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in fields or value != fields[name].default
+    }
 
 
 def run(args) -> None:

@@ -256,7 +256,7 @@ def commands_of(
                 *("--task", "speedup_finetuning", "--path", str(folder / MODEL)),
                 *("--gen-subset", setup.subset, "--batch-size", str(candidate.batch_size)),
                 *("--scoring", "wer", "--post-process", setup.post_process),
-                *_options(args, setup, candidate),
+                *options_of(args, setup, candidate),
                 *([] if args.labels is None else ["--labels", args.labels]),
                 *("--results-path", str(folder / RESULTS)),
             ]
@@ -265,7 +265,7 @@ def commands_of(
     exported = candidate.engine != "torch"
     model = folder / (outcome.exported_name(candidate) if exported else MODEL)
     audio = setup.audio if setup.data is None else [_a_file(setup.data, setup.subset)]
-    options = _options(args, setup, candidate)
+    options = options_of(args, setup, candidate)
     command = [*_threads(candidate), *python, "transcribe", "--path", str(model), *options]
     return [*commands, [*command, audio[0]]]
 
@@ -280,8 +280,8 @@ def _threads(candidate: Candidate) -> list[str]:
     return ["env", f"OMP_NUM_THREADS={candidate.threads}"]
 
 
-def _options(args, setup: Setup, candidate: Candidate) -> list[str]:
-    """Of decoding."""
+def options_of(args, setup: Setup, candidate: Candidate) -> list[str]:
+    """Of decoding, as commands take them."""
     options = ["--cpu"] if args.cpu else []
     for name, value in {**setup.decoding, **candidate.decoding}.items():
         options += [option(name)] if value is True else [option(name), str(value)]

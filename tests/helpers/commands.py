@@ -98,6 +98,11 @@ def generate_here(data: Path, checkpoint: Path, results: Path | None = None, *op
 
 def generate_with(*arguments):
     """``fairseq-generate`` in this process, with these arguments alone."""
+    return fairseq_generate(parse_generation(*arguments))
+
+
+def parse_generation(*arguments):
+    """What ``fairseq-generate`` makes of its arguments."""
     parser = fairseq_options.get_generation_parser()
     parser.add_argument("--arch", default="wav2vec2")  # as fairseq-generate itself
-    return fairseq_generate(fairseq_options.parse_args_and_arch(parser, list(map(str, arguments))))
+    return fairseq_options.parse_args_and_arch(parser, list(map(str, arguments)))
