@@ -1,7 +1,9 @@
 """Greedy decoding on tables made by hand, and the generator around it."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from fairseq.dataclass.configs import GenerationConfig
@@ -13,6 +15,7 @@ from fairseq_speedup.decoding.generator import CtcGenerator, log_posteriors
 from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.hypothesis import from_path
 from fairseq_speedup.decoding.options import DecodingOptions, check_options
+from fairseq_speedup.models.exported_ctc import ExportedCtc
 from fairseq_speedup.profiling.compute import ComputeMeter
 
 BLANK = 0
@@ -81,6 +84,37 @@ def test_an_utterance_decodes_the_same_alone_and_in_a_padded_batch(pretrained, o
         assert together[i][0]["alignment"] == expected["alignment"]
         assert together[i][0]["score"] == pytest.approx(expected["score"], abs=1e-3)
     assert generator.meter.num_samples == [9000, 5000, 7000, 9000, 5000, 7000]
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_pytorch_leaves_its_threads_to_an_engine(two_threads):
+    class Session:
+        metadata = SimpleNamespace(reductions={})
+        fails = False
+
+        def log_probs(self, waveform, lengths):
+            assert not self.fails
+            found.append(torch.get_num_threads())
+            return np.log(np.full((1, 5, 4), 0.25, dtype=np.float32)), np.array([5])
+
+    found, session = [], Session()
+    model = ExportedCtc(session)
+    sample = {"id": torch.tensor([0]), "net_input": batch_of([9000])}
+    generator = generator_of([model])
+    generator.generate([model], sample)
+    assert set(found) == {1}
+    assert torch.get_num_threads() == 2
+    session.fails = True
+    with pytest.raises(AssertionError):
+        generator.generate([model], sample)
+    assert torch.get_num_threads() == 2
 
 
 def test_an_ensemble_averages_posteriors(tmp_path):

@@ -1,6 +1,7 @@
 """The generator that stock ``fairseq-generate`` drives for CTC models."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from fairseq_speedup.decoding.hypothesis import without_empty_words
 from fairseq_speedup.decoding.windows import Windows
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
+from fairseq_speedup.models.exported_ctc import ExportedCtc
 from fairseq_speedup.profiling.compute import ComputeMeter
 
 
@@ -73,6 +75,10 @@ class CtcGenerator:
         Returns:
             for each utterance a list of hypotheses, best first
         """
+        with threads_left_to_engines(models):
+            return self._generate(models, sample)
+
+    def _generate(self, models: Sequence[nn.Module], sample: dict) -> list[list[dict]]:
         encoded = self._encoded(models, sample)
         with self.meter.decoding():
             batch = self.decoder.start(encoded.log_probs, encoded.lengths)
@@ -137,6 +143,21 @@ class Encoded:
 
 def _unseen(num_samples: int) -> None:
     """Shows no progress."""
+
+
+@contextlib.contextmanager
+def threads_left_to_engines(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Keeps PyTorch to one thread while other engines compute: its threads spin for a while after
+    each operation that they share, on cores that the engine's threads wait for."""
+    num_threads = torch.get_num_threads()
+    if num_threads == 1 or not any(isinstance(model, ExportedCtc) for model in models):
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def encode(

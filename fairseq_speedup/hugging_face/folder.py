@@ -36,7 +36,8 @@ PRETRAINING_ONLY = ("quantizer.", "project_hid.", "project_q.", "final_proj.", "
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
 MASK = "masked_spec_embed"
-PROJECTION = "post_extract_proj."  # fairseq's name
+# between the CNN and the transformer: fairseq's name, and Hugging Face's
+PROJECTION, PROJECTION_THERE = "post_extract_proj.", "feature_projection.projection."
 WRITTEN = (
     *(CONFIG, "model.safetensors", PREPROCESSOR, PROCESSOR),
     *("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -396,7 +397,7 @@ def _fill(path: str, model, pretrained: Pretrained, group_norm: bool) -> None:
         weights[theirs] = weight
     if f"{PROJECTION}weight" not in pretrained.weights:
         for key, same in _unprojected(model):
-            weights[from_fairseq(PROJECTION + key, group_norm)] = same
+            weights[PROJECTION_THERE + key] = same
     try:
         base.load_state_dict(weights, strict=True)
         if pretrained.head:
