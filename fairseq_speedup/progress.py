@@ -30,7 +30,13 @@ def bar(items=None, what: str | None = None, **options) -> tqdm:
 
 
 @contextlib.contextmanager
-def step(what: str):
-    """While something is done that has no parts to be counted."""
+def step(what: str, to_logs: bool = False):
+    """While something is done that has no parts to be counted.
+
+    Args:
+        to_logs: whether it is said where there is no terminal too, once
+    """
+    if to_logs and not sys.stderr.isatty():
+        print(f"{what} ...", file=sys.stderr, flush=True)
     with bar(what=what, bar_format="{desc} ...", delay=0):
         yield

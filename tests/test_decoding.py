@@ -117,6 +117,18 @@ def test_pytorch_leaves_its_threads_to_an_engine(two_threads):
     assert torch.get_num_threads() == 2
 
 
+def test_what_is_no_number_is_refused_and_named(pretrained):
+    model = build_model(pretrained)
+    net_input = batch_of([9000, 5000])
+    sample = {"id": torch.tensor([7, 4]), "net_input": net_input}
+    generator = generator_of([model])
+    net_input["source"][1, 5000:] = math.nan  # padding, which reaches no utterance
+    generator.generate([model], sample)
+    net_input["source"][1, 100] = math.nan
+    with pytest.raises(ValueError, match=r"no numbers \(NaN\) for utterance 4, counted from 0: "):
+        generator.generate([model], sample)
+
+
 def test_an_ensemble_averages_posteriors(tmp_path):
     models = [
         build_model(write_pretrained(tmp_path / f"{seed}.pt", seed=seed), seed=seed)

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import re
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -448,16 +450,44 @@ def test_other_data_in_the_same_folder_is_refused(outcome, model_path, corpus):
     assert "is of another run: data is" in errors and "--overwrite" in errors
 
 
+def test_other_threads_in_the_same_folder_are_refused_by_name(labelled, outcome, model_path):
+    folder, _ = outcome
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        _, errors = optimize(
+            *(model_path, "--data", labelled, "--wer-budget", 30, "--output", folder), status=1
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert f"threads (OMP_NUM_THREADS) is {before} there and {before + 1} now; name" in errors
+
+
+def test_data_of_another_dictionary_are_refused(labelled, model_path, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(labelled, other)
+    dictionary = other / "dict.ltr.txt"
+    dictionary.write_text("".join(dictionary.read_text().splitlines(keepends=True)[:-1]))
+    _, errors = optimize(
+        *(model_path, "--data", other, "--wer-budget", 30, "--output", tmp_path / "x"), status=1
+    )
+    assert re.search(
+        r"dictionary in .*other has \d+ symbols and is not the checkpoint's", errors
+    )
+
+
 def test_without_labels_the_measure_is_the_distance_from_its_own_text(corpus, model_path, tmp_path):
-    printed, _ = optimize(
+    printed, said = optimize(
         *(model_path, "--audio", corpus / "audio", "--output", tmp_path / "faster", "--json"),
-        *("--wer-budget", 100, "--max-utterances", 6, "--time-limit", "1s"),
+        *("--wer-budget", 100, "--max-utterances", 6, "--time-limit", "0.001s"),
     )
     found = json.loads(printed)
     assert found["measure"] == "distance" and found["lines"][0]["error_rate"] == 0
     assert found["num_utterances"] == 6 and found["training"] == []
     (command,) = map(shlex.split, found["commands"])
     assert "transcribe" in command
+    assert said.startswith("measuring the model as it is ...\n")
+    assert "the time limit was reached, candidates tried: 1;" in said
 
 
 # -- smaller checkpoints -------------------------------------------------------------------------
@@ -610,11 +640,14 @@ def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
     halved = suggestions(SUBJECT, {"downsample": "conv"}, hours=100)
     assert all("downsample" not in each.options[0] for each in halved)
     config_dir = REPO / "config/finetuning"
-    recipe = Recipe("best.pt", str(tmp_path), "valid", str(config_dir), "plugin", True, 3, False)
+    place = ("best.pt", str(tmp_path), "valid", str(config_dir), "plugin")
+    small = shlex.split(Recipe(*place, False, True, 3, False).command(few[0]))
+    assert small[small.index("--config-name") + 1] == "base_1h" and "task.normalize=true" in small
+    recipe = Recipe(*place, True, True, 3, False)
     words = shlex.split(recipe.command(few[0]))
     assert words[words.index("--config-name") + 1] == "large_1h"
     assert (REPO / "config/finetuning/large_1h.yaml").is_file()
-    assert "common.fp16=false" in words
+    assert "common.fp16=false" in words and "task.normalize=true" not in words
     assert f"+criterion.teacher_path={Path('best.pt').absolute()}" in words
 
 

@@ -75,6 +75,7 @@ def test_names_do_not_clash(tmp_path, monkeypatch):
     touch(tmp_path, "y/2.flac.wav")
     assert len({name for _, name in found("y")}) == 4
     assert find_recordings(["lost.wav"]) == [Found("lost.wav", "lost")]  # told when it is read
+    assert [path for path, _ in found("lost*.wav", "x/1.wav")] == ["lost*.wav", "x/1.wav"]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ def add_arguments(parser) -> None:
         "--time-limit",
         type=seconds,
         metavar="TIME",
-        help="20m, 2h, 90s or 90: nothing new is tried after it; default: none",
+        help="20m, 2h, 90s or 90, counted from the first measurement: nothing new is tried after "
+        "it, but for the first candidate; trying the commands comes on top; default: none",
     )
     arguments.add_overrides(search)
     arguments.add_cpu(search)

@@ -43,7 +43,8 @@ def find_recordings(given: list[str]) -> list[Found]:
         given: files, which need not exist, in order; folders and globs, whose files with an ending
             of :data:`ENDINGS` are taken, sorted; ``-``
     Raises:
-        ValueError: a folder or glob without recordings, or a standard input that is none
+        ValueError: a folder or glob without recordings, or a standard input that is none; a glob
+            beside others that matches nothing is given back, as a file that does not exist
         OSError: a folder that cannot be read
     """
     if STDIN in given:
@@ -58,7 +59,7 @@ def find_recordings(given: list[str]) -> list[Found]:
             paths += _of_folder(each, unread)
             roots.append(each)
         elif glob.has_magic(each) and not os.path.lexists(each):
-            paths += _of_glob(each, unread)
+            paths += _of_glob(each, unread, alone=len(given) == 1)
             roots.append(_before_magic(each))
         else:
             paths.append(each)
@@ -97,8 +98,10 @@ def _of_folder(folder: str, unread: list[str]) -> list[str]:
     return found
 
 
-def _of_glob(pattern: str, unread: list[str]) -> list[str]:
+def _of_glob(pattern: str, unread: list[str], alone: bool) -> list[str]:
     matches = sorted(glob.glob(pattern, recursive=True))
+    if not matches and not alone:
+        return [pattern]  # a file that does not exist: the others go on
     if not matches:
         raise ValueError(f"{pattern} matches nothing")
     paths = []

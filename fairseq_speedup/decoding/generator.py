@@ -80,6 +80,7 @@ class CtcGenerator:
 
     def _generate(self, models: Sequence[nn.Module], sample: dict) -> list[list[dict]]:
         encoded = self._encoded(models, sample)
+        _check_numbers(encoded, sample)
         with self.meter.decoding():
             batch = self.decoder.start(encoded.log_probs, encoded.lengths)
         if self.decoder.overlaps:
@@ -139,6 +140,24 @@ class Encoded:
     num_samples: torch.Tensor
     pieces: torch.Tensor
     layer_frames: torch.Tensor | None
+
+
+def _check_numbers(encoded: Encoded, sample: dict) -> None:
+    """
+    Raises:
+        ValueError: log-probabilities that are no numbers, naming an utterance
+    """
+    nan = encoded.log_probs.isnan().any(dim=2)  # (T, B)
+    valid = ~padding_mask_of(encoded.lengths.to(nan.device), len(nan)).T
+    wrong = (nan & valid).any(dim=0)
+    if not wrong.any():
+        return
+    row = int(wrong.nonzero()[0])
+    of = f" for utterance {int(sample['id'][row])}, counted from 0" if "id" in sample else ""
+    raise ValueError(
+        f"the model gives no numbers (NaN){of}: its training diverged, or values are beyond the "
+        "range of fp16 (then decode without --fp16, or with --inference bf16 or fp32)"
+    )
 
 
 def _unseen(num_samples: int) -> None:

@@ -39,6 +39,7 @@ class ExportedModel:
     """
     Attributes:
         ENGINE: its name
+        engine_version: that runs it here
         path: of the file
         metadata: see Metadata
 
@@ -48,7 +49,7 @@ class ExportedModel:
         ExportedFileError: it takes others
     """
 
-    ENGINE = ""
+    ENGINE = engine_version = ""
 
     def __init__(self, path: str, metadata: Metadata, inputs: list[str]):
         self.path, self.metadata = path, metadata

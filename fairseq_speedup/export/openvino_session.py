@@ -66,6 +66,7 @@ class OpenVinoModel(ExportedModel):
 
     def __init__(self, path: str, num_threads: int = 0):
         openvino = openvino_installed()
+        self.engine_version = openvino.__version__
         for each in (path, weights_of(path)):
             if not os.path.isfile(each):
                 raise FileNotFoundError(

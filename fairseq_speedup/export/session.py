@@ -35,6 +35,7 @@ class OnnxModel(ExportedModel):
 
     def __init__(self, path: str, num_threads: int = 0):
         check_installed()
+        self.engine_version = onnxruntime.__version__
         if not os.path.isfile(path):
             raise FileNotFoundError(f"ONNX file {path} does not exist or is not a file")
         options = onnxruntime.SessionOptions()

@@ -67,7 +67,8 @@ class ExportedCtc(BaseFairseqModel):
         metadata = self.session.metadata
         kept = ", ".join(metadata.kept_fp32)
         form = f"{self.session.ENGINE} {metadata.precision}"
-        return {"form": form, **({"kept_fp32": kept} if kept else {})}
+        version = self.session.engine_version
+        return {"form": form, "engine_version": version, **({"kept_fp32": kept} if kept else {})}
 
 
 class ExportedLengths:

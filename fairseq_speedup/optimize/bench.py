@@ -137,6 +137,7 @@ class Bench:
         scoring: how errors are counted
         user_dir: package with the user's own reductions
         most_utterances: of the data, evenly over their lengths; None for all
+        time_limit: seconds, of which the model as it is takes not much more than a third
 
     Attributes:
         indices: utterances that are transcribed
@@ -156,7 +157,10 @@ class Bench:
         scoring: Scoring,
         user_dir: str | None = None,
         most_utterances: int | None = None,
+        time_limit: float = math.inf,
     ):
+        now = time.monotonic()
+        self.deadline, self.deadline_of_base = now + time_limit, now + time_limit / 3
         self.setup, self.base, self.budget, self.scoring = setup, base, budget, scoring
         self.ours, self.other = Process(setup, user_dir), Process(setup, user_dir)
         self.log = log
@@ -247,11 +251,13 @@ class Bench:
 
     def _timed(self, candidate: Candidate, loss: float) -> tuple[list[float], int | None]:
         """Both in turns, batch by batch and in changing order, so that what else the machine does
-        falls on both alike. What is behind from the first rounds on is not timed to the end."""
+        falls on both alike. What is behind from the first rounds on is not timed to the end, nor is
+        what would go far beyond the time limit."""
         self.ours.load(self.base)
         self.other.load(candidate)
         batches = batches_of(self.timed, self.num_samples, candidate.batch_size)
         ratios = []
+        deadline = self.deadline_of_base if candidate == self.base else self.deadline
         for number in range(ROUNDS + 1):
             seconds = {self.ours: 0.0, self.other: 0.0}
             for position, batch in enumerate(batches):
@@ -261,6 +267,8 @@ class Bench:
             if number > 0:  # the first round warms up
                 ratios.append(seconds[self.other] / seconds[self.ours])
             if len(ratios) == FEWEST_ROUNDS and self._is_behind(min(ratios), loss):
+                break
+            if len(ratios) >= FEWEST_ROUNDS and time.monotonic() > deadline:
                 break
         return ratios, self.other.call("peak_memory")
 
@@ -292,11 +300,9 @@ class Bench:
                     break  # the last line of a run that was ended while it wrote
         found = lines[0].get("origin") if lines else None
         if found != origin:
-            found = found or {}
-            name = next(each for each in origin if found.get(each) != origin[each])
             raise OtherRunError(
-                f"{self.log} is of another run: {name} is {found.get(name)!r} there and "
-                f"{origin[name]!r} now; name another --output, or give --overwrite"
+                f"{self.log} is of another run: {_first_difference(found or {}, origin)}; name "
+                "another --output, or give --overwrite"
             )
         with open(self.log, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -319,6 +325,15 @@ class Bench:
         first = [] if os.path.exists(self.log) else [{"origin": self.origin}]
         with open(self.log, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(each) + "\n" for each in [*first, line])
+
+
+def _first_difference(there: dict, now: dict) -> str:
+    name = next(each for each in now if there.get(each) != now[each])
+    old, new = there.get(name), now[name]
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        return _first_difference(old, new)
+    variable = " (OMP_NUM_THREADS)" if name == "threads" else ""
+    return f"{name}{variable} is {old!r} there and {new!r} now"
 
 
 def spread(num_samples: list[int], count: int, among: list[int] | None = None) -> list[int]:

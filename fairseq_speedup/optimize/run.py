@@ -34,6 +34,7 @@ from fairseq_speedup.report.pictures import MissingExtraError, check_installed
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 LOG, SCRATCH, RESULTS = "tried.jsonl", "work", "results"
+LARGE = 1024  # channels of a large model's transformer
 HOPELESS = 90.0  # % of errors: a budget of points means nothing
 
 
@@ -59,13 +60,17 @@ def run(args) -> None:
 def _run(args, folder: Path, setup: Setup) -> tuple[str, dict]:
     """Measures, and writes all that is left; the page, and the same as values."""
     budget = args.wer_budget
-    deadline = time.monotonic() + (args.time_limit or math.inf)
+    limit = args.time_limit or math.inf
+    deadline = time.monotonic() + limit
     base = Candidate(batch_size=1, threads=torch.get_num_threads())
     scoring = Scoring(post_process=setup.post_process)
     origin = _origin(args, setup, base)
     log = str(folder / LOG)
-    with progress.step("measuring the model as it is"):
-        bench = Bench(setup, base, log, origin, budget, scoring, args.user_dir, args.max_utterances)
+    with progress.step("measuring the model as it is", to_logs=True):
+        bench = Bench(
+            *(setup, base, log, origin, budget, scoring, args.user_dir, args.max_utterances),
+            time_limit=limit,
+        )
     try:
         _check_baseline(bench)
         _say_what_is_there(bench, budget)
@@ -190,7 +195,7 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
         Line(f"within {budget / 2:g}", fastest(bench, budget / 2)),
         Line(f"within {2 * budget:g}", fastest(bench, 2 * budget)),
     ]
-    with progress.step(f"writing {folder / MODEL}"):
+    with progress.step(f"writing {folder / MODEL}, and trying the commands", to_logs=True):
         outcome.write_model(setup, in_torch.candidate, folder)
     written = [MODEL]
     for name in EXPORTED:
@@ -204,7 +209,7 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
     training = []
     if setup.data is not None:
         model, cfg, _ = load_finetuned(setup.path, "", setup.options())
-        recipe = recipe_of(args, setup, setup.data, cfg)
+        recipe = recipe_of(args, setup, setup.data, model, cfg)
         training = [
             (recipe.command(each), each)
             for each in suggestions(bench.subject, switched_on(model.cfg), recipe.hours)
@@ -319,7 +324,7 @@ def _runnable(command: list[str]) -> list[str]:
     return [here.get(word, word) for word in command]
 
 
-def recipe_of(args, setup: Setup, data: str, cfg) -> Recipe:
+def recipe_of(args, setup: Setup, data: str, model, cfg) -> Recipe:
     config_dir = Path(__file__).parents[2] / "config" / "finetuning"
     train = os.path.join(data, "train.tsv")
     hours = 0.0
@@ -331,6 +336,7 @@ def recipe_of(args, setup: Setup, data: str, cfg) -> Recipe:
         valid_subset=setup.subset,
         config_dir=str(config_dir) if config_dir.is_dir() else "config/finetuning",
         user_dir=_user_dir(args),
+        is_large=model.w2v_encoder.w2v_model.encoder.embedding_dim >= LARGE,
         normalize=bool(cfg.task.normalize),
         hours=hours,
         has_gpu=torch.cuda.is_available(),

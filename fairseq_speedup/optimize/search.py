@@ -143,8 +143,9 @@ class Search:
         return best
 
     def _measure(self, candidate: Candidate) -> Measured | None:
-        """None where the time is over."""
-        if candidate.key not in self.bench.measured and time.monotonic() > self.deadline:
+        """None where the time is over; one candidate is always tried."""
+        is_new, has_some = candidate.key not in self.bench.measured, len(self.bench.measured) > 1
+        if is_new and has_some and time.monotonic() > self.deadline:
             self.out_of_time = True
             return None
         self.progress.begin(candidate)

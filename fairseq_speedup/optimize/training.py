@@ -89,7 +89,8 @@ class Recipe:
     valid_subset: split for validation
     config_dir: of ``config/finetuning``
     user_dir: this package, or the user's own
-    normalize: the model takes waveforms of zero mean and unit variance, as large ones do
+    is_large: the model is of the size of large ones
+    normalize: it takes waveforms of zero mean and unit variance, as large ones do
     hours: of labelled audio in ``train``, 0 where it is not known
     has_gpu: a GPU is there
     """
@@ -99,6 +100,7 @@ class Recipe:
     valid_subset: str
     config_dir: str
     user_dir: str
+    is_large: bool
     normalize: bool
     hours: float
     has_gpu: bool
@@ -106,13 +108,16 @@ class Recipe:
     def command(self, suggestion: Suggestion) -> str:
         """As it is typed."""
         path = os.path.abspath(self.path)
-        config = f"{'large' if self.normalize else 'base'}_{self._amount}"
+        config = f"{'large' if self.is_large else 'base'}_{self._amount}"
+        as_config = self.normalize == self.is_large
+        normalize = [] if as_config else [f"task.normalize={str(self.normalize).lower()}"]
         on_cpu = ["common.cpu=true", "common.fp16=false"]
         return shlex.join(
             [
                 *("fairseq-hydra-train", "--config-dir", self.config_dir, "--config-name", config),
                 f"common.user_dir={self.user_dir}",
                 f"task.data={os.path.abspath(self.data)}",
+                *normalize,
                 f"dataset.valid_subset={self.valid_subset}",
                 f"model.w2v_path={path}",
                 *suggestion.options,

@@ -77,6 +77,8 @@ class Worker:
         """The data, read as the model takes it."""
         _, cfg, self.task = self._load_checkpoint(Candidate())
         if self.setup.data is not None:
+            in_data = self.task.load_target_dictionary()
+            self.task.check_same_dictionary(in_data, self.task.target_dictionary)
             self.task.load_dataset(self.setup.subset, task_cfg=cfg.task)
             self.utterances = Labelled(self.task, self.setup.subset, self.setup.post_process)
         else:

@@ -154,7 +154,17 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     def load_state_dict(self, state_dict):
         """Takes the dictionary from a checkpoint, which must agree with the data's."""
         ours = self.state.state_dict.get("target_dictionary")
-        theirs = state_dict.get("target_dictionary")
+        self.check_same_dictionary(ours, state_dict.get("target_dictionary"))
+        super().load_state_dict(state_dict)
+
+    def check_same_dictionary(self, ours: Dictionary | None, theirs: Dictionary | None) -> None:
+        """
+        Args:
+            ours: of the data, None where it is not known
+            theirs: likewise, of a checkpoint
+        Raises:
+            ManifestError: they differ
+        """
         if ours is not None and theirs is not None and ours.symbols != theirs.symbols:
             found = difference(ours.symbols, theirs.symbols)
             raise ManifestError(
@@ -162,7 +172,6 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
                 f"checkpoint's, which has {len(theirs)}: {found}; "
                 "use the dict file that the model was fine-tuned with"
             )
-        super().load_state_dict(state_dict)
 
     # -- model and criterion ---------------------------------------------------------------------
 
