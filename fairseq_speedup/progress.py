@@ -2,10 +2,12 @@
 nothing is written."""
 
 import contextlib
+import os
 import sys
 
 from tqdm import tqdm
 
+COLUMNS, ROWS = 80, 24  # of terminals that do not say their size, in which tqdm shows nothing
 AFTER_SECONDS = 1  # before which a bar is not worth looking at
 INTERVAL_SECONDS = 0.1  # at least, between two drawings of a bar
 
@@ -26,7 +28,17 @@ def bar(items=None, what: str | None = None, **options) -> tqdm:
         "dynamic_ncols": True,
         **options,
     }
+    if _columns() == 0:
+        shown |= {"dynamic_ncols": False, "ncols": COLUMNS, "nrows": ROWS}
     return tqdm(items, what, file=sys.stderr, disable=not sys.stderr.isatty(), **shown)
+
+
+def _columns() -> int | None:
+    """That the terminal says it has; None where there is none."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return None
 
 
 @contextlib.contextmanager

@@ -471,9 +471,7 @@ def test_data_of_another_dictionary_are_refused(labelled, model_path, tmp_path):
     _, errors = optimize(
         *(model_path, "--data", other, "--wer-budget", 30, "--output", tmp_path / "x"), status=1
     )
-    assert re.search(
-        r"dictionary in .*other has \d+ symbols and is not the checkpoint's", errors
-    )
+    assert re.search(r"dictionary in .*other has \d+ symbols and is not the checkpoint's", errors)
 
 
 def test_without_labels_the_measure_is_the_distance_from_its_own_text(corpus, model_path, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 
 import pytest
@@ -126,6 +127,19 @@ def test_elsewhere_nothing_is_written(capsys):
     with progress.step("thinking"):
         assert list(progress.bar([1, 2], "counting", delay=0)) == [1, 2]
     assert capsys.readouterr().err == ""
+    with progress.step("thinking", to_logs=True):
+        assert capsys.readouterr().err == "thinking ...\n"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_that_does_not_say_its_size_has_bars_too():
+    ours, theirs = os.openpty()  # of no columns and no rows
+    os.set_blocking(ours, False)  # nothing there is an error
+    with open(theirs, "w") as terminal, contextlib.redirect_stderr(terminal):
+        list(progress.bar([1, 2], "counting", delay=0))
+        shown = os.read(ours, 10000).decode()
+    os.close(ours)
+    assert "counting: " in shown and "2/2" in shown
 
 
 def test_it_is_taken_away():

@@ -52,7 +52,8 @@ class Progress:
             said.append(f"best so far {self.best.time:.2f} of the time at {self.best.loss:+.2f}")
         if self.deadline < float("inf"):
             left = max(0, self.deadline - time.monotonic())
-            said.append(f"{left / 60:.0f} min left at most")
+            left_in_words = f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
+            said.append(f"{left_in_words} left at most")
         self.bar.set_postfix_str("; ".join(said))
 
     def _line(self, measured) -> str:
