@@ -9,6 +9,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from helpers.processes import programs, run_forked
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.commands import build_parser
 from fairseq_speedup.commands.optimize import BEAM, decoding_of
+from fairseq_speedup.data.utterances import Recordings
 from fairseq_speedup.inference import form_of
 from fairseq_speedup.inference import linear as linears
 from fairseq_speedup.macs import MacCounter
@@ -475,8 +477,11 @@ def test_data_of_another_dictionary_are_refused(labelled, model_path, tmp_path):
 
 
 def test_without_labels_the_measure_is_the_distance_from_its_own_text(corpus, model_path, tmp_path):
+    broken = tmp_path / "broken.wav"
+    broken.write_text("no audio")
     printed, said = optimize(
-        *(model_path, "--audio", corpus / "audio", "--output", tmp_path / "faster", "--json"),
+        *(model_path, "--audio", corpus / "audio", broken),
+        *("--output", tmp_path / "faster", "--json"),
         *("--wer-budget", 100, "--max-utterances", 6, "--time-limit", "0.001s"),
     )
     found = json.loads(printed)
@@ -486,6 +491,15 @@ def test_without_labels_the_measure_is_the_distance_from_its_own_text(corpus, mo
     assert "transcribe" in command
     assert said.startswith("measuring the model as it is ...\n")
     assert "the time limit was reached, candidates tried: 1;" in said
+
+
+def test_audio_that_is_left_out_is_told_by_one_of_the_processes(corpus, tmp_path, capsys):
+    good = next(map(str, sorted((corpus / "audio").rglob("*.wav"))))
+    task = SimpleNamespace(cfg=SimpleNamespace(sample_rate=16000, normalize=True))
+    for tells in (True, False):
+        found = Recordings(task, [good, str(tmp_path / "lost.wav")], 400, tells)
+        assert found.paths == [good]
+        assert capsys.readouterr().err.count("lost.wav") == tells
 
 
 # -- smaller checkpoints -------------------------------------------------------------------------

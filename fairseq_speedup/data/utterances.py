@@ -40,9 +40,13 @@ class Labelled:
 
 
 class Recordings:
-    """Audio files without labels; those that cannot be read are told and left out."""
+    """Audio files without labels; those that cannot be read are left out, and told.
 
-    def __init__(self, task: Any, paths: list[str], needed_samples: int):
+    Args:
+        tells: whether they are told here
+    """
+
+    def __init__(self, task: Any, paths: list[str], needed_samples: int, tells: bool = True):
         self.task = task
         self.needed_samples = needed_samples
         self.paths: list[str] = []
@@ -51,7 +55,8 @@ class Recordings:
             try:
                 num_samples = len(self._read(path))
             except RecordingError as error:
-                print(f"{error}; left out", file=sys.stderr)
+                if tells:
+                    print(f"{error}; left out", file=sys.stderr)
                 continue
             self.paths.append(path)
             self.num_samples.append(num_samples)

@@ -61,10 +61,14 @@ class Measured:
 
 
 class Process:
-    """A worker's process; it is started when it is first asked for something."""
+    """A worker's process; it is started when it is first asked for something.
 
-    def __init__(self, setup: Setup, user_dir: str | None):
-        self.arguments = (setup, user_dir)
+    Args:
+        tells: whether it says what audio is left out, the first time
+    """
+
+    def __init__(self, setup: Setup, user_dir: str | None, tells: bool = True):
+        self.arguments = (setup, user_dir, tells)
         self.process: Any = None
         self.connection: Any = None
         self.candidate: Candidate | None = None
@@ -83,6 +87,7 @@ class Process:
                 target=serve, args=(theirs, *self.arguments), daemon=True
             )
             self.process.start()
+            self.arguments = (*self.arguments[:2], False)
             theirs.close()
         try:
             self.connection.send((method, arguments))
@@ -99,7 +104,7 @@ class Process:
     def _context(self):
         """That starts a process: on a CPU it is forked by a server that has imported what a worker
         needs; CUDA is not for a forked one."""
-        setup, _ = self.arguments
+        setup = self.arguments[0]
         if setup.device.type == "cuda":
             return multiprocessing.get_context("spawn")
         context = multiprocessing.get_context("forkserver")
@@ -162,7 +167,7 @@ class Bench:
         now = time.monotonic()
         self.deadline, self.deadline_of_base = now + time_limit, now + time_limit / 3
         self.setup, self.base, self.budget, self.scoring = setup, base, budget, scoring
-        self.ours, self.other = Process(setup, user_dir), Process(setup, user_dir)
+        self.ours, self.other = Process(setup, user_dir), Process(setup, user_dir, tells=False)
         self.log = log
         self.measured: dict[str, Measured] = {}
         self.influence: dict[int, float] = {}

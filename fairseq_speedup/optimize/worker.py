@@ -57,10 +57,11 @@ class Worker:
     """
     Args:
         setup: what every candidate has in common
+        tells: whether it is said what audio is left out
     """
 
-    def __init__(self, setup: Setup):
-        self.setup = setup
+    def __init__(self, setup: Setup, tells: bool = True):
+        self.setup, self.tells = setup, tells
         self.model: Any = None
         self.task: Any = None
         self.generator: Any = None
@@ -83,7 +84,7 @@ class Worker:
             self.utterances = Labelled(self.task, self.setup.subset, self.setup.post_process)
         else:
             needed = self.task.lengths.needed_samples()
-            self.utterances = Recordings(self.task, self.setup.audio, needed)
+            self.utterances = Recordings(self.task, self.setup.audio, needed, self.tells)
         self.dictionary = self.task.target_dictionary
 
     def _load_checkpoint(self, candidate: Candidate):
@@ -363,12 +364,13 @@ def _forget_peak() -> None:
         CLEAR_REFS.write_text("5")
 
 
-def serve(connection, setup: Setup, user_dir: str | None) -> None:
+def serve(connection, setup: Setup, user_dir: str | None, tells: bool) -> None:
     """Answers calls of a Worker's methods until the connection ends.
 
     Args:
         connection: gives ``(method, arguments)``, is given ``(True, result)`` or ``(False, words)``
         user_dir: package with the user's own reductions
+        tells: whether the worker says what audio it leaves out
     """
     sys.stdout = sys.stderr  # what is printed here is no result
     import argparse
@@ -385,7 +387,7 @@ def serve(connection, setup: Setup, user_dir: str | None) -> None:
             method, arguments = connection.recv()
             try:
                 if worker is None:
-                    worker = Worker(setup)
+                    worker = Worker(setup, tells)
                 connection.send((True, getattr(worker, method)(*arguments)))
             except (ValueError, OSError) as error:
                 connection.send((False, reason(error, whole=True)))
