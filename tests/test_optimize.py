@@ -143,10 +143,10 @@ def test_a_faster_combination_that_costs_more_than_its_parts_is_not_taken():
     )
 
 
-def test_after_the_time_nothing_new_is_measured():
+def test_after_the_time_nothing_new_is_measured_but_the_first_candidate():
     bench, search = searched([1], deadline=-1.0)
-    assert search.out_of_time and len(bench.asked) == 1
-    assert fastest(bench, 1).candidate == bench.base
+    assert search.out_of_time and len(bench.asked) == 2
+    assert fastest(bench, 1).candidate == bench.asked[1] != bench.base
 
 
 class Clock:
@@ -161,6 +161,18 @@ class Clock:
         return {"seconds": self.seconds, "peak_memory": 1}[method]
 
 
+def bench_of(time: float) -> Bench:
+    """In which the model as it is takes a second, and another has taken half of one."""
+    bench = Bench.__new__(Bench)
+    bench.base, bench.timed, bench.num_samples = Candidate(1, 1), [0], [16000]
+    bench.deadline = bench.deadline_of_base = float("inf")
+    bench.ours, bench.other = Clock(1.0), Clock(time)
+    as_it_is = Measured(bench.base, loss=-0.1, ratios=[1.0])
+    faster = Measured(replace(bench.base, form="fp32"), loss=0.0, ratios=[0.5])
+    bench.measured = {each.candidate.key: each for each in (as_it_is, faster)}
+    return bench
+
+
 @pytest.mark.parametrize(
     "time, loss, rounds",
     [
@@ -171,14 +183,20 @@ class Clock:
     ],
 )
 def test_what_is_behind_from_the_start_is_not_timed_to_the_end(time, loss, rounds):
-    bench = Bench.__new__(Bench)
-    bench.base, bench.timed, bench.num_samples = Candidate(1, 1), [0], [16000]
-    bench.ours, bench.other = Clock(1.0), Clock(time)
-    as_it_is = Measured(bench.base, loss=-0.1, ratios=[1.0])
-    faster = Measured(replace(bench.base, form="fp32"), loss=0.0, ratios=[0.5])
-    bench.measured = {each.candidate.key: each for each in (as_it_is, faster)}
+    bench = bench_of(time)
     ratios, _ = bench._timed(replace(bench.base, form="bf16"), loss)
     assert ratios == [time] * rounds
+
+
+@pytest.mark.parametrize("late", ["deadline", "deadline_of_base"])
+def test_what_comes_late_is_timed_for_a_few_rounds(late):
+    bench = bench_of(0.4)
+    setattr(bench, late, float("-inf"))
+    rounds = {
+        "deadline": len(bench._timed(replace(bench.base, form="bf16"), 0.0)[0]),
+        "deadline_of_base": len(bench._timed(bench.base, -0.1)[0]),
+    }
+    assert rounds.pop(late) == FEWEST_ROUNDS and set(rounds.values()) == {ROUNDS}
 
 
 def test_the_front_has_no_candidate_that_another_beats():
