@@ -10,10 +10,7 @@ from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from omegaconf import open_dict
 
 from fairseq_speedup import progress
-from fairseq_speedup.checkpoints import (
-    CheckpointError,
-    write_checkpoint,
-)
+from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
 from fairseq_speedup.from_audio import (
     AudioSource,
     Change,

@@ -1,5 +1,5 @@
 """What a terminal shows of work that takes its time, and takes away when it is done. Elsewhere
-nothing is written."""
+nothing is written, but what a log is to have."""
 
 import contextlib
 import os

@@ -7,11 +7,7 @@ from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from omegaconf import OmegaConf
 
 from fairseq_speedup import progress
-from fairseq_speedup.checkpoints import (
-    CheckpointError,
-    open_checkpoint,
-    write_checkpoint,
-)
+from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint, write_checkpoint
 from fairseq_speedup.from_audio import (
     AudioSource,
     Change,

@@ -147,7 +147,10 @@ def _check_numbers(encoded: Encoded, sample: dict) -> None:
     Raises:
         ValueError: log-probabilities that are no numbers, naming an utterance
     """
-    nan = encoded.log_probs.isnan().any(dim=2)  # (T, B)
+    nan = encoded.log_probs.isnan()
+    if not nan.any():
+        return
+    nan = nan.any(dim=2)  # (T, B)
     valid = ~padding_mask_of(encoded.lengths.to(nan.device), len(nan)).T
     wrong = (nan & valid).any(dim=0)
     if not wrong.any():

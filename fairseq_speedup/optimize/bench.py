@@ -68,7 +68,7 @@ class Process:
     """
 
     def __init__(self, setup: Setup, user_dir: str | None, tells: bool = True):
-        self.arguments = (setup, user_dir, tells)
+        self.setup, self.user_dir, self.tells = setup, user_dir, tells
         self.process: Any = None
         self.connection: Any = None
         self.candidate: Candidate | None = None
@@ -83,11 +83,10 @@ class Process:
         if self.process is None:
             context = self._context()
             self.connection, theirs = context.Pipe()
-            self.process = context.Process(
-                target=serve, args=(theirs, *self.arguments), daemon=True
-            )
+            given = (theirs, self.setup, self.user_dir, self.tells)
+            self.process = context.Process(target=serve, args=given, daemon=True)
             self.process.start()
-            self.arguments = (*self.arguments[:2], False)
+            self.tells = False
             theirs.close()
         try:
             self.connection.send((method, arguments))
@@ -104,8 +103,7 @@ class Process:
     def _context(self):
         """That starts a process: on a CPU it is forked by a server that has imported what a worker
         needs; CUDA is not for a forked one."""
-        setup = self.arguments[0]
-        if setup.device.type == "cuda":
+        if self.setup.device.type == "cuda":
             return multiprocessing.get_context("spawn")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
@@ -150,6 +148,7 @@ class Bench:
         num_words: of each utterance's reference
         by_labels: whether references are labels, not the model's own transcripts
         noise: times of the model as it is, as fractions of its own in the other process
+        deadline: of ``time.monotonic``, infinite for none
     """
 
     def __init__(

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -60,8 +59,6 @@ def run(args) -> None:
 def _run(args, folder: Path, setup: Setup) -> tuple[str, dict]:
     """Measures, and writes all that is left; the page, and the same as values."""
     budget = args.wer_budget
-    limit = args.time_limit or math.inf
-    deadline = time.monotonic() + limit
     base = Candidate(batch_size=1, threads=torch.get_num_threads())
     scoring = Scoring(post_process=setup.post_process)
     origin = _origin(args, setup, base)
@@ -69,13 +66,13 @@ def _run(args, folder: Path, setup: Setup) -> tuple[str, dict]:
     with progress.step("measuring the model as it is", to_logs=True):
         bench = Bench(
             *(setup, base, log, origin, budget, scoring, args.user_dir, args.max_utterances),
-            time_limit=limit,
+            time_limit=args.time_limit or math.inf,
         )
     try:
         _check_baseline(bench)
         _say_what_is_there(bench, budget)
-        with Progress(base, budget, deadline) as shown:
-            search = Search(bench, os.cpu_count() or 1, deadline, shown)
+        with Progress(base, budget, bench.deadline) as shown:
+            search = Search(bench, os.cpu_count() or 1, bench.deadline, shown)
             search.run(sorted({budget, budget / 2, 2 * budget}))
     finally:
         bench.close()

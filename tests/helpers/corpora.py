@@ -60,8 +60,8 @@ def write_noise(folder: Path, **seconds: int) -> Path:
     """A recording of noise of each name, so long."""
     rng = np.random.default_rng(0)
     for name, length in seconds.items():
-        samples = 0.1 * rng.standard_normal(16000 * length)
-        soundfile.write(folder / f"{name}.wav", samples, 16000)
+        samples = 0.1 * rng.standard_normal(SAMPLE_RATE * length)
+        soundfile.write(folder / f"{name}.wav", samples, SAMPLE_RATE)
     return folder
 
 
