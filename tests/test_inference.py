@@ -12,7 +12,7 @@ from fairseq_speedup.inference import linear as linears
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.cnn import PIECE_FRAMES
 from fairseq_speedup.inference.linear import LINEARS, Fp32Linear, Int8Linear, multiplies_int8
-from fairseq_speedup.inference.positions import FourierConv1d
+from fairseq_speedup.inference.positions import BandedConv1d, FourierConv1d
 from fairseq_speedup.macs import MacCounter
 
 needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this CPU cannot multiply int8")
@@ -154,19 +154,20 @@ def test_gelu_is_the_same_in_the_product_and_after_it(monkeypatch, fused):
 KERNELS = [(128, 16, 1), (128, 16, 3), (19, 16, 1), (3, 2, 2), (1, 1, 1)]
 
 
+@pytest.mark.parametrize("kind", [FourierConv1d, BandedConv1d])
 @pytest.mark.parametrize("kernel_size, groups, stride", KERNELS)
 @torch.no_grad()
-def test_a_convolution_by_spectra_is_the_convolution_at_every_length(kernel_size, groups, stride):
+def test_a_long_convolution_is_the_convolution_at_every_length(kernel_size, groups, stride, kind):
     conv = torch.nn.Conv1d(
         32, 64, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups
     )
-    by_spectra = torch.nn.Conv1d(32, 64, kernel_size, padding=kernel_size // 2, groups=groups)
-    by_spectra.load_state_dict(conv.state_dict())
-    FourierConv1d.convert(by_spectra, torch.float32)
-    by_spectra.stride = (stride,)  # as pooled frames choose it, after
+    made = kind(32, 64, kernel_size, padding=kernel_size // 2, groups=groups)
+    made.load_state_dict(conv.state_dict())
+    kind.convert(made, torch.float32)
+    made.stride = (stride,)  # as pooled frames choose it, after
     for num_frames in (1, 2, 3, 20, 127, 128, 129, 130, 258, 259, 600):
         frames = torch.randn(2, 32, num_frames)
-        torch.testing.assert_close(by_spectra(frames), conv(frames), atol=1e-5, rtol=0)
+        torch.testing.assert_close(made(frames), conv(frames), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("form", ["fp32", "bf16", INT8])

@@ -14,7 +14,7 @@ from fairseq_speedup.inference.captured import CapturedPath
 from fairseq_speedup.inference.cnn import ChannelsLastCnn
 from fairseq_speedup.inference.layer import FusedLayer
 from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16, multiplies_int8
-from fairseq_speedup.inference.positions import FourierConv1d
+from fairseq_speedup.inference.positions import kind_for
 from fairseq_speedup.inference.transformer import MaskedLayers, PackedLayers
 from fairseq_speedup.models.exported_ctc import ExportedCtc
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
@@ -88,7 +88,7 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
     if form == "bf16" and on_cpu and not multiplies_bf16():
         report["note"] = "this CPU has no instructions for bf16: fp32 is faster"
     report["front_end"] = _front_end(encoder, linear, on_cpu)
-    report["positional_convolution"] = _positions(transformer, linear, on_cpu)
+    report["positional_convolution"] = _positions(transformer, linear)
     report["layers"] = _layers(transformer.layers, linear)
     report["padding"] = _padding(encoder, transformer, report["layers"], on_cpu)
     _other_linears(model, linear)
@@ -126,13 +126,15 @@ def _front_end(encoder, linear, on_cpu: bool) -> str:
     return "channels last" + (", group norm folded into the first convolution" if folded else "")
 
 
-def _positions(transformer, linear, on_cpu: bool) -> str:
+def _positions(transformer, linear) -> str:
     if transformer.pos_conv is None:
         return "none"
-    for module in list(transformer.pos_conv.modules()):
-        if isinstance(module, nn.Conv1d):
-            FourierConv1d.convert(module, linear.dtype)
-    return "weight norm folded" + (", by Fourier transforms" if on_cpu else "")
+    modules = transformer.pos_conv.modules()
+    convs = [module for module in modules if isinstance(module, nn.Conv1d)]
+    kind = kind_for(convs[0].bias.device, linear.dtype)
+    for conv in convs:
+        kind.convert(conv, linear.dtype)
+    return f"weight norm folded, {kind.how}"
 
 
 def _layers(layers, linear) -> str:
