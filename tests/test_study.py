@@ -281,17 +281,28 @@ def test_gates_are_trained_and_cut_before_the_row_on_the_device_that_is_asked_fo
     given = {"out": str(tmp_path / "out"), "data": str(tmp_path), "w2v_path": "/full.pt"}
     config = OmegaConf.merge(config, {**given, "cpu": False})
     del config["hydra"]
-    (tmp_path / "rows.yaml").write_text("half: {prune: [gates=1], train: [healing=1]}")
+    (tmp_path / "rows.yaml").write_text(
+        "half: {prune: [gates=1], train: [pool=2], teacher: kl}\nplain: {teacher: kl}"
+    )
+    with pytest.raises(runner.StudyError, match="row half: unknown teacher kl; valid: none"):
+        runner.Study.of(config)
+    config.teachers = {"kl": ["teacher=${w2v_path}"]}
+    config.pruning = {"gates": ["gates=0"], "healing": ["healing=1"]}
     study = runner.Study.of(config)
     for _ in range(2):  # what is done is not done again
         study.train("half")
     gates, prune, healing = calls
     folder = study.folder("half")
     pruned = folder / "gates/pruned.pt"
-    assert gates[-1] == "gates=1" and "model.w2v_path='/full.pt'" in gates
+    assert gates[-4:] == ["pool=2", "gates=0", "gates=1", "teacher=/full.pt"]
+    assert "model.w2v_path='/full.pt'" in gates
     assert prune[-4:] == ["prune", f"{folder}/gates/checkpoint_last.pt", "--output", str(pruned)]
-    assert healing[-1] == "healing=1" and f"model.w2v_path='{pruned}'" in healing
+    assert healing[-3:] == ["pool=2", "healing=1", "teacher=/full.pt"]
+    assert f"model.w2v_path='{pruned}'" in healing
     assert "common.cpu=false" in gates and "common.cpu=false" in healing
+    calls.clear()
+    study.train("plain")
+    assert calls[0][-1] == "teacher=/full.pt" and "healing=1" not in calls[0]
 
 
 def test_what_a_study_cannot_start_from_or_run_on_is_named(tmp_path, monkeypatch):

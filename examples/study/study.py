@@ -66,6 +66,7 @@ class Study:
                     raise StudyError(
                         f"{where}: unknown decoder {decoder}; the study's decoders: {valid}"
                     )
+        check_teachers(cfg, rows)
         check_parts(cfg)
         check_device(cfg)
         return cls(cfg, rows)
@@ -145,9 +146,14 @@ class Study:
         w2v_path = Path(self.cfg.w2v_path)
         if "student" in row:
             w2v_path = self._student(row["student"])
+        options = row.get("train", [])
+        taught = list(self.cfg.teachers[row["teacher"]]) if "teacher" in row else []
         if "prune" in row:
-            w2v_path = self._pruned(name, w2v_path, row["prune"])
-        overrides = self._finetuning(name, w2v_path) + row.get("train", [])
+            of_all = self.cfg.get("pruning", {"gates": [], "healing": []})
+            gates = [*options, *of_all["gates"], *row["prune"], *taught]
+            w2v_path = self._pruned(name, w2v_path, gates)
+            options = [*options, *of_all["healing"]]
+        overrides = [*self._finetuning(name, w2v_path), *options, *taught]
         if "from" in row:
             start = self.checkpoint(row["from"])
             overrides.append(f"+checkpoint.finetune_from_model='{start}'")
@@ -275,6 +281,14 @@ class Study:
         if not has_wer(folder, test):
             raise StudyError(f"{folder} has no WER; see {folder / LOG}")
         write_json(folder / DECODED, record)
+
+
+def check_teachers(cfg: DictConfig, rows: dict) -> None:
+    """Raises StudyError for a row whose teacher the study does not describe."""
+    for name, row in rows.items():
+        if "teacher" in row and row["teacher"] not in cfg.get("teachers", {}):
+            valid = ", ".join(cfg.get("teachers", {})) or "none in this study"
+            raise StudyError(f"row {name}: unknown teacher {row['teacher']}; valid: {valid}")
 
 
 def check_parts(cfg: DictConfig) -> None:
