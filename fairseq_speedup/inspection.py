@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ from fairseq_speedup.pretrained.finetuned import (
 from fairseq_speedup.pretrained.pretraining import FORMS
 from fairseq_speedup.profiling.profile import Labels, random_model, stage_parameters
 from fairseq_speedup.pruning.sizes import pruned_of
+from fairseq_speedup.report import pictures
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.saved_configs import evaluate
 
@@ -62,9 +64,29 @@ def run(args) -> None:
     files = progress.bar(args.checkpoints, "inspecting", unit=" files", delay=0)
     reports = [inspect_file(path, args.seconds) for path in files]
     print(json.dumps(reports, indent=2) if args.json else "\n\n".join(map(text, reports)))
+    if args.picture is not None:
+        _draw(reports, Path(args.picture))
     errors = [report["error"] for report in reports if report["error"]]
     if errors:
         raise CheckpointError("\n".join(errors))
+
+
+def _draw(reports: list[dict], path: Path) -> None:
+    found = {report["file"]: sizes_by_layer(report) for report in reports if not report["error"]}
+    if found:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures.draw_sizes(found, path)
+
+
+def sizes_by_layer(report: dict) -> dict[str, list[int]]:
+    """Channels of the CNN's convolutions, heads and feed-forward units of the layers."""
+    pruned, count = report["pruned"] or {}, report["layers"]
+    heads = pruned.get("heads")
+    return {
+        "CNN channels": [dim for dim, _, _ in report["cnn"]],
+        "attention heads": [len(h) for h in heads] if heads else [report["heads"]] * count,
+        "feed-forward units": list(pruned.get("units") or [report["feed_forward"]] * count),
+    }
 
 
 def inspect_file(path: str, seconds: float = 10) -> dict:

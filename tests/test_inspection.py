@@ -4,6 +4,7 @@ test_finetuned_eras.py, refused files in test_bad_checkpoints.py and test_malici
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from helpers.models import build_model, write_pretrained, write_without_dictiona
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.inspection import inspect_file
+from fairseq_speedup.inspection import inspect_file, sizes_by_layer
 from fairseq_speedup.inspection import text as as_text
 from fairseq_speedup.macs import MacCounter
+from fairseq_speedup.report import pictures
 
 REDUCTIONS = {
     "conv2": {"downsample": "conv", "downsample_factor": 2.0},
@@ -61,6 +63,32 @@ def test_a_model_without_a_head_is_named(tmp_path, pretrained, capsys):
     torch.save(state, path)
     assert main(["inspect", str(path)]) == 1
     assert "bad.pt has neither a dictionary nor weights under" in capsys.readouterr().err
+
+
+def test_what_pruning_left_is_drawn_beside_the_whole(tmp_path, pretrained, monkeypatch, capsys):
+    report = {"cnn": [(8, 10, 5), (5, 3, 2)], "layers": 3, "heads": 4, "feed_forward": 32}
+    whole = sizes_by_layer({**report, "pruned": None})
+    assert list(whole.values()) == [[8, 5], [4, 4, 4], [32, 32, 32]]
+    pruned = {"share": 0.5, "heads": [[0, 3], [], [1]], "units": [7, 0, 9]}
+    left = sizes_by_layer({**report, "pruned": pruned})
+    assert list(left.values()) == [[8, 5], [2, 0, 1], [7, 0, 9]]
+    assert list(whole) == list(left) == ["CNN channels", "attention heads", "feed-forward units"]
+    drawn = []
+    monkeypatch.setattr(pictures, "draw_sizes", lambda models, path: drawn.append((models, path)))
+    picture = tmp_path / "new" / "sizes.png"
+    given = ["inspect", str(pretrained), str(tmp_path / "gone.pt"), "--picture", str(picture)]
+    assert main(given) == 1  # what can be read is drawn
+    monkeypatch.undo()
+    ((models, path),) = drawn
+    assert list(models) == [str(pretrained)]
+    assert path == picture and not picture.exists()
+    pictures.draw_sizes({"full.pt": whole, "pruned.pt": left}, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["inspect", str(pretrained), "--picture", "sizes.doc"]) == 1
+    assert "--picture sizes.doc must end in .png, .svg, .pdf" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "adjustText", None)
+    assert main(["inspect", str(pretrained), "--picture", "sizes.png"]) == 1
+    assert "leave --picture out" in capsys.readouterr().err
 
 
 def test_an_encoder_without_its_cnn_is_told(tmp_path):

@@ -6,6 +6,10 @@ restricted unpickler whatever the environment says, and the types its pickle ask
 from its opcodes: nothing in a file runs. Exit status 1 when a file cannot be used.
 """
 
+from fairseq_speedup.report import pictures
+
+PICTURES = (".png", ".svg", ".pdf")
+
 
 def add_arguments(parser) -> None:
     parser.add_argument(
@@ -22,11 +26,22 @@ def add_arguments(parser) -> None:
         help="length of the utterance whose MACs are counted",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list, one entry a file")
+    parser.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="draw channels of the CNN, heads and feed-forward units by layer, all files side by "
+        "side: what pruning has left (.png, .svg or .pdf)",
+    )
 
 
 def check(args) -> None:
     if not 0.1 <= args.seconds <= 3600:
         raise ValueError(f"--seconds {args.seconds} is out of range; it must be 0.1 to 3600")
+    if args.picture is None:
+        return
+    if not args.picture.endswith(PICTURES):
+        raise ValueError(f"--picture {args.picture} must end in {', '.join(PICTURES)}")
+    pictures.check_installed("leave --picture out")
 
 
 def run(args) -> None:

@@ -26,6 +26,13 @@ class CtcDistillationConfig(DistillationConfig):
     teacher_path: str = field(
         default="", metadata={"help": "fine-tuned checkpoint with the same labels"}
     )
+    distillation_target: str = field(
+        default="hidden",
+        metadata={
+            "help": "what the model learns from the teacher: hidden (states before the head, of "
+            "one width) or posteriors (of CTC)"
+        },
+    )
 
 
 @register_criterion("ctc_distillation", dataclass=CtcDistillationConfig)

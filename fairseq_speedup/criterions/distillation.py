@@ -4,7 +4,9 @@ other gives for the same audio."""
 import contextlib
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +20,26 @@ from fairseq_speedup.registry import Registry
 TARGETS = Registry("criterion.distillation_target")
 
 
+class Target(NamedTuple):
+    """What can be learned from a teacher.
+
+    Args:
+        distance: of a model's HeadFrames from the teacher's, summed over valid frames
+        weight: of it beside CTC, by default
+    """
+
+    distance: Callable[["HeadFrames", "HeadFrames"], torch.Tensor]
+    weight: float
+
+
 @dataclass
 class DistillationConfig(CtcExitsConfig):
-    distillation_weight: float = field(
-        default=0.1, metadata={"help": "weight of the teacher's loss; CTC's is 1"}
+    distillation_weight: Optional[float] = field(  # noqa: UP045  fairseq reads it
+        default=None,
+        metadata={
+            "help": "weight of the teacher's loss; CTC's is 1; by default 0.1 of posteriors, 1 of "
+            "hidden"
+        },
     )
     distillation_target: str = field(
         default="posteriors",
@@ -43,13 +61,14 @@ class DistillationCriterion(CtcExitsCriterion):
 
     def __init__(self, cfg: DistillationConfig, task):
         super().__init__(cfg, task)
-        self.distance = TARGETS.lookup(cfg.distillation_target)
-        if not 0 < cfg.distillation_weight < math.inf:
+        self.distance, weight = TARGETS.lookup(cfg.distillation_target)
+        if cfg.distillation_weight is not None:
+            weight = cfg.distillation_weight
+        if not 0 < weight < math.inf:
             raise ValueError(
-                f"criterion.distillation_weight={cfg.distillation_weight} is out of range; it must "
-                "be above 0"
+                f"criterion.distillation_weight={weight} is out of range; it must be above 0"
             )
-        self.distillation_weight = cfg.distillation_weight
+        self.distillation_weight = weight
 
 
 def log_distance(logging_outputs, name: str, num_frames: str) -> None:
@@ -80,7 +99,6 @@ class HeadFrames:
         return frames
 
 
-@TARGETS.register("posteriors")
 def posterior_distance(ours: HeadFrames, teacher: HeadFrames) -> torch.Tensor:
     """Kullback-Leibler divergence from the teacher's posteriors, summed over valid frames. Of the
     teacher's frames in a stretch the one with the least blank counts: CTC's labels are peaks one
@@ -97,7 +115,6 @@ def posterior_distance(ours: HeadFrames, teacher: HeadFrames) -> torch.Tensor:
     return _sum_of_valid(distance, ours.lengths)
 
 
-@TARGETS.register("hidden")
 def hidden_distance(ours: HeadFrames, teacher: HeadFrames) -> torch.Tensor:
     """L1 distance plus one minus cosine similarity of hidden states, the teacher's averaged over a
     stretch, summed over valid frames."""
@@ -113,6 +130,10 @@ def hidden_distance(ours: HeadFrames, teacher: HeadFrames) -> torch.Tensor:
     distance = (ours.hidden - target).abs().mean(dim=2)
     distance = distance + 1 - F.cosine_similarity(ours.hidden, target, dim=2)
     return _sum_of_valid(distance, lengths)
+
+
+TARGETS.register("posteriors")(Target(posterior_distance, weight=0.1))
+TARGETS.register("hidden")(Target(hidden_distance, weight=1))
 
 
 def matching_frames(lengths, teacher_lengths, num_frames: int):

@@ -51,14 +51,16 @@ def can_pack(weight: torch.Tensor) -> bool:
     utterance of a new length waits for one in every layer of another shape. In fp32 with AVX2 alone
     nothing makes up for it: over new lengths a pruned model of 6 layers of 256 took 1.19 of stock
     fairseq's time packed and 0.82 so, the whole one 1.01 and 0.80; a base model's products took
-    0.96 of the packed ones' time, and at lengths met before 0.97 (AMD EPYC, torch 2.13).
+    0.96 of the packed ones' time, and at lengths met before 0.97 (AMD EPYC, torch 2.13). Nor in
+    bf16: a base model took 2.40 s packed and 1.62 so over 8 new lengths, 1.19 and 1.26 over the
+    same again (two threads of an Intel Xeon with AMX, torch 2.11).
     """
     return (
         weight.device.type == "cpu"
-        and (weight.dtype != torch.float32 or cpu_has("avx512_f"))
+        and weight.dtype == torch.float32
+        and cpu_has("avx512_f")
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and (weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
 
 

@@ -118,7 +118,7 @@ class BandedConv1d(LongConv1d):
 
     def prepare(self, weight, bias, dtype):
         self.matrix = banded(weight.to(dtype), self.groups, self.STEP)
-        self.bias = bias.to(dtype)
+        self.bias = bias.to(dtype).view(self.groups, 1, -1).repeat(1, 1, self.STEP)
 
     def outputs(self, frames):
         (padding,), (kernel_size,) = self.padding, self.kernel_size
@@ -131,13 +131,12 @@ class BandedConv1d(LongConv1d):
         # B x T x C -> G x B x T x C / G -> G x B x windows x C / G x size
         grouped = padded.unflatten(2, (self.groups, -1)).permute(2, 0, 1, 3)
         windows = grouped.unfold(2, size, self.STEP).transpose(3, 4)
-        products = torch.bmm(
-            windows.reshape(self.groups, batch_size * num_windows, -1), self.matrix
-        )
+        windows = windows.reshape(self.groups, batch_size * num_windows, -1)
+        products = torch.baddbmm(self.bias, windows, self.matrix)  # rounded once
         # G x B * windows x STEP * C' / G -> B x windows * STEP x C'
         products = products.view(self.groups, batch_size, num_windows * self.STEP, -1)
         outputs = products[:, :, :num_outputs].permute(1, 2, 0, 3).flatten(2)
-        return (outputs + self.bias).to(frames.dtype)
+        return outputs.to(frames.dtype)
 
 
 def banded(weight: torch.Tensor, groups: int, step: int) -> torch.Tensor:

@@ -12,29 +12,34 @@ AXES = {"MACs": "GMACs per second of audio", "time": "real-time factor"}
 class MissingExtraError(ValueError):
     """matplotlib or adjustText is not installed."""
 
-    def __init__(self):
+    def __init__(self, remedy: str):
         super().__init__(
             "pictures need matplotlib and adjustText, which are not installed: pip install "
-            "matplotlib adjustText (the extra 'report'), or give --no-pictures"
+            f"matplotlib adjustText (the extra 'report'), or {remedy}"
         )
 
 
-def check_installed() -> None:
-    """Raises MissingExtraError."""
+def check_installed(remedy: str = "give --no-pictures") -> None:
+    """Raises MissingExtraError.
+
+    Args:
+        remedy: how to do without pictures
+    """
     try:
         import adjustText  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError:
-        raise MissingExtraError from None
+        raise MissingExtraError(remedy) from None
 
 
-def new_axes(width: float = 9, height: float = 6):
+def new_axes(width: float = 9, height: float = 6, count: int = 1):
+    """A figure and its axes, or an array of them side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    return figure, figure.subplots(1, count)
 
 
 def _part(names: list, axes) -> None:
@@ -134,3 +139,26 @@ def draw_exits(rows: list[Row], path: Path) -> bool:
     figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=150)
     return True
+
+
+def draw_sizes(models: dict[str, dict[str, list[int]]], path: Path) -> None:
+    """Sizes of models by layer, a panel for each kind of size, models side by side.
+
+    Args:
+        models: by name, of each kind the size of every layer
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    kinds = list(next(iter(models.values())))
+    figure, panels = new_axes(4 * len(kinds), 3.6, len(kinds))
+    for axes, kind in zip(panels, kinds, strict=True):
+        for place, (name, sizes) in enumerate(models.items()):
+            width = 0.8 / len(models)
+            places = [layer + (place + 0.5) * width - 0.4 for layer in range(len(sizes[kind]))]
+            axes.bar(places, sizes[kind], width, label=name)
+        axes.set_xlabel("layer")
+        axes.set_title(kind)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center")
+    figure.savefig(path, dpi=100)
