@@ -24,6 +24,7 @@ REPEAT = re.compile(r"run[=_-]?\d+")  # the same decoding again, for its time
 TRAINING_LOG = "hydra_train.log"
 TIMES = ("real_time_factor", "encoder_seconds", "decoder_seconds")  # of compute.json
 NUMBERS = (*TIMES, "macs_per_second", "mean_layers_run", "share_of_frames_searched")
+EXACT_FORMS = ("none", "fp32")  # the others round: what they give is a row of its own
 TRAINED = re.compile(r"done training in ([\d.]+) seconds")
 
 
@@ -187,7 +188,8 @@ def read_runs(folder: str) -> list[Row]:
 
     A results folder ``conv2/seed1/test_lm`` is of the row ``conv2``: its path up to a part that
     names the seed. Without such a part the whole path is the row's name, but for parts ``run1``,
-    ``run2`` and so on, which repeat a decoding.
+    ``run2`` and so on, which repeat a decoding. What was decoded in a form that rounds has it in its
+    name: ``conv2, int8``.
 
     Raises:
         RunsError: naming the folder and what is wrong
@@ -289,6 +291,8 @@ def read_decoding(root: Path, path: Path) -> Decoding:
     pairs = [(each.reference, each.hypothesis or "") for each in in_order]  # none is missing
     errors, words = Scoring.of_compute(compute).counts(pairs)
     row, seed = _named(root, path.parent)
+    if (form := _form(compute)) not in EXACT_FORMS:
+        row = f"{row}, {form}"
     training = read_training(compute.get("checkpoint"))
     return Decoding(
         row,
@@ -299,6 +303,12 @@ def read_decoding(root: Path, path: Path) -> Decoding:
         compute,
         training,
     )
+
+
+def _form(compute: dict) -> str:
+    """Of ``--inference``."""
+    told = compute.get("inference")
+    return str(told.get("form", "none")) if isinstance(told, dict) else "none"
 
 
 def _decoder(decoding: dict) -> str:
