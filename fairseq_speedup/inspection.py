@@ -42,7 +42,7 @@ from fairseq_speedup.pretrained.finetuned import (
     upgrade,
     where_pretraining_is,
 )
-from fairseq_speedup.pretrained.pretraining import FORMS
+from fairseq_speedup.pretrained.pretraining import form_of
 from fairseq_speedup.profiling.profile import Labels, random_model, stage_parameters
 from fairseq_speedup.pruning.sizes import pruned_of
 from fairseq_speedup.report import pictures
@@ -148,9 +148,9 @@ def _of_folder(path: str, use: str) -> dict:
 
 def era_of(saved: dict) -> str:
     """How and where a checkpoint, as unpickled, has its config."""
-    for form in FORMS:
-        if form.is_of(saved):
-            return form.name
+    form = form_of(saved)
+    if form is not None:
+        return form.name
     cfg = saved.get("cfg")
     if cfg is None:
         return "before fairseq 1.0: args, a Namespace" if saved.get("args") is not None else "none"
@@ -170,7 +170,8 @@ def _pretrained(path: str, state: dict, seconds: float) -> dict:
     costs["parameters"] -= head
     for by_stage in (costs["parameters_by_stage"], costs["macs_per_second_by_stage"] or {}):
         by_stage.pop("head", None)
-    weights = state.get("model") or state["Distiller"]
+    form = form_of(state)
+    weights = state["model" if form is None else form.weights]
     return {
         "family": found.family,
         "stage": "pretrained",
@@ -342,7 +343,9 @@ def _model_rows(report: dict) -> list[tuple[str, str]]:
 
 def _pruned(pruned: dict) -> str:
     heads, units = pruned.get("heads"), pruned.get("units")
-    parts = [f"to {pruned['share']:.3f} of its MACs"]
+    parts = ["before it was published"]
+    if "share" in pruned:
+        parts = [f"to {pruned['share']:.3f} of its MACs"]
     if heads:
         parts.append(f"heads of each layer {' '.join(str(len(kept)) for kept in heads)}")
     if units:

@@ -3,6 +3,7 @@ form in which the family's authors publish them."""
 
 import argparse
 import json
+import re
 
 import torch
 from helpers.corpora import LETTERS
@@ -63,13 +64,35 @@ FORMS = {
     "wavlm base, Microsoft": ("WavLM", WAVLM, False),
     "wavlm large, Microsoft": ("WavLM", WAVLM | LARGE, True),
     "distilled_student, ours": ("Wav2Vec2", LARGE, True),
+    "dphubert, authors": ("Hubert", {}, False),
+    "dphubert large, authors": ("Hubert", LARGE, True),
+    "dpwavlm, authors": ("WavLM", WAVLM, False),
 }
+# of models that are published pruned, by layer
+HEADS_LEFT = [[0, 1], [1], [], [0]]
+UNITS_LEFT = [32, 20, 0, 5]
 
 
 def reference(form: str, seed: int = 0):
     """Hugging Face's model of a form, random, in eval mode."""
     kind, options, _ = FORMS[form]
-    return random_model(kind, "Model", options, seed)
+    model = random_model(kind, "Model", options, seed)
+    if form.startswith("dp"):
+        _silence(model)
+    return model
+
+
+@torch.no_grad()
+def _silence(model) -> None:
+    """Heads and units that are pruned give nothing, nor do biases of parts without any."""
+    for layer, heads, units in zip(model.encoder.layers, HEADS_LEFT, UNITS_LEFT, strict=True):
+        gone = [head for head in range(2) if head not in heads]
+        layer.attention.out_proj.weight.unflatten(1, (2, -1))[:, gone] = 0
+        layer.feed_forward.output_dense.weight[:, units:] = 0
+        if not heads:
+            layer.attention.out_proj.bias.zero_()
+        if not units:
+            layer.feed_forward.output_dense.bias.zero_()
 
 
 def random_model(kind: str, end: str, options: dict, seed: int = 0):
@@ -217,7 +240,80 @@ def _student(form, weights, options, normalize):
     return _fairseq(weights | {"heads.12.0.weight": torch.zeros(2, 2)}, cfg=cfg)
 
 
+def _authors(form, weights, options, normalize):
+    """DPHuBERT's: pruned, under torchaudio's names."""
+    heads = [index for index in range(2)]
+    dim = options["encoder_embed_dim"] // len(heads)
+    renamed = {"feature_extractor.dummy_weight": torch.ones(8), "aux.weight": torch.zeros(2, 2)}
+    for name, weight in weights.items():
+        if name == "mask_emb":
+            continue
+        if layer := re.match(r"encoder\.layers\.(\d+)\.", name):
+            index = int(layer[1])
+            rows = (
+                torch.arange(dim * len(heads)).unflatten(0, (2, dim))[HEADS_LEFT[index]].flatten()
+            )
+            units = UNITS_LEFT[index]
+            if re.search(r"[qkv]_proj", name):
+                weight = weight[rows]
+            elif "out_proj.weight" in name:
+                weight = weight[:, rows]
+            elif "fc1" in name:
+                weight = weight[:units]
+            elif "fc2.weight" in name:
+                weight = weight[:, :units]
+            if ("self_attn." in name and not len(rows)) or ("fc" in name and not units):
+                continue
+        for ours, theirs in TORCHAUDIO:
+            name = re.sub(ours, theirs, name)
+        renamed[name] = weight
+    config = {
+        "extractor_mode": "group_norm" if options["extractor_mode"] == "default" else "layer_norm",
+        "extractor_conv_layer_config": eval(options["conv_feature_layers"]),
+        "extractor_conv_bias": options["conv_bias"],
+        "encoder_embed_dim": options["encoder_embed_dim"],
+        "encoder_projection_dropout": 0.1,
+        "encoder_pos_conv_kernel": options["conv_pos"],
+        "encoder_pos_conv_groups": options["conv_pos_groups"],
+        "encoder_num_layers": 4,
+        "encoder_use_attention": [bool(kept) for kept in HEADS_LEFT],
+        "encoder_use_feed_forward": [units > 0 for units in UNITS_LEFT],
+        "encoder_attention_dropout": 0.1,
+        "encoder_ff_interm_features": [units or 32 for units in UNITS_LEFT],
+        "encoder_ff_interm_dropout": 0.0,
+        "encoder_dropout": 0.1,
+        "encoder_layer_norm_first": options["layer_norm_first"],
+        "encoder_layer_drop": 0.05,
+        "aux_num_out": None,
+        "normalize_waveform": normalize,
+        "extractor_prune_conv_channels": False,
+    }
+    if "wavlm" in form:
+        config |= {"encoder_total_num_heads": 2, "encoder_remaining_heads": HEADS_LEFT}
+        config |= {"encoder_num_buckets": 32, "encoder_max_distance": 80}
+    else:
+        config |= {"encoder_head_dim": dim, "encoder_num_heads": [len(h) for h in HEADS_LEFT]}
+    projections = {"0.weight": torch.zeros(2, 2)}  # of distillation
+    return {"state_dict": renamed, "config": config, "distill_linear_projs": projections}
+
+
+TORCHAUDIO = [  # patterns of fairseq's names -> torchaudio's
+    (r"^encoder\.relative_attention_bias\.", "encoder.layers.0.self_attn.rel_attn_embed."),
+    (r"^encoder\.", "encoder.transformer."),
+    (r"^(feature_extractor\.conv_layers\.\d+)\.0\.", r"\1.conv."),
+    (r"^(feature_extractor\.conv_layers\.\d+)\.2\.(1\.)?", r"\1.layer_norm."),
+    (r"^layer_norm\.", "encoder.feature_projection.layer_norm."),
+    (r"^post_extract_proj\.", "encoder.feature_projection.projection."),
+    (r"pos_conv\.0\.", "pos_conv_embed.conv."),
+    (r"\.self_attn\.grep_a$", ".attention.gru_rel_pos_const"),
+    (r"\.self_attn\.grep_linear\.", ".attention.gru_rel_pos_linear."),
+    (r"\.self_attn\.", ".attention."),
+    (r"\.self_attn_layer_norm\.", ".layer_norm."),
+    (r"\.fc1\.", ".feed_forward.intermediate_dense."),
+    (r"\.fc2\.", ".feed_forward.output_dense."),
+]
 WRITERS = {
+    "authors": _authors,
     "ours": _student,
     "Namespace": _namespace,
     "cfg": _cfg_dict,

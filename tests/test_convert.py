@@ -104,7 +104,8 @@ def test_there_and_back_gives_the_same_weights(name, end, tmp_path, capsys):
         assert processor.tokenizer.get_vocab() == {t: i for i, t in enumerate(CANONICAL)}
 
 
-TRANSFORMERS = [form for form in FORMS if "conformer" not in form]
+# those that are published pruned have layers of several sizes
+TRANSFORMERS = [f for f in FORMS if "conformer" not in f and not f.startswith("dp")]
 
 
 @pytest.mark.parametrize("form", TRANSFORMERS)

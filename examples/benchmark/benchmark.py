@@ -37,9 +37,11 @@ from fairseq_speedup.profiling.utterance_lengths import read_lengths
 
 HERE = Path(__file__).parent
 BASELINE = "stock fairseq"
-PEERS = [BASELINE, "transformers", "ONNX Runtime fp32", "ONNX Runtime int8", "OpenVINO fp32"]
-OURS = ["ours fp32", "ours bf16", "ours int8"]
+PEERS = [BASELINE, "transformers", "ONNX Runtime fp32", "ONNX Runtime int8"]
+PEERS += ["OpenVINO fp32", "OpenVINO int8", "OpenVINO int8, CNN in fp32"]
+OURS = ["ours fp32", "ours bf16", "ours int8", "ours in OpenVINO, fp32", "ours in OpenVINO, int8"]
 SAMPLE_RATE = 16000
+ONE_FRAME_MORE = 320  # samples
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Engine:
 
     name: str
     process: subprocess.Popen
+    log: Path
     by_batch: dict[int, list[list[float]]] = field(default_factory=dict)
     peak_memory_bytes: int = 0
 
@@ -63,21 +66,19 @@ class Engine:
     @classmethod
     def start(cls, name: str, arch: str, threads: int, folder: Path) -> "Engine":
         command = [sys.executable, str(HERE / "worker.py"), name, arch, str(threads), str(folder)]
-        log = (folder / f"{name} {arch}.log").open("w")
+        path = folder / f"{name} {arch}.log"
+        log = path.open("w")
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         )
-        engine = cls(name, process)
-        try:
-            engine.answer()
-        except EOFError:
-            raise SystemExit(f"{name} did not start; see {log.name}") from None
+        engine = cls(name, process, path)
+        engine.answer()
         return engine
 
     def answer(self) -> float:
         line = self.process.stdout.readline()
         if not line:
-            raise EOFError
+            raise SystemExit(f"{self.name} has stopped; see {self.log}")
         found = json.loads(line)
         self.peak_memory_bytes = found["peak_memory_bytes"]
         return found["seconds"]
@@ -102,11 +103,18 @@ def batches_of(lengths: list[int], batch_size: int) -> list[list[int]]:
     return [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
 
 
-def race(engines: list[Engine], batches, factor: int, rounds: int) -> None:
-    """Fills in the engines' seconds; a round before the first warms them up and is not counted."""
+def race(engines: list[Engine], batches, factor: int, rounds: int, same_lengths: bool) -> None:
+    """Fills in the engines' seconds; a round before the first warms them up and is not counted.
+
+    Args:
+        same_lengths: in all rounds; else every round has lengths of its own, as the utterances of a
+            corpus have, for which some libraries compile kernels
+    """
     for number in range(rounds + 1):
         times = [[0.0] * len(batches) for _ in engines]
         for position, batch in enumerate(batches):
+            if not same_lengths:
+                batch = [length + number * ONE_FRAME_MORE * factor for length in batch]
             for turn in range(len(engines)):
                 index = (turn + position + number) % len(engines)
                 times[index][position] = engines[index].run(batch, factor)
@@ -223,6 +231,7 @@ def main() -> None:
     add_workload(parser, "2.4,4,5.5,7,8.5,10.5,13,16.7", "large", [1, 2, 3], PEERS + OURS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--same-lengths", action="store_true", help="in all rounds")
     args = parser.parse_args()
     if BASELINE not in args.engines:
         parser.error(f"--engines must hold {BASELINE!r}: ratios are of its time")
@@ -235,7 +244,7 @@ def main() -> None:
     engines = [Engine.start(name, args.arch, args.threads, args.folder) for name in args.engines]
     baseline = engines[args.engines.index(BASELINE)]
     for factor in args.factors:
-        race(engines, batches, factor, args.rounds)
+        race(engines, batches, factor, args.rounds, args.same_lengths)
     audio_seconds = sum(lengths) / SAMPLE_RATE
     rows = []
     for engine in engines:
@@ -260,7 +269,7 @@ def main() -> None:
         )
     report = {
         **{"arch": args.arch, "batch_size": args.batch_size, "factors": args.factors},
-        **{"rounds": args.rounds, "threads": args.threads},
+        **{"rounds": args.rounds, "threads": args.threads, "same_lengths": args.same_lengths},
         "lengths_samples": lengths,
         "macs": {str(factor): count for factor, count in macs.items()},
         "peak_macs_per_second": peak,

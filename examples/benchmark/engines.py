@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fairseq_speedup.inference import to_inference_form
@@ -215,17 +216,13 @@ def onnx_runtime(int8: bool, arch: str, folder: Path):
     return run
 
 
-@engine("OpenVINO fp32")
-def openvino(arch: str, folder: Path):
-    from openvino import Core
-
-    core = Core()
-    hints = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    compiled = core.compile_model(core.read_model(exported(arch, folder)), "CPU", hints)
+def openvino(precision: str, arch: str, folder: Path):
+    """Of transformers' model."""
+    network = _network(exported(arch, folder))
+    if precision != "fp32":
+        kept = [] if precision == "int8" else [_name(each) for each in _convolutions(network)]
+        network = quantised(network, kept, [{"waveform": each} for each in calibration()])
+    compiled = compiled_by_openvino(network)
 
     def run(waveform, lengths, factor):
         waveform, lengths = shortened(waveform, lengths, factor)
@@ -234,5 +231,92 @@ def openvino(arch: str, folder: Path):
     return run
 
 
+def ours_in_openvino(int8: bool, arch: str, folder: Path):
+    """Our model as `export --to openvino` writes it, a file for each factor."""
+    from fairseq_speedup.export.model import ExportableModel
+    from fairseq_speedup.export.onnx_file import record
+    from fairseq_speedup.export.openvino_int8 import PARTS, parts_of
+
+    @functools.cache
+    def compiled(factor: int):
+        path = folder / f"ours_{arch}_x{factor}.onnx"
+        model = model_of(arch, *shortening(factor))
+        if not path.exists():
+            part = path.with_suffix(".part")
+            record(ExportableModel(model), str(part), model.w2v_encoder.needed_samples())
+            part.rename(path)
+        network = _network(path)
+        if int8:
+            layers = model.w2v_encoder.kept_layers
+            chosen = {name for names in parts_of(network, PARTS, layers).values() for name in names}
+            kept = [_name(each) for each in _operations(network) if _name(each) not in chosen]
+            items = [{"waveform": e, "lengths": np.array([e.shape[1]])} for e in calibration()]
+            network = quantised(network, kept, items)
+        return compiled_by_openvino(network)
+
+    def run(waveform, lengths, factor):
+        compiled(factor)({"waveform": waveform.numpy(), "lengths": lengths.numpy()})
+
+    return run
+
+
+def shortening(factor: int) -> list[str]:
+    return [] if factor == 1 else ["downsample=average", f"downsample_factor={factor}"]
+
+
+def calibration() -> list[np.ndarray]:
+    """Waveforms that scales are found on."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(1, count, generator=generator).numpy() for count in (32000, 64000, 96000)]
+
+
+def quantised(network, kept: list[str], items: list[dict]):
+    """An OpenVINO network in int8, but for the operations ``kept``."""
+    from fairseq_speedup.export.openvino_int8 import nncf_installed
+
+    nncf = nncf_installed()
+    return nncf.quantize(
+        network,
+        nncf.Dataset(items),
+        subset_size=len(items),
+        model_type=nncf.ModelType.TRANSFORMER,
+        ignored_scope=nncf.IgnoredScope(names=kept),
+    )
+
+
+def compiled_by_openvino(network):
+    from openvino import Core
+
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    return Core().compile_model(network, "CPU", hints)
+
+
+def _network(path: Path):
+    from openvino import Core
+
+    return Core().read_model(path)
+
+
+def _operations(network) -> list:
+    left_out = ("Constant", "Parameter", "Result")
+    return [each for each in network.get_ordered_ops() if each.get_type_name() not in left_out]
+
+
+def _convolutions(network) -> list:
+    return [each for each in _operations(network) if each.get_type_name() == "Convolution"]
+
+
+def _name(operation) -> str:
+    return operation.get_friendly_name()
+
+
+for _precision in ("fp32", "int8", "int8, CNN in fp32"):
+    ENGINES[f"OpenVINO {_precision}"] = functools.partial(openvino, _precision)
+ENGINES["ours in OpenVINO, fp32"] = functools.partial(ours_in_openvino, False)
+ENGINES["ours in OpenVINO, int8"] = functools.partial(ours_in_openvino, True)
 ENGINES["ONNX Runtime fp32"] = functools.partial(onnx_runtime, False)
 ENGINES["ONNX Runtime int8"] = functools.partial(onnx_runtime, True)

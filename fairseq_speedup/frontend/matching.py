@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq_speedup.frontend.cnn import CnnFrontEnd, MaskedCnn, run_cnn
+from fairseq_speedup.frontend.scaled_norm import ScaledLayerNorm
 from fairseq_speedup.lengths import FrameGrid, padding_mask_of
 
 
@@ -65,6 +66,8 @@ def normalised(frames, layer_norm):
     frames = frames.transpose(1, 2)
     if isinstance(layer_norm, nn.Identity):
         return frames
+    if isinstance(layer_norm, ScaledLayerNorm):
+        frames = frames * layer_norm.scale.detach()
     weight, bias = layer_norm.weight.detach(), layer_norm.bias.detach()
     return F.layer_norm(frames, layer_norm.normalized_shape, weight, bias, layer_norm.eps)
 

@@ -169,7 +169,7 @@ def without_prefix(name: str) -> str:
 
 
 def _check_cut(path: str, pruned) -> None:
-    """Raises CheckpointError for layers of several sizes."""
+    """Raises CheckpointError for layers of several sizes, as in what is published pruned."""
     several = [part for part in ("heads", "units") if pruned.get(part) is not None]
     if several:
         raise CheckpointError(

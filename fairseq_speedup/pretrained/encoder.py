@@ -5,6 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.frontend.scaled_norm import ScaledLayerNorm
 from fairseq_speedup.low_rank.ranks import low_rank_of, lower_ranks
 from fairseq_speedup.pruning.sizes import pruned_of, shrink
 from fairseq_speedup.transformer.relative_attention import use_relative_positions
@@ -27,6 +28,8 @@ def adapt(w2v_model, pretraining: DictConfig) -> None:
     variant = pretraining.get("encoder_variant") or {}
     if not variant.get("feature_layer_norm", True):
         w2v_model.layer_norm = nn.Identity()
+    if variant.get("feature_scale", False):
+        w2v_model.layer_norm = ScaledLayerNorm.of(w2v_model.layer_norm)
     positions = variant.get("relative_positions")
     if positions is not None:
         use_relative_positions(w2v_model.encoder, **positions)

@@ -73,6 +73,15 @@ def no_feature_norm(given: dict) -> dict:
     return {"feature_layer_norm": False}
 
 
+def pruned_before(given: dict) -> dict:
+    """Layers of several sizes, and a scale after the last convolution."""
+    positions = given["positions"]
+    variant = {"pruned": given["pruned"], "feature_scale": True}
+    if positions:
+        variant["relative_positions"] = {**positions, "gated": True}
+    return variant
+
+
 @dataclass(frozen=True)
 class Family:
     """
@@ -99,6 +108,27 @@ WAV2VEC2_DROPPED = (
     "input_quantizer.",
     "project_inp.",
 )
+LAYER = r"^encoder\.transformer\.(layers\.\d+)"
+PRUNED_BEFORE = Family(  # under torchaudio's names; see dphubert.py
+    dropped=("aux.",),
+    renamed=(
+        (r"^feature_extractor\.conv_layers\.(\d+)\.conv\.", r"feature_extractor.conv_layers.\1.0."),
+        (r"^feature_extractor\.dummy_weight$", "layer_norm.scale"),
+        (r"^encoder\.feature_projection\.layer_norm\.", "layer_norm."),
+        (r"^encoder\.feature_projection\.projection\.", "post_extract_proj."),
+        (r"^encoder\.transformer\.pos_conv_embed\.conv\.", "encoder.pos_conv.0."),
+        (LAYER + r"\.attention\.rel_attn_embed\.", "encoder.relative_attention_bias."),
+        (LAYER + r"\.attention\.gru_rel_pos_const$", r"encoder.\1.self_attn.grep_a"),
+        (LAYER + r"\.attention\.gru_rel_pos_linear\.", r"encoder.\1.self_attn.grep_linear."),
+        (LAYER + r"\.attention\.", r"encoder.\1.self_attn."),
+        (LAYER + r"\.layer_norm\.", r"encoder.\1.self_attn_layer_norm."),
+        (LAYER + r"\.feed_forward\.intermediate_dense\.", r"encoder.\1.fc1."),
+        (LAYER + r"\.feed_forward\.output_dense\.", r"encoder.\1.fc2."),
+        (r"^encoder\.transformer\.", "encoder."),
+    ),
+    variant=pruned_before,
+    in_fairseq=False,
+)
 FAMILIES = {
     "wav2vec2": Family(dropped=WAV2VEC2_DROPPED),
     # with rotary or relative positions: the positional convolution is saved and never run, and each
@@ -118,6 +148,8 @@ FAMILIES = {
     # DistilHuBERT in the form of s3prl
     "distilhubert": Family(dropped=("output_layer.",), variant=no_feature_norm, in_fairseq=False),
     "distilled_student": Family(dropped=("heads.",), in_fairseq=False),
+    "dphubert": PRUNED_BEFORE,
+    "dpwavlm": PRUNED_BEFORE,
 }
 
 

@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.pretrained.dphubert import WEIGHTS, is_dphubert, read_dphubert
 from fairseq_speedup.pretrained.families import (
     RELATIVE_BIAS,
     Pretrained,
@@ -26,9 +27,9 @@ def read_pretraining(path: str, state: dict) -> Pretrained:
     Raises:
         CheckpointError: of no family that is known
     """
-    for form in FORMS:
-        if form.is_of(state):
-            return form.read(path, state)
+    form = form_of(state)
+    if form is not None:
+        return form.read(path, state)
     cfg, weights = config_of(path, state), weights_of(path, state)
     model_cfg = cfg.get("model") or {}
     if model_cfg.get("_name") == "distilled_student":
@@ -122,14 +123,22 @@ class Form:
     name: whose it is, and where its config is
     is_of: whether what was loaded from a file is of this form
     read: gives the encoder, of the file's path and what was loaded from it
+    weights: where they are in what was loaded
     """
 
     name: str
     is_of: Callable[[dict], bool]
     read: Callable[[str, dict], Pretrained]
+    weights: str = "model"
 
 
 FORMS = [
-    Form("s3prl: Config", lambda state: "Distiller" in state, _distilhubert),
+    Form("s3prl: Config", lambda state: "Distiller" in state, _distilhubert, "Distiller"),
     Form("Microsoft: cfg, one flat dict", _has_flat_config, _wavlm),
+    Form("DPHuBERT's authors: config", is_dphubert, read_dphubert, WEIGHTS),
 ]
+
+
+def form_of(state: dict) -> Form | None:
+    """The form of what was loaded from a file, None of fairseq's own."""
+    return next((form for form in FORMS if form.is_of(state)), None)

@@ -9,7 +9,12 @@ from fairseq_speedup.checkpoints import CheckpointError, clear_layout_errors, op
 from fairseq_speedup.model_folders import EXPECTED
 from fairseq_speedup.pretrained.families import Pretrained
 from fairseq_speedup.pretrained.finetuned import FINETUNED_KINDS, from_finetuned, kind_of
-from fairseq_speedup.pretrained.pretraining import config_of, read_pretraining, weights_of
+from fairseq_speedup.pretrained.pretraining import (
+    config_of,
+    form_of,
+    read_pretraining,
+    weights_of,
+)
 from fairseq_speedup.relative_paths import looked_for
 
 logger = logging.getLogger(__name__)
@@ -81,7 +86,7 @@ def read_file(path: str) -> Pretrained:
 
 def read_state(path: str, state: dict) -> Pretrained:
     """The encoder in what was loaded from a file; see :func:`read_file`."""
-    if "Distiller" in state or kind_of(state) not in FINETUNED_KINDS:
+    if form_of(state) is not None or kind_of(state) not in FINETUNED_KINDS:
         return read_pretraining(path, state)
     weights_of(path, state)
     return from_finetuned(path, config_of(path, state), state)

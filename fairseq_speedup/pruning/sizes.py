@@ -1,7 +1,7 @@
 """The sizes of an encoder that was cut, as the config of its pretraining has them:
 ``encoder_variant.pruned`` with
 
-- ``share``, of the MACs that it had,
+- ``share``, of the MACs that it had, where that is known,
 - ``heads``, for each layer the indices of those kept, where any is missing in any layer,
 - ``units``, for each layer their number, where it is not one for all.
 

@@ -188,8 +188,8 @@ def read_runs(folder: str) -> list[Row]:
 
     A results folder ``conv2/seed1/test_lm`` is of the row ``conv2``: its path up to a part that
     names the seed. Without such a part the whole path is the row's name, but for parts ``run1``,
-    ``run2`` and so on, which repeat a decoding. What was decoded in a form that rounds has it in its
-    name: ``conv2, int8``.
+    ``run2`` and so on, which repeat a decoding. What was decoded in a form that rounds has that in
+    its name: ``conv2, int8``.
 
     Raises:
         RunsError: naming the folder and what is wrong
