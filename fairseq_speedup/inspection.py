@@ -51,7 +51,7 @@ from fairseq_speedup.saved_configs import evaluate
 
 NUM_SYMBOLS = 10  # of a dictionary that are printed
 NUM_LABELS = 5  # of the head that a pretrained model is given to be built, and not counted
-DROPPED_PREFIXES = (ENCODER, "student.")
+DROPPED_PREFIXES = (ENCODER, "student.", "student_model.")
 FROM_MODEL = "checkpoint.finetune_from_model"
 HUGGING_FACE = "Hugging Face: config.json"
 CNN_NORMS = {

@@ -64,6 +64,7 @@ FORMS = {
     "wavlm base, Microsoft": ("WavLM", WAVLM, False),
     "wavlm large, Microsoft": ("WavLM", WAVLM | LARGE, True),
     "distilled_student, ours": ("Wav2Vec2", LARGE, True),
+    "starhubert, Lightning": ("Hubert", {"hidden_size": 24, "num_attention_heads": 3}, False),
     "dphubert, authors": ("Hubert", {}, False),
     "dphubert large, authors": ("Hubert", LARGE, True),
     "dpwavlm, authors": ("WavLM", WAVLM, False),
@@ -138,6 +139,9 @@ def write_form(path, form: str, model) -> None:
     if "Conformer" in kind:
         options["fp16"] = True  # as pretrained: an option of the model in that era
     torch.save(WRITERS[form.split(",")[1].strip()](form, weights, options, normalize), path)
+    if "Lightning" in form:
+        text = OmegaConf.to_yaml({"distiller": star_options(options), "train": {"gpus": 2}})
+        path.with_suffix(".yaml").write_text(text)
 
 
 def _fairseq(weights, **state):
@@ -297,6 +301,18 @@ def _authors(form, weights, options, normalize):
     return {"state_dict": renamed, "config": config, "distill_linear_projs": projections}
 
 
+def _lightning(form, weights, options, normalize):
+    """Without its sizes, which are in a YAML file."""
+    student = {f"student_model.{name}": w for name, w in weights.items() if name != "mask_emb"}
+    student["student_model.final_proj.weight"] = torch.zeros(2, 2)
+    return {"epoch": 3, "state_dict": student | {"teacher_model.model.mask_emb": torch.zeros(2)}}
+
+
+def star_options(options: dict) -> dict:
+    given = {name: value for name, value in options.items() if not isinstance(value, dict)}
+    return given | {"reuse_pattern": "[True, True, True, True]", "init_conv_layers": True}
+
+
 TORCHAUDIO = [  # patterns of fairseq's names -> torchaudio's
     (r"^encoder\.relative_attention_bias\.", "encoder.layers.0.self_attn.rel_attn_embed."),
     (r"^encoder\.", "encoder.transformer."),
@@ -314,6 +330,7 @@ TORCHAUDIO = [  # patterns of fairseq's names -> torchaudio's
 ]
 WRITERS = {
     "authors": _authors,
+    "Lightning": _lightning,
     "ours": _student,
     "Namespace": _namespace,
     "cfg": _cfg_dict,

@@ -93,6 +93,7 @@ def test_inspect_tells_what_it_is(family, record_property):
     assert macs == pytest.approx(counted.total - counted.head)
     state = torch.load(path, weights_only=False)
     names = set(state.get("model") or state.get("Distiller") or state["state_dict"])
+    names = {name.removeprefix("student_model.") for name in names}
     dropped = {
         module for module in PRETRAINING_MODULES for name in names if name.startswith(module)
     }

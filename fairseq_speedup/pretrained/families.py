@@ -148,6 +148,7 @@ FAMILIES = {
     # DistilHuBERT in the form of s3prl
     "distilhubert": Family(dropped=("output_layer.",), variant=no_feature_norm, in_fairseq=False),
     "distilled_student": Family(dropped=("heads.",), in_fairseq=False),
+    "starhubert": Family(dropped=("final_proj.", "proj_head."), in_fairseq=False),
     "dphubert": PRUNED_BEFORE,
     "dpwavlm": PRUNED_BEFORE,
 }

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.pretrained.dphubert import WEIGHTS, is_dphubert, read_dphubert
+from fairseq_speedup.pretrained.dphubert import is_dphubert, read_dphubert
 from fairseq_speedup.pretrained.families import (
     RELATIVE_BIAS,
     Pretrained,
@@ -16,6 +16,7 @@ from fairseq_speedup.pretrained.families import (
     rebuilt_config,
     sort_weights,
 )
+from fairseq_speedup.pretrained.starhubert import is_starhubert, read_starhubert
 
 # A DistilHuBERT config's fields: name in s3prl -> name in fairseq, where it is another.
 S3PRL_FIELDS = {"extractor_conv_feature_layers": "conv_feature_layers"}
@@ -135,7 +136,8 @@ class Form:
 FORMS = [
     Form("s3prl: Config", lambda state: "Distiller" in state, _distilhubert, "Distiller"),
     Form("Microsoft: cfg, one flat dict", _has_flat_config, _wavlm),
-    Form("DPHuBERT's authors: config", is_dphubert, read_dphubert, WEIGHTS),
+    Form("DPHuBERT's authors: config", is_dphubert, read_dphubert, "state_dict"),
+    Form("STaRHuBERT's authors: YAML beside", is_starhubert, read_starhubert, "state_dict"),
 ]
 
 
