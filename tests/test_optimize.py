@@ -665,7 +665,7 @@ def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
     assert "prune checkpoints/checkpoint_last.pt" in few[1].then
     whole = replace(SUBJECT, can_prune=False)
     assert suggestions(whole, {}, hours=1)[1].options == ("model.keep_layers=4",)
-    assert few[1].options[0] == many[0].options[0] == "model.prune_target=0.7"
+    assert few[1].options[0] == many[0].options[0] == "model.prune_target=0.5"
     assert many[1].options == ("model.downsample=conv", "model.downsample_factor=2")
     halved = suggestions(SUBJECT, {"downsample": "conv"}, hours=100)
     assert all("downsample" not in each.options[0] for each in halved)

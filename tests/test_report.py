@@ -51,6 +51,20 @@ def test_rows_are_read_with_their_seeds(runs):
     assert f"WER: {rows['full'].wers[1]:.2f}" in last
 
 
+@pytest.mark.parametrize("form, name", [("int8", "full, int8"), ("fp32", "full"), (None, "full")])
+def test_what_was_decoded_in_a_form_that_rounds_is_a_row_of_its_own(tmp_path, form, name):
+    for seed in (1, 2):
+        write_results(tmp_path / f"full/seed{seed}/test", 0.1, seed)
+        again = tmp_path / f"full/seed{seed}/again"
+        write_results(again, 0.2 if form == "int8" else 0.1, seed)
+        report = json.loads((again / "compute.json").read_text())
+        report["inference"] = {} if form is None else {"form": form}
+        (again / "compute.json").write_text(json.dumps(report))
+    rows = {row.name: row for row in read_runs(str(tmp_path))}
+    assert set(rows) == {"full", name}
+    assert rows[name].seeds == [1, 2]
+
+
 def test_repeats_give_a_median_time_and_must_agree(tmp_path):
     for number, rtf in enumerate([0.1, 0.5, 0.2], start=1):
         write_results(tmp_path / f"full/run{number}", 0.1, seed=7, rtf=rtf)
