@@ -6,8 +6,6 @@ restricted unpickler whatever the environment says, and the types its pickle ask
 from its opcodes: nothing in a file runs. Exit status 1 when a file cannot be used.
 """
 
-from fairseq_speedup.report import pictures
-
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -39,6 +37,8 @@ def check(args) -> None:
         raise ValueError(f"--seconds {args.seconds} is out of range; it must be 0.1 to 3600")
     if args.picture is None:
         return
+    from fairseq_speedup.report import pictures
+
     if not args.picture.endswith(PICTURES):
         raise ValueError(f"--picture {args.picture} must end in {', '.join(PICTURES)}")
     pictures.check_installed("leave --picture out")

@@ -25,7 +25,6 @@ OPTIONS = {
     "encoder_layer_drop": "encoder_layerdrop",
 }
 POSITIONS = {"encoder_num_buckets": "num_buckets", "encoder_max_distance": "max_distance"}
-SCALE = "layer_norm.scale"
 
 
 def is_dphubert(state: dict) -> bool:
