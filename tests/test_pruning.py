@@ -208,6 +208,26 @@ def cut_file(tmp_path_factory, start):
     return whole, folder / "cut.pt"
 
 
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [(0.15, None), (0.25, "the gates ran past it"), (-0.05, None), (-0.15, "too early")],
+)
+def test_gates_are_moved_to_a_target_that_they_are_near(start, tmp_path, capsys, further, message):
+    whole, written = finetuned(tmp_path / "gates.pt", start("large")), tmp_path / "cut.pt"
+    share = load(whole).w2v_encoder.pruning.share_once_cut()
+    state = torch.load(whole, weights_only=False)
+    state["cfg"]["model"]["prune_target"] = share + further
+    torch.save(state, whole)
+    status = main(["prune", str(whole), "--output", str(written)])
+    if message is not None:
+        assert status == 1 and message in capsys.readouterr().err
+        assert not written.exists()
+        return
+    assert status == 0
+    kept = pruned_of(torch.load(written, weights_only=False)["cfg"]["model"]["w2v_args"])["share"]
+    assert abs(kept - share - further) < abs(further) / 2
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_prune_writes_a_model_that_loads_by_itself_and_gives_the_same(
     start, tmp_path, capsys, name
