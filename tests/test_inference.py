@@ -188,12 +188,26 @@ def test_a_form_registered_later_is_known(four_layers, monkeypatch):
     torch.testing.assert_close(run(form, net_input)[0], run(model, net_input)[0])
 
 
-@pytest.mark.parametrize("name, packs", [("avx2", False), ("avx512_f", True)])
-def test_weights_in_fp32_are_packed_where_that_pays(name, packs, monkeypatch):
+@pytest.mark.parametrize(
+    "name, threads, packs", [("avx2", 1, False), ("avx2", 2, True), ("avx512_f", 1, True)]
+)
+def test_weights_in_fp32_are_packed_where_that_pays(name, threads, packs, monkeypatch):
     monkeypatch.setattr(linears, "cpu_has", lambda *names: name in names)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     linear = torch.nn.Linear(8, 6)
     made = linears.Fp32Linear(linear)
     assert made.packed == packs
-    frames = torch.randn(3, 8)
+    assert not linears.Bf16Linear(linear).packed
     with torch.no_grad():
-        torch.testing.assert_close(made(frames), linear(frames))
+        for shape in ((3, 8), (1, 8), (16, 8), (7, 2, 8), (300, 1, 8), (0, 8)):
+            frames = torch.randn(shape)
+            torch.testing.assert_close(made(frames), linear(frames))
+            gelu = torch.nn.functional.gelu(linear(frames))
+            torch.testing.assert_close(made.gelu(frames), gelu)
+
+
+def test_numbers_of_rows_are_shared_by_a_sixteenth_more_at_most():
+    for num_rows in range(5000):
+        more = linears.shared_rows(num_rows) - num_rows
+        assert 0 <= more < max(16, num_rows / 16)
+    assert len({linears.shared_rows(n) for n in range(1, 5000)}) < 100

@@ -6,9 +6,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq_speedup.inference_forms import LINEARS
+from fairseq_speedup.lengths import multiple_length
 
 LARGEST = 127  # of int8, symmetric
 ZERO_POINT = 128  # of uint8 activations
+FINEST_ROWS, ROW_STEPS = (
+    16,
+    16,
+)  # rows of a product are rounded up: to so many, or steps in an octave
 
 
 def stacked(linears: list[nn.Linear]) -> nn.Linear:
@@ -45,23 +50,29 @@ def fuses_gelu() -> bool:
 
 
 def can_pack(weight: torch.Tensor) -> bool:
-    """Whether torch has oneDNN's kernels for weights that are packed beforehand, and they pay.
+    """Whether torch has oneDNN's kernels for weights that are packed beforehand, and they pay: in
+    fp32, for threads that share a product or with AVX-512.
 
-    oneDNN compiles a kernel for each number of frames that it has not met lately, so that an
-    utterance of a new length waits for one in every layer of another shape. In fp32 with AVX2 alone
-    nothing makes up for it: over new lengths a pruned model of 6 layers of 256 took 1.19 of stock
-    fairseq's time packed and 0.82 so, the whole one 1.01 and 0.80; a base model's products took
-    0.96 of the packed ones' time, and at lengths met before 0.97 (AMD EPYC, torch 2.13). Nor in
-    bf16: a base model took 2.40 s packed and 1.62 so over 8 new lengths, 1.19 and 1.26 over the
+    With two threads and AVX2 alone a product of 48 to 250 frames takes 0.6 to 0.9 of its time
+    packed, of 500 and more, and with one thread, as long as not (AMD EPYC, torch 2.13). In bf16 a
+    base model took 2.40 s packed and 1.62 so over 8 lengths that were new, 1.19 and 1.26 over the
     same again (two threads of an Intel Xeon with AMX, torch 2.11).
     """
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
-        and cpu_has("avx512_f")
+        and (torch.get_num_threads() > 1 or cpu_has("avx512_f"))
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+def shared_rows(num_rows: int) -> int:
+    """A number of rows that many numbers share, at most a sixteenth more, or 15: oneDNN compiles a
+    kernel for each that it has not met lately, and an utterance of a new length would wait for one
+    in every layer of another shape."""
+    octave = 1 << max(0, num_rows.bit_length() - 1)
+    return multiple_length(num_rows, max(FINEST_ROWS, octave // ROW_STEPS))
 
 
 class InferenceLinear(nn.Module):
@@ -111,9 +122,14 @@ class FloatLinear(InferenceLinear):
         given, frames = frames.dtype, frames.to(self.dtype)
         fused = activation if self.packed and fuses_gelu() else "none"
         if self.packed:
+            rows = frames.reshape(-1, self.in_features)
+            num_rows = rows.size(0)
+            if missing := shared_rows(num_rows) - num_rows:
+                rows = F.pad(rows, (0, 0, 0, missing))
             product = torch.ops.mkldnn._linear_pointwise(
-                frames.contiguous(), self.weight, self.bias, fused, [], "none"
+                rows.contiguous(), self.weight, self.bias, fused, [], "none"
             )
+            product = product[:num_rows].view(*frames.shape[:-1], self.out_features)
         else:
             product = F.linear(frames, self.weight, self.bias)
         return (F.gelu(product) if activation != fused else product).to(given)
