@@ -274,7 +274,7 @@ def clear_layout_errors(path: str):
         raise
     except (
         *(AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError),
-        OmegaConfBaseException,
+        *(ArithmeticError, AssertionError, MemoryError, OmegaConfBaseException),
     ) as error:
         raise CheckpointError(
             f"{path} is not laid out as a fairseq checkpoint: {_reason(error)}"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +47,9 @@ from fairseq_speedup.pretrained.finetuned import (
 from fairseq_speedup.pretrained.pretraining import form_of
 from fairseq_speedup.profiling.profile import Labels, random_model, stage_parameters
 from fairseq_speedup.pruning.sizes import pruned_of
-from fairseq_speedup.report import pictures
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.saved_configs import evaluate
+from fairseq_speedup.transformer.layer_removal import parse_keep_layers
 
 NUM_SYMBOLS = 10  # of a dictionary that are printed
 NUM_LABELS = 5  # of the head that a pretrained model is given to be built, and not counted
@@ -60,32 +62,46 @@ CNN_NORMS = {
 }
 
 
-def run(args) -> None:
+def run(args, draw: Callable[[dict, Path], None]) -> None:
+    """
+    Args:
+        draw: a picture of sizes by layer, by file, into a file
+    """
     files = progress.bar(args.checkpoints, "inspecting", unit=" files", delay=0)
     reports = [inspect_file(path, args.seconds) for path in files]
     print(json.dumps(reports, indent=2) if args.json else "\n\n".join(map(text, reports)))
-    if args.picture is not None:
-        _draw(reports, Path(args.picture))
     errors = [report["error"] for report in reports if report["error"]]
+    if args.picture is not None:
+        try:
+            _draw(reports, Path(args.picture), draw)
+        except OSError as error:
+            errors.append(f"--picture {args.picture} cannot be written: {error.strerror}")
     if errors:
         raise CheckpointError("\n".join(errors))
 
 
-def _draw(reports: list[dict], path: Path) -> None:
+def _draw(reports: list[dict], path: Path, draw) -> None:
     found = {report["file"]: sizes_by_layer(report) for report in reports if not report["error"]}
-    if found:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pictures.draw_sizes(found, path)
+    if not found:
+        print(f"{path} is not drawn: no file can be used", file=sys.stderr)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw(found, path)
 
 
 def sizes_by_layer(report: dict) -> dict[str, list[int]]:
-    """Channels of the CNN's convolutions, heads and feed-forward units of the layers."""
+    """Channels of the CNN's convolutions, heads and feed-forward units of the layers, of those that
+    the model has."""
     pruned, count = report["pruned"] or {}, report["layers"]
-    heads = pruned.get("heads")
+    reductions = report.get("reductions") or {}
+    heads = [len(kept) for kept in pruned.get("heads") or []] or [report["heads"]] * count
+    units = list(pruned.get("units") or [report["feed_forward"]] * count)
+    kept = parse_keep_layers(reductions.get("keep_layers", "all"), count)
+    has_cnn = reductions.get("frontend", "cnn") == "cnn"
     return {
-        "CNN channels": [dim for dim, _, _ in report["cnn"]],
-        "attention heads": [len(h) for h in heads] if heads else [report["heads"]] * count,
-        "feed-forward units": list(pruned.get("units") or [report["feed_forward"]] * count),
+        "CNN channels": [dim for dim, _, _ in report["cnn"]] if has_cnn else [],
+        "attention heads": [heads[index] for index in kept],
+        "feed-forward units": [units[index] for index in kept],
     }
 
 

@@ -129,3 +129,12 @@ def full(trained) -> Path:
 def with_exits(trained) -> Path:
     """A training with early exits."""
     return trained("exits", "model.exit_layers=upper", "criterion._name=ctc_exits")
+
+
+@pytest.fixture(autouse=True)
+def _own_threads():
+    """A command that was told how many threads to take leaves them to the next test."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)

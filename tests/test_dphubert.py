@@ -83,12 +83,29 @@ def test_it_becomes_no_folder_and_is_not_pruned_again(saved, tmp_path, capsys):
 
 FAULTS = [
     ({"encoder_embed_dim": None}, "its config has no encoder_embed_dim"),
+    ({"encoder_embed_dim": "16"}, "encoder_embed_dim is 16; it must be a whole number"),
+    ({"encoder_embed_dim": 10**9}, "encoder_embed_dim is 1000000000; it must be a whole number"),
+    ({"encoder_pos_conv_kernel": 0}, "encoder_pos_conv_kernel is 0; it must be a whole number"),
+    ({"encoder_pos_conv_groups": 3}, "it must be a divisor of encoder_embed_dim=16"),
+    ({"encoder_dropout": 4}, "encoder_dropout is 4; it must be a number from 0 to 1"),
+    ({"encoder_layer_drop": "x"}, "encoder_layer_drop is x; it must be a number from 0 to 1"),
+    ({"normalize_waveform": "x"}, "normalize_waveform is x; it must be true or false"),
+    ({"encoder_use_attention": [1] * 4}, "encoder_use_attention .* a list of bool"),
+    ({"encoder_use_attention": [False] * 4}, "encoder_use_attention and the sizes say"),
+    ({"encoder_use_feed_forward": [False] * 4}, "encoder_use_feed_forward and the sizes say"),
+    ({"extractor_mode": ["group_norm"]}, "it must be group_norm or layer_norm"),
     ({"extractor_mode": "batch_norm"}, "it must be group_norm or layer_norm"),
     ({"extractor_conv_layer_config": "os"}, "it must be a list of .dim, kernel, stride."),
-    ({"extractor_conv_layer_config": [["os"]]}, "is no list of .dim, kernel, stride."),
+    (
+        {"extractor_conv_layer_config": [["os"]]},
+        "it must be a list of .dim, kernel, stride., each a number",
+    ),
     ({"encoder_ff_interm_features": [1, 2]}, "it must be a list, one for each of 4 layers"),
-    ({"encoder_ff_interm_features": [1, 2, 3, -4]}, "numbers that are not negative"),
-    ({"encoder_num_layers": 0, "encoder_use_attention": []}, "one for each of 0 layers"),
+    ({"encoder_ff_interm_features": [1, 2, 3, -4]}, "a list of numbers from 0 to"),
+    (
+        {"encoder_num_layers": 0, "encoder_use_attention": []},
+        "encoder_num_layers is 0; it must be a whole number from 1",
+    ),
 ]
 HEADS = {
     "dphubert": [
@@ -99,6 +116,11 @@ HEADS = {
         ({"encoder_remaining_heads": [[0]]}, "it must be a list for each of 4 layers"),
         ({"encoder_remaining_heads": [[0], [2], [], []]}, "heads from 0 to 1"),
         ({"encoder_num_buckets": None}, "its config has no encoder_num_buckets"),
+        ({"encoder_max_distance": "x"}, "encoder_max_distance is x; it must be a whole number"),
+        ({"encoder_max_distance": 8}, "it must be more than a quarter of encoder_num_buckets=32"),
+        ({"encoder_total_num_heads": 10**9}, "encoder_total_num_heads is 1000000000; it must be"),
+        ({"encoder_remaining_heads": [None] * 4}, "it must be a list for each of 4 layers"),
+        ({"encoder_remaining_heads": None}, "its config has no encoder_remaining_heads"),
     ],
 }
 
@@ -128,7 +150,11 @@ def test_weights_that_do_not_fit_are_named(saved):
     torch.save(state, path)
     with pytest.raises(CheckpointError, match=r"missing: encoder\.layers\.0\.self_attn\.q_proj"):
         build_model(path, normalize=normalised_waveforms(path))
+    state["state_dict"] = {1: torch.ones(2)}
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match="state_dict holds no weights by their names"):
+        build_model(path)
     state["state_dict"] = "no weights"
     torch.save(state, path)
-    with pytest.raises(CheckpointError):
-        build_model(path, normalize=False)
+    with pytest.raises(CheckpointError, match="state_dict holds no weights by their names"):
+        build_model(path)

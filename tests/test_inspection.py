@@ -67,6 +67,9 @@ def test_a_model_without_a_head_is_named(tmp_path, pretrained, capsys):
 
 def test_what_pruning_left_is_drawn_beside_the_whole(tmp_path, pretrained, monkeypatch, capsys):
     report = {"cnn": [(8, 10, 5), (5, 3, 2)], "layers": 3, "heads": 4, "feed_forward": 32}
+    reduced = {"keep_layers": "0,2", "frontend": "fbank"}
+    found = sizes_by_layer({**report, "pruned": None, "reductions": reduced})
+    assert list(found.values()) == [[], [4, 4], [32, 32]]
     whole = sizes_by_layer({**report, "pruned": None})
     assert list(whole.values()) == [[8, 5], [4, 4, 4], [32, 32, 32]]
     pruned = {"share": 0.5, "heads": [[0, 3], [], [1]], "units": [7, 0, 9]}
@@ -84,8 +87,17 @@ def test_what_pruning_left_is_drawn_beside_the_whole(tmp_path, pretrained, monke
     assert path == picture and not picture.exists()
     pictures.draw_sizes({"full.pt": whole, "pruned.pt": left}, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert main(["inspect", str(pretrained), "--picture", "sizes.doc"]) == 1
-    assert "--picture sizes.doc must end in .png, .svg, .pdf" in capsys.readouterr().err
+    (tmp_path / "folder.png").mkdir()
+    for given, message in [
+        ("sizes.doc", "must be a file that ends in .png, .svg, .pdf"),
+        (".png", "must be a file that ends in"),
+        (str(tmp_path / "folder.png"), "is a folder; give a file"),
+        (f"{pretrained}/sizes.png", "is no folder"),
+    ]:
+        assert main(["inspect", str(pretrained), "--picture", given]) == 1
+        assert message in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "gone.pt"), "--picture", str(tmp_path / "a.png")]) == 1
+    assert "is not drawn: no file can be used" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "adjustText", None)
     assert main(["inspect", str(pretrained), "--picture", "sizes.png"]) == 1
     assert "leave --picture out" in capsys.readouterr().err

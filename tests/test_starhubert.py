@@ -40,8 +40,11 @@ def test_weights_alone_ask_for_their_yaml(path):
         ({"reuse_pattern": "exit()"}, "reuse_pattern"),
         ({"enable_tr_layer": True}, "joined between layers"),
         ({"conv_feature_layers": "exit()"}, "is no list of .dim, kernel, stride."),
+        ({"conv_pos": 0}, "conv_pos is 0; it must be a number from 1"),
+        ({"encoder_attention_heads": 5}, "it must be a divisor of encoder_embed_dim=24"),
+        ({"layer_norm_first": None}, "has no layer_norm_first under distiller"),
         ({"encoder_layers": 3}, r"unknown: encoder\.layers\.3"),
-        ({"encoder_layers": "many"}, "it must be 1 to"),
+        ({"encoder_layers": "many"}, "encoder_layers is many; it must be a number from 1"),
     ],
 )
 def test_a_student_that_is_none_of_these_is_named(path, options, message):

@@ -6,6 +6,8 @@ restricted unpickler whatever the environment says, and the types its pickle ask
 from its opcodes: nothing in a file runs. Exit status 1 when a file cannot be used.
 """
 
+from pathlib import Path
+
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -39,12 +41,19 @@ def check(args) -> None:
         return
     from fairseq_speedup.report import pictures
 
-    if not args.picture.endswith(PICTURES):
-        raise ValueError(f"--picture {args.picture} must end in {', '.join(PICTURES)}")
+    path = Path(args.picture)
+    if path.suffix not in PICTURES:
+        raise ValueError(f"--picture {path} must be a file that ends in {', '.join(PICTURES)}")
+    if path.is_dir():
+        raise ValueError(f"--picture {path} is a folder; give a file")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise ValueError(f"--picture {path} cannot be written: {there} is no folder")
     pictures.check_installed("leave --picture out")
 
 
 def run(args) -> None:
     from fairseq_speedup import inspection
+    from fairseq_speedup.report.pictures import draw_sizes
 
-    inspection.run(args)
+    inspection.run(args, draw_sizes)

@@ -121,7 +121,8 @@ def hidden_distance(ours: HeadFrames, teacher: HeadFrames) -> torch.Tensor:
     if ours.hidden.size(2) != teacher.hidden.size(2):
         raise ValueError(
             f"criterion.distillation_target=hidden needs hidden states of one width; the model has "
-            f"{ours.hidden.size(2)} and the teacher {teacher.hidden.size(2)}: use posteriors"
+            f"{ours.hidden.size(2)} and the teacher {teacher.hidden.size(2)}: give "
+            "+criterion.distillation_target=posteriors"
         )
     lengths = ours.hidden_lengths
     windows, valid = matching_frames(lengths, teacher.hidden_lengths, ours.hidden.size(0))

@@ -151,7 +151,7 @@ def config_options(path: str, cfg: DictConfig, conv_layers) -> dict:
             "num_conv_pos_embeddings": model.pos_conv_depth,
             "conv_pos_kernel_size": max(3, model.conv_pos // model.pos_conv_depth),  # as fairseq
         }
-    if variant.get("family") == "hubert" or not feature_layer_norm:
+    if variant.get("family") in ("hubert", "starhubert") or not feature_layer_norm:
         return options | {"model_type": "hubert", "feat_proj_layer_norm": feature_layer_norm}
     types = [
         model_type

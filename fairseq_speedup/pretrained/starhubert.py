@@ -16,6 +16,15 @@ FAMILY = "starhubert"
 WEIGHTS = "state_dict"
 PREFIX = "student_model."
 ENDINGS = (".yaml", ".yml")
+LARGEST = 1 << 16  # of a size
+SIZES = (
+    *("encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads"),
+    *("conv_pos", "conv_pos_groups", "pos_conv_depth"),
+)
+NEEDED = (
+    *SIZES,
+    *("conv_feature_layers", "extractor_mode", "conv_bias", "layer_norm_first", "activation_fn"),
+)
 
 
 def is_starhubert(state: dict) -> bool:
@@ -31,6 +40,7 @@ def read_starhubert(path: str, state: dict) -> Pretrained:
             its frames
     """
     options = _options(path)
+    _check_whole(path, options)
     _check_plain(path, options)
     cfg = as_wav2vec2(path, FAMILY, options, normalize=False)
     weights = {
@@ -55,12 +65,33 @@ def _options(path: str) -> dict:
         )
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(found[0]), resolve=False)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{found[0]} cannot be read: {error}") from None
     options = loaded.get("distiller") if isinstance(loaded, dict) else None
     if not isinstance(options, dict):
         raise CheckpointError(f"{found[0]} has no section distiller, with the sizes of {path}")
     return options
+
+
+def _check_whole(path: str, options: dict) -> None:
+    """Raises CheckpointError for fields without which fairseq's defaults would be taken, and for
+    sizes that cannot be."""
+    missing = [name for name in NEEDED if options.get(name) is None]
+    if missing:
+        raise CheckpointError(
+            f"{path}: the YAML file beside it has no {', '.join(missing)} under distiller"
+        )
+    for name in SIZES:
+        if type(options[name]) is not int or not 1 <= options[name] <= LARGEST:
+            raise CheckpointError(
+                f"{path}: {name} is {options[name]}; it must be a number from 1 to {LARGEST}"
+            )
+    for name in ("encoder_attention_heads", "conv_pos_groups"):
+        if options["encoder_embed_dim"] % options[name]:
+            raise CheckpointError(
+                f"{path}: {name} is {options[name]}; it must be a divisor of encoder_embed_dim="
+                f"{options['encoder_embed_dim']}"
+            )
 
 
 def _check_plain(path: str, options: dict) -> None:
