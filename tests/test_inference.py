@@ -195,6 +195,8 @@ def test_weights_in_fp32_are_packed_where_that_pays(name, threads, packs, monkey
     monkeypatch.setattr(linears, "cpu_has", lambda *names: name in names)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     linear = torch.nn.Linear(8, 6)
+    assert linears.Fp32Linear(linear).packed == (name == "avx512_f")
+    monkeypatch.setattr(linears, "LARGE", 48)
     made = linears.Fp32Linear(linear)
     assert made.packed == packs
     assert not linears.Bf16Linear(linear).packed
