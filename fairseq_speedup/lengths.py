@@ -60,6 +60,13 @@ def multiple_length(length, multiple: int):
     return (length + multiple - 1) // multiple * multiple
 
 
+def shared_length(length: int, finest: int, steps: int) -> int:
+    """``length`` rounded up, so that many lengths share it, to a multiple of the ``steps``-th part
+    of its octave, of ``finest`` at least."""
+    octave = 1 << max(0, length.bit_length() - 1)
+    return multiple_length(length, max(finest, octave // steps))
+
+
 def pooled_length(length, factor: int):
     """Windows of ``factor`` frames, the last one perhaps not full: ``ceil(length / factor)``."""
     return (length + factor - 1) // factor

@@ -6,7 +6,7 @@ from fairseq.modules.fp32_group_norm import Fp32GroupNorm
 from torch import nn
 
 from fairseq_speedup.inference.graphs import Graphs
-from fairseq_speedup.lengths import lengths_of, multiple_length, padding_mask_of
+from fairseq_speedup.lengths import lengths_of, padding_mask_of, shared_length
 
 LONGEST = 61 * 16000  # samples: beyond, kernels are long enough to hide what starting them costs
 FINEST = 16000 // 2  # samples that lengths are rounded up to a multiple of, at least
@@ -15,8 +15,7 @@ STEPS = 8  # in an octave of lengths: an eighth is computed for nothing, at most
 
 def rounded(num_samples: int) -> int:
     """A length that many lengths share: at most an eighth longer, or half a second."""
-    octave = 1 << (num_samples.bit_length() - 1)
-    return multiple_length(num_samples, max(FINEST, octave // STEPS))
+    return shared_length(num_samples, FINEST, STEPS)
 
 
 class CapturedPath:

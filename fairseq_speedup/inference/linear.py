@@ -6,15 +6,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq_speedup.inference_forms import LINEARS
-from fairseq_speedup.lengths import multiple_length
+from fairseq_speedup.lengths import shared_length
 
 LARGEST = 127  # of int8, symmetric
 ZERO_POINT = 128  # of uint8 activations
 LARGE = 1 << 20  # weights of a product
-FINEST_ROWS, ROW_STEPS = (
-    16,
-    16,
-)  # rows of a product are rounded up: to so many, or steps in an octave
+FINEST_ROWS = 16  # rows of a product are rounded up to a multiple of, at least
+ROW_STEPS = 16  # in an octave of rows
 
 
 def stacked(linears: list[nn.Linear]) -> nn.Linear:
@@ -73,8 +71,7 @@ def shared_rows(num_rows: int) -> int:
     """A number of rows that many numbers share, at most a sixteenth more, or 15: oneDNN compiles a
     kernel for each that it has not met lately, and an utterance of a new length would wait for one
     in every layer of another shape."""
-    octave = 1 << max(0, num_rows.bit_length() - 1)
-    return multiple_length(num_rows, max(FINEST_ROWS, octave // ROW_STEPS))
+    return shared_length(num_rows, FINEST_ROWS, ROW_STEPS)
 
 
 class InferenceLinear(nn.Module):

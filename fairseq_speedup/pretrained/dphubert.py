@@ -4,7 +4,12 @@ before they are fine-tuned, under the names that torchaudio has for wav2vec 2.0.
 import torch
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2, sort_weights
+from fairseq_speedup.pretrained.families import (
+    Pretrained,
+    as_wav2vec2,
+    begin_masks,
+    sort_weights,
+)
 
 HUBERT, WAVLM = "dphubert", "dpwavlm"
 WEIGHTS = "state_dict"
@@ -181,8 +186,7 @@ def _complete(path: str, weights: dict, cfg) -> None:
     """
     dim, num_heads = cfg.model.encoder_embed_dim, cfg.model.encoder_attention_heads
     variant, pruned = cfg.encoder_variant, cfg.encoder_variant.pruned
-    # it was trained without masks: those of fine-tuning begin as silence
-    weights.setdefault("mask_emb", torch.zeros(dim))
+    begin_masks(weights, cfg)
     for index, (heads, units) in enumerate(zip(pruned.heads, pruned.units, strict=True)):
         layer = f"encoder.layers.{index}"
         if not heads:

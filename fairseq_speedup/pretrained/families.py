@@ -180,6 +180,12 @@ def sort_weights(path: str, family: str, weights: dict) -> tuple[dict, list[str]
     return kept, dropped
 
 
+def begin_masks(weights: dict, cfg: DictConfig) -> None:
+    """An encoder that was trained without masks has no embedding of masked frames: those of
+    fine-tuning begin as silence."""
+    weights.setdefault("mask_emb", torch.zeros(cfg.model.encoder_embed_dim))
+
+
 def as_wav2vec2(path: str, family: str, given: dict, normalize: bool) -> DictConfig:
     """The config of fairseq's wav2vec 2.0 with the options ``given`` that it has.
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
@@ -12,6 +11,7 @@ from fairseq_speedup.pretrained.families import (
     RELATIVE_BIAS,
     Pretrained,
     as_wav2vec2,
+    begin_masks,
     family_of,
     rebuilt_config,
     sort_weights,
@@ -112,8 +112,7 @@ def _distilhubert(path: str, state: dict) -> Pretrained:
         raise CheckpointError(f"{path}: a student without transformer layers")
     cfg = as_wav2vec2(path, "distilhubert", options, normalize=False)
     kept, dropped = sort_weights(path, "distilhubert", weights)
-    # it was trained without masks: those of fine-tuning begin as silence
-    kept.setdefault("mask_emb", torch.zeros(cfg.model.encoder_embed_dim))
+    begin_masks(kept, cfg)
     return Pretrained("distilhubert", cfg, kept, dropped)
 
 

@@ -3,13 +3,17 @@ the YAML file of its training, which has the sizes."""
 
 from pathlib import Path
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2, sort_weights
+from fairseq_speedup.pretrained.families import (
+    Pretrained,
+    as_wav2vec2,
+    begin_masks,
+    sort_weights,
+)
 from fairseq_speedup.saved_configs import UnsafeConfigError, evaluate
 
 FAMILY = "starhubert"
@@ -49,8 +53,7 @@ def read_starhubert(path: str, state: dict) -> Pretrained:
         if name.startswith(PREFIX)  # the teacher's are there too
     }
     kept, dropped = sort_weights(path, FAMILY, weights)
-    # it may have been trained without masks: those of fine-tuning begin as silence
-    kept.setdefault("mask_emb", torch.zeros(cfg.model.encoder_embed_dim))
+    begin_masks(kept, cfg)
     return Pretrained(FAMILY, cfg, kept, dropped)
 
 
