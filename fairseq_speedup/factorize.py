@@ -216,6 +216,7 @@ def _state(model, cfg, task, made, share: float) -> dict:
     with open_dict(cfg):
         pretraining = cfg.model.w2v_args
         variant = dict(pretraining.get("encoder_variant") or {})
+        variant.pop("widths", None)  # of the model before
         ranks = [made.get(index, {}) for index in range(pretraining.model.encoder_layers)]
         variant["low_rank"] = {"share": round(share, 6), "ranks": ranks}
         pretraining.encoder_variant = variant

@@ -47,6 +47,7 @@ from fairseq_speedup.pretrained.finetuned import (
 from fairseq_speedup.pretrained.pretraining import form_of
 from fairseq_speedup.profiling.profile import Labels, random_model, stage_parameters
 from fairseq_speedup.pruning.sizes import pruned_of
+from fairseq_speedup.pruning.widths import widths_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.saved_configs import evaluate
 from fairseq_speedup.transformer.layer_removal import parse_keep_layers
@@ -249,6 +250,7 @@ def _architecture(pretraining) -> dict:
         "normalize": pretraining.task.normalize,
         "pruned": pruned_of(pretraining),
         "low_rank": low_rank_of(pretraining),
+        "widths": [[each.width, each.share] for each in widths_of(pretraining).values()],
     }
 
 
@@ -339,6 +341,7 @@ def _model_rows(report: dict) -> list[tuple[str, str]]:
         ),
         *([("pruned", _pruned(report["pruned"]))] if report["pruned"] else []),
         *([("low rank", _low_rank(report["low_rank"]))] if report["low_rank"] else []),
+        *([("widths", _widths(report["widths"]))] if report["widths"] else []),
         ("task.normalize", str(report["normalize"]).lower()),
         ("parameters", _by_stage(report["parameters"], report["parameters_by_stage"], "{:,}")),
     ]
@@ -367,6 +370,11 @@ def _pruned(pruned: dict) -> str:
     if units:
         parts.append(f"units {' '.join(map(str, units))}")
     return "; ".join(parts)
+
+
+def _widths(widths: list) -> str:
+    """Beside the whole."""
+    return ", ".join(f"{width:g} ({share:.3f} of its MACs)" for width, share in widths)
 
 
 def _low_rank(low_rank: dict) -> str:

@@ -16,7 +16,7 @@ from fairseq_speedup.from_audio import (
     log_probs,
     state_of,
 )
-from fairseq_speedup.importance.measure import TooLittleAudioError, add_gates, close, measure
+from fairseq_speedup.importance.measure import Seen, TooLittleAudioError, add_gates, close, measure
 from fairseq_speedup.importance.selection import TargetError
 from fairseq_speedup.low_rank.ranks import low_rank_of
 from fairseq_speedup.models.loading import load_finetuned
@@ -92,7 +92,7 @@ def _run_by_importance(args) -> None:
     pieces = [each.clone() for each in audio.pieces(model, cfg, task)]
     before = log_probs(model, pieces, "running the model")
     add_gates(model, args.parts, args.length_seconds)
-    seen = _measured(args.checkpoint, model, pieces, args.by)
+    seen = measured(args.checkpoint, model, pieces, args.by)
     try:
         close(model, seen, args.target)
     except TargetError as error:
@@ -127,7 +127,12 @@ def check_whole(path: str, model, parts: str) -> None:
         raise CheckpointError(f"{path} has no CNN to prune channels of: name heads or units")
 
 
-def _measured(path: str, model, pieces, by: str):
+def measured(path: str, model, pieces, by: str) -> dict[str, Seen]:
+    """Of each layer that reads what gates can close, by name, what was seen on the audio.
+
+    Args:
+        path: of the checkpoint, for messages
+    """
     try:
         shown = progress.bar(pieces, "measuring importance", unit=" pieces")
         return measure(model, shown, by)
@@ -158,10 +163,10 @@ def cut_and_told(path: str, model) -> list[str]:
     share = gates.share_once_cut()
     whole_macs, seconds = gates.macs.full, gates.num_samples / SAMPLE_RATE_HZ
     whole = _parameters(model, without="pruning.")
-    expected = _outputs(model)
+    expected = random_outputs(model)
     lines = _table(model)
     cut(model)
-    difference = _difference(_outputs(model), expected)
+    difference = relative_difference(random_outputs(model), expected)
     if not difference <= LIMIT:  # not a number either
         raise CheckpointError(
             f"{path} and what was cut out of it differ by {difference:.1e} of the "
@@ -220,7 +225,8 @@ def _parameters(model, without: str = "") -> int:
 
 
 @torch.no_grad()
-def _outputs(model) -> list[torch.Tensor]:
+def random_outputs(model) -> list[torch.Tensor]:
+    """Logits of random audio, the same every time."""
     generator = torch.Generator().manual_seed(1)
     outputs = []
     for length in LENGTHS:
@@ -230,7 +236,8 @@ def _outputs(model) -> list[torch.Tensor]:
     return outputs
 
 
-def _difference(found, expected) -> float:
+def relative_difference(found, expected) -> float:
+    """The largest of :func:`random_outputs`, over the largest logit."""
     return max(
         float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6))
         for ours, theirs in zip(found, expected, strict=True)

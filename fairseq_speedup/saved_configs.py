@@ -9,8 +9,9 @@ state a file may set as it likes, are made anew.
 import argparse
 import ast
 import re
+from typing import Any
 
-from omegaconf import Container, DictConfig, Node, OmegaConf
+from omegaconf import Container, Node, OmegaConf
 
 # What fairseq evaluates as Python. Its models' other such fields belong to text alone.
 EVALUATED_FIELDS = {
@@ -127,7 +128,7 @@ def _value(node):
     return ast.literal_eval(node)
 
 
-def encoder_variant(pretraining, field: str) -> dict | None:
+def encoder_variant(pretraining, field: str) -> Any:
     """What a pretraining's config says of its encoder under ``encoder_variant``, or None."""
     found = ((pretraining or {}).get("encoder_variant") or {}).get(field)
-    return OmegaConf.to_container(found) if isinstance(found, DictConfig) else found
+    return OmegaConf.to_container(found) if isinstance(found, Container) else found

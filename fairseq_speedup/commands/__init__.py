@@ -34,6 +34,7 @@ TASKS: dict[str, dict[str, str | None]] = {
     "Fine-tune a faster one": {
         "fairseq-hydra-train": "(fairseq's) Any reduction in one line of config.",
         "prune": None,
+        "widths": None,
         "spm": None,
         "convert": None,
     },

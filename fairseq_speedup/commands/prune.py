@@ -46,6 +46,18 @@ def add_arguments(parser) -> None:
         metavar="SHARE",
         help="of the model's MACs that is left, above 0 and below 1",
     )
+    add_importance(group, "--target counts MACs")
+    audio = parser.add_argument_group("audio that importance is measured on")
+    arguments.add_some_audio(audio)
+    arguments.add_cpu(audio)
+
+
+def add_importance(group, counts: str) -> None:
+    """How importance is measured, and of what.
+
+    Args:
+        counts: who counts MACs, for the help
+    """
     group.add_argument(
         "--by",
         default="taylor",
@@ -61,11 +73,8 @@ def add_arguments(parser) -> None:
         type=float,
         default=10,
         metavar="N",
-        help="of an utterance, at which --target counts MACs",
+        help=f"of an utterance, at which {counts}",
     )
-    audio = parser.add_argument_group("audio that importance is measured on")
-    arguments.add_some_audio(audio)
-    arguments.add_cpu(audio)
 
 
 def check(args) -> None:
@@ -85,6 +94,10 @@ def check(args) -> None:
         )
     if args.any_share:
         raise ValueError("--any-share is for gates that were learned, --target for a model without")
+    check_importance(args)
+
+
+def check_importance(args) -> None:
     names = [each.strip() for each in args.parts.split(",")]
     if not set(names) <= set(PARTS.split(",")):
         raise ValueError(

@@ -110,9 +110,9 @@ def _check_speeds(cfg: CtcInPlaceDistillationConfig, speeds) -> None:
     if speeds is None or not speeds.many:
         raise ValueError(
             "criterion._name=ctc_in_place_distillation needs a model of many speeds, of which the "
-            "slowest teaches the others: set model.downsample_factors, model.frame_pools or "
-            "model.depths (such as 'model.frame_pools=[1,2,3]'), or criterion._name="
-            "ctc_distillation, whose teacher is another model"
+            "slowest teaches the others: set model.downsample_factors, model.frame_pools, "
+            "model.depths or model.widths (such as 'model.frame_pools=[1,2,3]'), or "
+            "criterion._name=ctc_distillation, whose teacher is another model"
         )
     reduced = [speed for speed in speeds.reduced if not (cfg.sandwich and speed == speeds.fastest)]
     least = 0 if cfg.sandwich else 1

@@ -14,6 +14,7 @@ from fairseq_speedup.importance.scores import SCORES
 from fairseq_speedup.importance.selection import Selection
 from fairseq_speedup.low_rank.outputs import OutputStatistics
 from fairseq_speedup.pruning.gates import PruningGates
+from fairseq_speedup.pruning.hard_concrete import HardConcrete
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 NEARLY_ALL = 0.999999  # a target that any model keeps with a gate closed
@@ -89,6 +90,16 @@ def _check_enough(name: str, reader: Reader, seconds: float) -> None:
         )
 
 
+def scores_of(model, seen: dict[str, Seen]) -> dict[HardConcrete, torch.Tensor]:
+    """(size,) of each of a model's gates.
+
+    Args:
+        seen: of :func:`measure`
+    """
+    readers = Readers(model.w2v_encoder).by_name
+    return {reader.gate: seen[name].score for name, reader in readers.items()}
+
+
 def close(model, seen: dict[str, Seen], target: float) -> None:
     """Closes the gates of the parts that are worth least per MAC, in place, until ``target`` of the
     MACs is left; what stays takes over what it can of the work of what goes.
@@ -102,8 +113,7 @@ def close(model, seen: dict[str, Seen], target: float) -> None:
     encoder = model.w2v_encoder
     readers = Readers(encoder).by_name
     encoder.pruning.prune_target = target
-    scores = {reader.gate: seen[name].score for name, reader in readers.items()}
-    chosen = Selection(encoder.pruning, scores)
+    chosen = Selection(encoder.pruning, scores_of(model, seen))
     if any(isinstance(reader.layer, nn.Conv1d) for reader in readers.values()):
         _give_biases(encoder.w2v_model.feature_extractor)
     for name, reader in readers.items():

@@ -11,7 +11,7 @@ from fairseq_speedup.frontend import FrontEndConfig, check_front_end
 from fairseq_speedup.heads import HeadConfig, check_head
 from fairseq_speedup.inference_forms import LINEARS
 from fairseq_speedup.models.speeds import SpeedsConfig
-from fairseq_speedup.pruning import PruningConfig, check_pruning
+from fairseq_speedup.pruning import PruningConfig, WidthsConfig, check_pruning, check_widths
 from fairseq_speedup.transformer.layer_removal import LayerRemovalConfig
 from fairseq_speedup.transformer.stages import STAGES
 from fairseq_speedup.waveform import WaveformReductionConfig
@@ -62,6 +62,7 @@ def check_inference_form(cfg: InferenceFormConfig) -> None:
 class SpeedupCtcConfig(
     InferenceFormConfig,
     SpeedsConfig,
+    WidthsConfig,
     PruningConfig,
     PaddingConfig,
     HeadConfig,
@@ -85,6 +86,7 @@ def check_options(cfg: SpeedupCtcConfig) -> None:
         check_head,
         *(stage.check for stage in STAGES),
         check_pruning,
+        check_widths,
     ):
         check(cfg)
     pools = [cfg.frame_pool, *cfg.frame_pools]

@@ -37,6 +37,7 @@ class Speed:
     factor: float
     frame_pool: int
     depth: int
+    width: float = 1.0
 
 
 class Speeds:
@@ -51,6 +52,7 @@ class Speeds:
     def __init__(self, cfg):
         self.factors = _choices(cfg, "downsample_factors", "downsample_factor", 1)
         self.frame_pools = _choices(cfg, "frame_pools", "frame_pool", 1)
+        self.widths = list(cfg.widths) or [cfg.width]  # checked by check_widths
         self.depths: list[int] = []
         self.default = Speed(cfg.downsample_factor, cfg.frame_pool, 0)  # depth: set_depths
 
@@ -78,29 +80,31 @@ class Speeds:
 
     @property
     def many(self) -> bool:
-        return max(len(self.factors), len(self.frame_pools), len(self.depths)) > 1
+        return max(map(len, self._choices)) > 1
+
+    @property
+    def _choices(self) -> tuple[list, ...]:
+        return self.factors, self.frame_pools, self.depths, self.widths
 
     def drawn(self, num_updates: int) -> Speed:
         """The speed of an update: uniform, independent, and the same on every worker and in a
         resumed run."""
         dice = random.Random(f"speed of update {num_updates}")
-        return Speed(
-            dice.choice(self.factors), dice.choice(self.frame_pools), dice.choice(self.depths)
-        )
+        return Speed(*map(dice.choice, self._choices))
 
     @property
     def whole(self) -> Speed:
         """The slowest."""
-        return Speed(min(self.factors), min(self.frame_pools), max(self.depths))
+        return Speed(min(self.factors), min(self.frame_pools), max(self.depths), max(self.widths))
 
     @property
     def fastest(self) -> Speed:
-        return Speed(max(self.factors), max(self.frame_pools), min(self.depths))
+        return Speed(max(self.factors), max(self.frame_pools), min(self.depths), min(self.widths))
 
     @property
     def reduced(self) -> list[Speed]:
         """All but the whole model."""
-        every = itertools.product(self.factors, self.frame_pools, self.depths)
+        every = itertools.product(*self._choices)
         return [speed for speed in itertools.starmap(Speed, every) if speed != self.whole]
 
     def drawn_reduced(self, num_updates: int, count: int, with_fastest: bool) -> list[Speed]:
@@ -117,6 +121,7 @@ class Speeds:
             ("factor", self.factors, speed.factor),
             ("pool", self.frame_pools, speed.frame_pool),
             ("depth", self.depths, speed.depth),
+            ("width", self.widths, speed.width),
         ]
         return "_".join(f"{name}_{each:g}" for name, choices, each in parts if len(choices) > 1)
 

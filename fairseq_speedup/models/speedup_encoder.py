@@ -29,6 +29,7 @@ from fairseq_speedup.pretrained import (
     read_pretrained,
 )
 from fairseq_speedup.pruning.gates import build_pruning
+from fairseq_speedup.pruning.widths import Width, build_widths, narrow, narrow_weights
 from fairseq_speedup.transformer.conformer import mask_convolutions
 from fairseq_speedup.transformer.early_exit import EarlyExit
 from fairseq_speedup.transformer.frame_batch import FrameBatch
@@ -56,6 +57,7 @@ class SpeedupEncoder(Wav2VecEncoder):
     """
 
     proj: nn.Module  # the head, fairseq's linear one or another
+    narrowed: Width | None = None  # what is left of the parts that a checkpoint may have
 
     def __init__(self, cfg: SpeedupCtcConfig, labels: list[str]):
         """
@@ -69,11 +71,16 @@ class SpeedupEncoder(Wav2VecEncoder):
         if cfg.w2v_args is None:
             pretrained = read_pretrained(cfg)
             cfg.w2v_args = pretrained.cfg
+        narrowed = narrow(cfg)
         keep_layer_type(cfg)
         super().__init__(cfg, num_labels)
+        self.narrowed = narrowed
         adapt(self.w2v_model, cfg.w2v_args)
         mask_short_utterances(self.w2v_model)
         if pretrained is not None and not cfg.no_pretrained_weights:
+            if narrowed is not None:
+                num_heads = cfg.w2v_args.model.encoder_attention_heads
+                narrow_weights(pretrained.weights, narrowed, num_heads)
             self._load_pretrained(pretrained, cfg)
         # Cropping to a multiple serves pretraining on TPUs and would cut frames from utterances.
         self.w2v_model.crop_seq_to_multiple = 1
@@ -116,6 +123,7 @@ class SpeedupEncoder(Wav2VecEncoder):
             num_layers=len(self.kept_layers),
             masked=cfg.padding == "masked",
         )
+        self.widths = build_widths(self, cfg)
         self.switch(self.speeds.default)
         self.pruning = build_pruning(self, cfg)
         self.captured = None  # how a GPU's inference form runs the path, see CapturedPath
@@ -269,6 +277,8 @@ class SpeedupEncoder(Wav2VecEncoder):
         self.frame_reduction.switch(speed.frame_pool)
         if len(self.speeds.depths) > 1:
             self.w2v_model.encoder.layers.depth = speed.depth
+        if self.widths is not None:
+            self.widths.switch(speed.width)
 
     def frame_lengths(self, num_samples):
         """Frames of the front-end for utterances of ``num_samples``."""
@@ -363,16 +373,17 @@ class SpeedupEncoder(Wav2VecEncoder):
         return {"at_speeds": outputs}
 
     def _at_speeds(self, speeds, source, num_samples, corpus_key) -> list[dict]:
-        """What each speed gives. Those of one factor share what the front-end gives, its dropout
-        and masks among it."""
+        """What each speed gives. Those of one factor and width share what the front-end gives, its
+        dropout and masks among it."""
         outputs, shared = [], {}
         for speed in speeds:
             self.switch(speed)
-            if speed.factor not in shared:
+            heard = (speed.factor, speed.width)
+            if heard not in shared:
                 waveform, lengths = self._shortened(source, num_samples)
                 with self._frozen():
-                    shared[speed.factor] = self.frames(waveform, lengths)
-            frames, lengths, padding_mask = shared[speed.factor]
+                    shared[heard] = self.frames(waveform, lengths)
+            frames, lengths, padding_mask = shared[heard]
             output = self._output(frames, lengths, padding_mask, corpus_key)
             num_logits = frames.size(1) * self.logit_upsample
             check_length(output["encoder_out"], num_logits, source.size(1))

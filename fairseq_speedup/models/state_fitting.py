@@ -4,6 +4,7 @@ import logging
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.pruning.gates import fit_gates
+from fairseq_speedup.pruning.widths import narrow_weights
 from fairseq_speedup.transformer.layer_removal import KeptLayers, drop_removed_layers
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ def fit_state(state_dict: dict, model) -> None:
     """Leaves out what the model lacks, and begins what the checkpoint lacks where that has a
     meaning without training; in place.
 
+    - parts that the model's width lacks are left out
     - layers that are removed are left out; if the last that is kept has an exit in the
       checkpoint, the head of that exit becomes the model's
     - exit heads that are not wanted are left out; one that is missing begins as the last head
@@ -38,6 +40,7 @@ def fit_state(state_dict: dict, model) -> None:
             that decides
     """
     encoder = model.w2v_encoder
+    _narrow(state_dict, model)
     _take_head_of_last_layer(state_dict, encoder)
     if isinstance(encoder.w2v_model.encoder.layers, KeptLayers):
         prefix = f"{PREFIX}w2v_model.encoder.layers."
@@ -48,6 +51,18 @@ def fit_state(state_dict: dict, model) -> None:
     _fit_frame_reduction(state_dict, ours)
     fit_gates(state_dict, ours, f"{PREFIX}pruning.")
     _check(state_dict, ours)
+
+
+def _narrow(state_dict: dict, model) -> None:
+    """Of weights of a whole model, those of the width that was chosen."""
+    encoder = model.w2v_encoder
+    if encoder.narrowed is None:
+        return
+    ours, prefix = model.state_dict(), f"{PREFIX}w2v_model."
+    theirs = {name: weight for name, weight in state_dict.items() if name.startswith(prefix)}
+    if any(name in ours and ours[name].shape != theirs[name].shape for name in theirs):
+        num_heads = model.cfg.w2v_args.model.encoder_attention_heads
+        narrow_weights(state_dict, encoder.narrowed, num_heads, prefix)
 
 
 def _take_head_of_last_layer(state_dict: dict, encoder) -> None:

@@ -11,7 +11,7 @@ PRUNE_TARGETS = (0.9, 0.8, 0.7)  # shares of the MACs, mild first
 # shares of the variance that linear layers keep, of attention and of the feed-forward
 ENERGIES = ((0.99, 0.999), (0.99, 0.99), (0.98, 0.98), (0.97, 0.97))
 # options that say what there is to make smaller; the others are of how it runs
-OF_STRUCTURE = ("keep_layers", "exit_layers", "downsample_factor", "frame_pool")
+OF_STRUCTURE = ("keep_layers", "exit_layers", "downsample_factor", "frame_pool", "width")
 MERGE_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2)
 EXIT_THRESHOLDS = {"entropy": (0.005, 0.02, 0.05, 0.1, 0.2)}  # nats, mild first
 BATCH_SIZES = (4, 16)
@@ -198,7 +198,7 @@ def cut_at_exits(candidate: Candidate, subject: Subject) -> list[Candidate]:
 
 def pruning(candidate: Candidate, subject: Subject) -> list[Candidate]:
     """Less and less of the parts that matter least, by importance on some audio."""
-    if not subject.can_prune:
+    if not subject.can_prune or "width" in candidate.overrides:  # nothing is cut twice
         return []
     return [replace(candidate, pruned=target) for target in PRUNE_TARGETS]
 
@@ -232,8 +232,12 @@ def speeds(candidate: Candidate, subject: Subject) -> list[Candidate]:
     """The other speeds of a model of many."""
     found = []
     for name, (values, chosen) in subject.many.items():
+        if name == "width" and candidate.is_made:  # of one width
+            continue
         if name == "keep_layers":
             faster = [str(each) for each in sorted(values, reverse=True) if each < chosen]
+        elif name == "width":
+            faster = sorted((each for each in values if each < chosen), reverse=True)
         else:
             faster = sorted(each for each in values if each > chosen)
         found += [candidate.with_overrides(**{name: each}) for each in faster]

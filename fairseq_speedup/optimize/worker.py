@@ -31,6 +31,7 @@ from fairseq_speedup.optimize.setup import Setup
 from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.compute import ComputeMeter, macs_report
 from fairseq_speedup.pruning.gates import can_be_pruned
+from fairseq_speedup.pruning.widths import WHOLE, widths_of
 from fairseq_speedup.refusals import reason
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask
 
@@ -109,7 +110,7 @@ class Worker:
             exits=encoder.exit_layers,
             can_merge=model.cfg.merge_ratio == 0 and len(encoder.kept_layers) > 1,
             can_prune=can_be_pruned(model),
-            many=_many(encoder),
+            many=_many(encoder, model.cfg.w2v_args),
             padding_gets_in=gets_in,
             forms=_forms(self.setup.device),
             engines=[] if self.use_cuda else _engines(),
@@ -309,8 +310,12 @@ def batches_of(indices, num_samples, most_utterances: int, most_samples: float =
     return [*batches, batch] if batch else batches
 
 
-def _many(encoder: SpeedupEncoder) -> dict:
-    """Options of a model of many speeds, by name the values and the one that is chosen."""
+def _many(encoder: SpeedupEncoder, pretraining) -> dict:
+    """Options of a model of many speeds, by name the values and the one that is chosen.
+
+    Args:
+        pretraining: the config of the encoder's
+    """
     speeds = encoder.speeds
     found = {}
     if len(speeds.factors) > 1:
@@ -319,6 +324,9 @@ def _many(encoder: SpeedupEncoder) -> dict:
         found["frame_pool"] = (list(speeds.frame_pools), speeds.default.frame_pool)
     if len(speeds.depths) > 1:
         found["keep_layers"] = (list(speeds.depths), speeds.default.depth)
+    widths = widths_of(pretraining)
+    if widths:
+        found["width"] = ([WHOLE, *widths], WHOLE)
     return found
 
 

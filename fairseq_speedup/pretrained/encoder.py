@@ -35,7 +35,7 @@ def adapt(w2v_model, pretraining: DictConfig) -> None:
         use_relative_positions(w2v_model.encoder, **positions)
     pruned = pruned_of(pretraining)
     if pruned is not None:
-        shrink(w2v_model.encoder, pruned)
+        shrink(w2v_model, pruned)
     low_rank = low_rank_of(pretraining)
     if low_rank is not None:
         lower_ranks(w2v_model.encoder, low_rank)

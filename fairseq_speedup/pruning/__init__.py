@@ -2,5 +2,6 @@
 fine-tuning, then what they close is cut out."""
 
 from fairseq_speedup.pruning.config import PruningConfig, check_pruning
+from fairseq_speedup.pruning.widths import WidthsConfig, check_widths
 
-__all__ = ["PruningConfig", "check_pruning"]
+__all__ = ["PruningConfig", "WidthsConfig", "check_pruning", "check_widths"]

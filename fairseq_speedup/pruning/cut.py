@@ -10,7 +10,7 @@ from torch import nn
 
 from fairseq_speedup.frontend import CnnFrontEnd
 from fairseq_speedup.pruning.config import PruningConfig
-from fairseq_speedup.pruning.sizes import keep_heads, keep_units, linear
+from fairseq_speedup.pruning.sizes import expects_projection, keep_heads, keep_units, linear
 
 
 @torch.no_grad()
@@ -49,6 +49,8 @@ def _say_sizes(model, share: float, heads: dict, units: dict, num_heads: int) ->
         pretraining = OmegaConf.create(OmegaConf.to_container(cfg.w2v_args, enum_to_str=True))
         sizes = pretraining.model
         if encoder.cnn is not None:
+            if expects_projection(sizes, encoder.cnn.conv_layers[-1][0]):
+                pruned["projected"] = True
             layers = ", ".join(str(tuple(layer)) for layer in encoder.cnn.conv_layers)
             sizes.conv_feature_layers = f"[{layers}]"
             blocks = encoder.w2v_model.feature_extractor.conv_layers
@@ -61,8 +63,9 @@ def _say_sizes(model, share: float, heads: dict, units: dict, num_heads: int) ->
         elif units:
             sizes.encoder_ffn_embed_dim = units[kept[0]]
         with open_dict(pretraining):
-            pretraining.encoder_variant = {**(pretraining.get("encoder_variant") or {})}
-            pretraining.encoder_variant.pruned = pruned
+            variant = {**(pretraining.get("encoder_variant") or {})}
+            variant.pop("widths", None)  # of the model before
+            pretraining.encoder_variant = {**variant, "pruned": pruned}
         cfg.w2v_args = pretraining
         for option in fields(PruningConfig):
             if option.name in cfg and option.name != "_name":

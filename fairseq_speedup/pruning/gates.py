@@ -7,14 +7,12 @@ import torch
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from torch import nn
 
-from fairseq_speedup.pruning.attention import SomeHeads
 from fairseq_speedup.pruning.config import PruningConfig, parse_parts
-from fairseq_speedup.pruning.gated import GatedConv1d, GatedLinear, OpenLayerNorm
 from fairseq_speedup.pruning.hard_concrete import HardConcrete, faster
 from fairseq_speedup.pruning.macs import PrunableMacs
+from fairseq_speedup.pruning.placing import place_gates
 from fairseq_speedup.pruning.sizes import pruned_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
-from fairseq_speedup.transformer.relative_attention import RelativeAttention
 
 MEET_STEPS = 40  # tried of the logits' last unit
 
@@ -93,37 +91,16 @@ class PruningGates(nn.Module):
             )
 
     def place(self, encoder) -> None:
-        """Puts gates into the layers that follow what they close: a channel of the CNN is scaled
-        where the next convolution, or the projection, reads it."""
+        """Puts the gates into the layers that follow what they close."""
         w2v_model = encoder.w2v_model
-        if self.channels:
-            if w2v_model.feature_grad_mult <= 0:
-                w2v_model.feature_grad_mult = 1.0  # through the CNN, to its gates
-                w2v_model.feature_extractor.requires_grad_(False)
-                logger.warning(
-                    "channels of a CNN are pruned that feature_grad_mult=0 keeps as it is: it "
-                    "cannot adapt to what it loses; feature_grad_mult=1 trains it"
-                )
-            blocks = w2v_model.feature_extractor.conv_layers
-            for position, gate in _items(self.channels):
-                block = blocks[position]
-                if isinstance(block[2], nn.Sequential):  # layer norm between two transposes
-                    block[2][1] = OpenLayerNorm.of(block[2][1], gate)
-                if position + 1 < len(blocks):
-                    blocks[position + 1][0] = GatedConv1d.of(blocks[position + 1][0], gate)
-                    continue
-                if isinstance(w2v_model.layer_norm, nn.LayerNorm):
-                    w2v_model.layer_norm = OpenLayerNorm.of(w2v_model.layer_norm, gate)
-                w2v_model.post_extract_proj = GatedLinear.of(w2v_model.post_extract_proj, gate)
-        for index, layer in zip(encoder.kept_layers, w2v_model.encoder.layers, strict=True):
-            if str(index) in self.heads:
-                if not isinstance(layer.self_attn, RelativeAttention):
-                    layer.self_attn = SomeHeads(layer.self_attn)
-                attention = layer.self_attn
-                gate, dim = self.heads[str(index)], attention.head_dim
-                attention.out_proj = GatedLinear.of(attention.out_proj, gate, dim)
-            if str(index) in self.units:
-                layer.fc2 = GatedLinear.of(layer.fc2, self.units[str(index)])
+        if self.channels and w2v_model.feature_grad_mult <= 0:
+            w2v_model.feature_grad_mult = 1.0  # through the CNN, to its gates
+            w2v_model.feature_extractor.requires_grad_(False)
+            logger.warning(
+                "channels of a CNN are pruned that feature_grad_mult=0 keeps as it is: it "
+                "cannot adapt to what it loses; feature_grad_mult=1 trains it"
+            )
+        place_gates(encoder, *(dict(_items(of)) for of in (self.channels, self.heads, self.units)))
 
     def all(self) -> list[HardConcrete]:
         return [*self.channels.values(), *self.heads.values(), *self.units.values()]

@@ -3,7 +3,9 @@
 
 - ``share``, of the MACs that it had, where that is known,
 - ``heads``, for each layer the indices of those kept, where any is missing in any layer,
-- ``units``, for each layer their number, where it is not one for all.
+- ``units``, for each layer their number, where it is not one for all,
+- ``projected``, where the CNN is left with as many channels as the transformer's frames have, for
+  which fairseq makes no projection: there was one, and is.
 
 The CNN's are in ``conv_feature_layers``, and ``encoder_ffn_embed_dim`` is the number of units where
 that is one for all.
@@ -15,7 +17,7 @@ from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.pruning.attention import SomeHeads, SomeRelativeHeads
-from fairseq_speedup.saved_configs import encoder_variant
+from fairseq_speedup.saved_configs import encoder_variant, evaluate
 from fairseq_speedup.transformer.relative_attention import RelativeAttention
 
 FIELD = "encoder_variant.pruned"
@@ -26,14 +28,26 @@ def pruned_of(pretraining) -> dict | None:
     return encoder_variant(pretraining, "pruned")
 
 
-def shrink(transformer, pruned) -> None:
-    """Gives fairseq's transformer layers of the sizes ``pruned``, with weights of no meaning, in
-    place.
+def expects_projection(model, num_channels: int) -> bool:
+    """Whether fairseq would leave out the projection of a pretrained model that has one, once its
+    CNN has ``num_channels``.
+
+    Args:
+        model: options of the pretrained model, with its CNN as it was
+    """
+    was = evaluate(model.conv_feature_layers, "conv_feature_layers")[-1][0]
+    return num_channels == model.encoder_embed_dim != was
+
+
+def shrink(w2v_model, pruned) -> None:
+    """Gives fairseq's encoder layers of the sizes ``pruned``, with weights of no meaning, in place.
 
     Raises:
         CheckpointError: sizes that it cannot have
     """
-    layers = transformer.layers
+    if pruned.get("projected") and w2v_model.post_extract_proj is None:
+        w2v_model.post_extract_proj = linear(w2v_model.embed, w2v_model.encoder.embedding_dim)
+    layers = w2v_model.encoder.layers
     heads, units = pruned.get("heads"), pruned.get("units")
     for position, layer in enumerate(layers):
         if heads is not None:

@@ -181,6 +181,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         if not from_checkpoint:
             forget_earlier_training()
             self._check_start()
+        elif model_cfg.get("widths"):  # of training; once loaded, a model has one
+            model_cfg.widths = []
         model = super().build_model(model_cfg, from_checkpoint)
         if isinstance(model, ExportedCtc):
             self.lengths = ExportedLengths(model.session.metadata)
@@ -188,6 +190,9 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             return model
         if not hasattr(model, "w2v_encoder"):
             raise _other_kind(model_cfg)
+        if getattr(model.w2v_encoder, "narrowed", None) is not None:
+            # with w2v_args, which fairseq takes from the model into the checkpoint
+            model_cfg.width, model_cfg.widths = model.cfg.width, model.cfg.widths
         self.lengths = model_lengths(model)
         self.has_exits = getattr(model.w2v_encoder, "exit", None) is not None
         self.has_gates = getattr(model.w2v_encoder, "pruning", None) is not None
