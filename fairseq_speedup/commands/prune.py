@@ -12,8 +12,9 @@ values of the others are multiplied into the weights.
 
 With --target CHECKPOINT is any that was fine-tuned, and nothing was trained for this: how important
 each part is, is measured on some minutes of audio, without labels; what matters least per MAC goes,
-until the target is kept, and those that stay take over what they can. It costs words; training on,
-with the whole model as teacher, wins some back.
+until the target is kept, and those that stay take over what they can. With --layers whole layers
+go, those that change what they are given least. It costs words; training on, with the whole model
+as teacher, wins some back.
 
 The result is compared on random audio with the model whose gates are closed, and written if it
 gives the same: a plain smaller model, that decodes, exports and is a model.w2v_path to train on.
@@ -47,6 +48,13 @@ def add_arguments(parser) -> None:
         help="of the model's MACs that is left, above 0 and below 1",
     )
     add_importance(group, "--target counts MACs")
+    group.add_argument(
+        "--layers",
+        type=int,
+        metavar="N",
+        help="in place of --target: layers that stay; one after another that goes which changes "
+        "its input least, and neither the first, the last nor one with an exit",
+    )
     audio = parser.add_argument_group("audio that importance is measured on")
     arguments.add_some_audio(audio)
     arguments.add_cpu(audio)
@@ -80,11 +88,22 @@ def add_importance(group, counts: str) -> None:
 def check(args) -> None:
     arguments.check_checkpoint(args.checkpoint)
     arguments.check_free(args.output, args.overwrite)
+    if args.layers is not None:
+        if args.target is not None:
+            raise ValueError(
+                "--layers leaves out layers, --target parts of them: give one, then the other on "
+                "what it wrote"
+            )
+        if args.layers < 1:
+            raise ValueError(f"--layers {args.layers} is out of range; it must be 1 or more")
+        _check_no_gates(args, "--layers")
+        check_importance(args)
+        return
     if args.target is None:
         if args.audio or args.data:
             raise ValueError(
                 "--audio and --data are to measure importance on: give --target too, the share of "
-                "the MACs that is left"
+                "the MACs that is left, or --layers"
             )
         return
     if not 0 < args.target < 1:
@@ -92,9 +111,15 @@ def check(args) -> None:
             f"--target {args.target} is out of range; it must be above 0 and below 1, a share of "
             "the model's MACs"
         )
-    if args.any_share:
-        raise ValueError("--any-share is for gates that were learned, --target for a model without")
+    _check_no_gates(args, "--target")
     check_importance(args)
+
+
+def _check_no_gates(args, option: str) -> None:
+    if args.any_share:
+        raise ValueError(
+            f"--any-share is for gates that were learned, {option} for a model without"
+        )
 
 
 def check_importance(args) -> None:
@@ -113,6 +138,11 @@ def check_importance(args) -> None:
 
 
 def run(args) -> None:
+    if args.layers is not None:
+        from fairseq_speedup import leave_out_layers
+
+        leave_out_layers.run(args)
+        return
     from fairseq_speedup import prune
 
     prune.run(args)

@@ -21,6 +21,7 @@ from fairseq_speedup.data.utterances import Labelled, Recordings
 from fairseq_speedup.decoding.generator import Encoded, batch_of, encode
 from fairseq_speedup.decoding.run import padding_gets_in
 from fairseq_speedup.factorize import can_have_low_ranks
+from fairseq_speedup.importance.layers import influence_of_layers
 from fairseq_speedup.inference.form import check_device
 from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16
 from fairseq_speedup.models.loading import load_finetuned
@@ -119,28 +120,11 @@ class Worker:
             can_lower_ranks=can_have_low_ranks(model),
         )
 
-    @torch.no_grad()
     def influence(self, indices: list[int]) -> dict[int, float]:
-        """How much each layer changes its input: 1 less the mean cosine similarity of its frames
-        before and after it (arXiv 2409.16302)."""
+        """How much each layer changes its input, of these utterances."""
         model, _, _ = self._load_checkpoint(Candidate())
-        model.eval()
-        layers = model.w2v_encoder.w2v_model.encoder.layers
-        kept = getattr(model.w2v_encoder, "kept_layers", range(len(layers)))
-        changed: dict[int, list[float]] = {index: [] for index in kept}
-
-        def watch(index):
-            def hook(layer, args, output):
-                similarity = torch.cosine_similarity(args[0].float(), output[0].float(), dim=-1)
-                changed[index].append(1 - similarity.mean().item())
-
-            return hook
-
-        for index, layer in zip(kept, layers, strict=True):
-            layer.register_forward_hook(watch(index))
-        for index in indices:
-            model(**batch_of([self.utterances.waveform(index)]))
-        return {index: float(np.mean(values)) for index, values in changed.items() if values}
+        waveforms = (self.utterances.waveform(index) for index in indices)
+        return influence_of_layers(model.eval(), waveforms)
 
     def make(self, candidate: Candidate) -> bool:
         """Makes a candidate's checkpoint; whether it was not there."""

@@ -71,11 +71,12 @@ def _say_sizes(model, share: float, heads: dict, units: dict, num_heads: int) ->
             if option.name in cfg and option.name != "_name":
                 cfg[option.name] = option.default
         if kept != list(range(len(kept))):
-            _renumber_options(cfg, encoder)
+            renumber_options(cfg, encoder)
 
 
-def _renumber_options(cfg, encoder) -> None:
-    """Those that name layers, by the places of those that are left."""
+def renumber_options(cfg, encoder) -> None:
+    """Makes the options of a config that name layers name the places of those that are left, in
+    place."""
     place = {index: position for position, index in enumerate(encoder.kept_layers)}
     cfg.keep_layers = "all"
     for stage in encoder.stages:
