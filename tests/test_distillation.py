@@ -339,3 +339,14 @@ def test_a_teacher_that_is_not_fine_tuned_ends_training_in_words(tmp_path, corpu
     done = train(tmp_path, corpus, pretrained, *options, check=False)
     assert done.returncode
     assert "tiny.pt holds a wav2vec2 model; it must be fine-tuned" in done.stdout + done.stderr
+
+
+def test_a_teacher_of_another_width_is_refused_before_training(tmp_path, corpus, pretrained):
+    dictionary = Dictionary.load(str(corpus / "dict.ltr.txt"))
+    path = str(write_finetuned(tmp_path / "full.pt", pretrained, dictionary))
+    task = task_of(corpus)
+    task.frame_dim = 7
+    cfg = {"teacher_path": path, "sentence_avg": True, "post_process": None}
+    with pytest.raises(ValueError, match="as wide as the model's 7; those"):
+        CtcDistillationCriterion(CtcDistillationConfig(**cfg), task)
+    CtcDistillationCriterion(CtcDistillationConfig(**cfg, distillation_target="posteriors"), task)

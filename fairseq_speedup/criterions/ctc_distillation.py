@@ -10,6 +10,7 @@ from fairseq.criterions import register_criterion
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.criterions.ctc_exits import CtcExitsCriterion, unwrapped
 from fairseq_speedup.criterions.distillation import (
+    TARGETS,
     DistillationConfig,
     DistillationCriterion,
     HeadFrames,
@@ -44,6 +45,8 @@ class CtcDistillationCriterion(DistillationCriterion):
         super().__init__(cfg, task)
         # in a tuple: no parameters of the criterion, which fairseq would train and save
         self.teacher = (_load_teacher(cfg.teacher_path, task),)
+        if TARGETS.lookup(cfg.distillation_target).of_one_width:
+            _check_width(cfg, self.teacher[0], task)
 
     def forward(self, model, sample, reduce=True, **kwargs):
         if not model.training:
@@ -71,6 +74,17 @@ class CtcDistillationCriterion(DistillationCriterion):
     def reduce_metrics(logging_outputs) -> None:
         CtcExitsCriterion.reduce_metrics(logging_outputs)
         log_distance(logging_outputs, "loss_teacher", "teacher_frames")
+
+
+def _check_width(cfg: CtcDistillationConfig, teacher, task) -> None:
+    """Raises ValueError for a teacher whose frames are of another width than the model's."""
+    ours, theirs = task.frame_dim, teacher.w2v_encoder.w2v_model.encoder.embedding_dim
+    if ours is not None and ours != theirs:
+        raise ValueError(
+            f"criterion.distillation_target={cfg.distillation_target} needs a teacher whose frames "
+            f"are as wide as the model's {ours}; those of criterion.teacher_path="
+            f"{cfg.teacher_path} have {theirs}: give +criterion.distillation_target=posteriors"
+        )
 
 
 def _load_teacher(path: str, task):

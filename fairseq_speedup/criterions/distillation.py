@@ -26,10 +26,12 @@ class Target(NamedTuple):
     Args:
         distance: of a model's HeadFrames from the teacher's, summed over valid frames
         weight: of it beside CTC, by default
+        of_one_width: the teacher's frames must be as wide as the model's
     """
 
     distance: Callable[["HeadFrames", "HeadFrames"], torch.Tensor]
     weight: float
+    of_one_width: bool = False
 
 
 @dataclass
@@ -61,7 +63,8 @@ class DistillationCriterion(CtcExitsCriterion):
 
     def __init__(self, cfg: DistillationConfig, task):
         super().__init__(cfg, task)
-        self.distance, weight = TARGETS.lookup(cfg.distillation_target)
+        target = TARGETS.lookup(cfg.distillation_target)
+        self.distance, weight = target.distance, target.weight
         if cfg.distillation_weight is not None:
             weight = cfg.distillation_weight
         if not 0 < weight < math.inf:
@@ -118,12 +121,6 @@ def posterior_distance(ours: HeadFrames, teacher: HeadFrames) -> torch.Tensor:
 def hidden_distance(ours: HeadFrames, teacher: HeadFrames) -> torch.Tensor:
     """L1 distance plus one minus cosine similarity of hidden states, the teacher's averaged over a
     stretch, summed over valid frames."""
-    if ours.hidden.size(2) != teacher.hidden.size(2):
-        raise ValueError(
-            f"criterion.distillation_target=hidden needs hidden states of one width; the model has "
-            f"{ours.hidden.size(2)} and the teacher {teacher.hidden.size(2)}: give "
-            "+criterion.distillation_target=posteriors"
-        )
     lengths = ours.hidden_lengths
     windows, valid = matching_frames(lengths, teacher.hidden_lengths, ours.hidden.size(0))
     weights = valid.float() / valid.sum(dim=2, keepdim=True).clamp(min=1)
@@ -134,7 +131,7 @@ def hidden_distance(ours: HeadFrames, teacher: HeadFrames) -> torch.Tensor:
 
 
 TARGETS.register("posteriors")(Target(posterior_distance, weight=0.1))
-TARGETS.register("hidden")(Target(hidden_distance, weight=1))
+TARGETS.register("hidden")(Target(hidden_distance, weight=1, of_one_width=True))
 
 
 def matching_frames(lengths, teacher_lengths, num_frames: int):

@@ -101,6 +101,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.has_exits = self.has_gates = False
         self.exit_heads_only = False
         self.speeds: Speeds | None = None  # of a model that is trained at one or at many
+        self.frame_dim: int | None = None  # of its transformer
         self.matches_frontend = False  # while training, for the first match_updates updates
         self.frontend_match: FrontEndMatchCriterion | None = None  # the criterion then
         self.match_updates = 0
@@ -198,6 +199,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.has_gates = getattr(model.w2v_encoder, "pruning", None) is not None
         self.exit_heads_only = model_cfg.get("exit_heads_only", False)
         self.speeds = getattr(model.w2v_encoder, "speeds", None)
+        self.frame_dim = model.w2v_encoder.w2v_model.encoder.embedding_dim
         self.matches_frontend = getattr(model.w2v_encoder, "cnn_teacher", None) is not None
         self.match_updates = model_cfg.get("frontend_match_updates", 0)
         self.profile = TrainingProfile(model, self.sample_rate)
