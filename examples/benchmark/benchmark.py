@@ -39,6 +39,7 @@ HERE = Path(__file__).parent
 BASELINE = "stock fairseq"
 PEERS = [BASELINE, "transformers", "ONNX Runtime fp32", "ONNX Runtime int8"]
 PEERS += ["OpenVINO fp32", "OpenVINO int8", "OpenVINO int8, CNN in fp32"]
+OF_LARGE = ["CTranslate2 fp32", "CTranslate2 int8"]  # peers that run no other
 OURS = ["ours fp32", "ours bf16", "ours int8", "ours in OpenVINO, fp32", "ours in OpenVINO, int8"]
 SAMPLE_RATE = 16000
 ONE_FRAME_MORE = 320  # samples

@@ -216,6 +216,37 @@ def onnx_runtime(int8: bool, arch: str, folder: Path):
     return run
 
 
+def ctranslate2(compute_type: str, arch: str, folder: Path):
+    """Of transformers' model, which must have the layer norms of large ones."""
+    from ctranslate2 import StorageView
+    from ctranslate2.converters.transformers import Wav2Vec2Loader
+    from ctranslate2.models import Wav2Vec2
+
+    if arch != "large":
+        raise SystemExit("CTranslate2 runs wav2vec 2.0 with layer norms in its CNN alone: large")
+    path = folder / f"{arch}.ctranslate2"
+    if not path.exists():
+        loader, model = Wav2Vec2Loader(), hugging_face(arch)
+        with torch.no_grad():
+            specification = loader.get_model_spec(model)
+        loader.set_vocabulary(specification, [f"label{n}" for n in range(NUM_LABELS)])
+        specification.validate()
+        specification.optimize()
+        part = path.with_suffix(".part")
+        part.mkdir(exist_ok=True)
+        specification.save(str(part))
+        part.rename(path)
+    threads = torch.get_num_threads()
+    model = Wav2Vec2(str(path), "cpu", compute_type=compute_type, intra_threads=threads)
+
+    def run(waveform, lengths, factor):
+        waveform, lengths = shortened(waveform, lengths, factor)
+        features = StorageView.from_array(waveform[:, None].numpy())
+        model.encode(features, to_cpu=True)
+
+    return run
+
+
 def openvino(precision: str, arch: str, folder: Path):
     """Of transformers' model."""
     network = _network(exported(arch, folder))
@@ -314,6 +345,8 @@ def _name(operation) -> str:
     return operation.get_friendly_name()
 
 
+ENGINES["CTranslate2 fp32"] = functools.partial(ctranslate2, "float32")
+ENGINES["CTranslate2 int8"] = functools.partial(ctranslate2, "int8")
 for _precision in ("fp32", "int8", "int8, CNN in fp32"):
     ENGINES[f"OpenVINO {_precision}"] = functools.partial(openvino, _precision)
 ENGINES["ours in OpenVINO, fp32"] = functools.partial(ours_in_openvino, False)
