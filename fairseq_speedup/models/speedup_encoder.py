@@ -29,7 +29,9 @@ from fairseq_speedup.pretrained import (
     read_pretrained,
 )
 from fairseq_speedup.pruning.gates import build_pruning
-from fairseq_speedup.pruning.widths import Width, build_widths, narrow, narrow_weights
+from fairseq_speedup.pruning.narrowing import narrow, narrow_weights
+from fairseq_speedup.pruning.switched_widths import build_widths
+from fairseq_speedup.pruning.widths import Width
 from fairseq_speedup.transformer.conformer import mask_convolutions
 from fairseq_speedup.transformer.early_exit import EarlyExit
 from fairseq_speedup.transformer.frame_batch import FrameBatch

@@ -4,7 +4,7 @@ import logging
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.pruning.gates import fit_gates
-from fairseq_speedup.pruning.widths import narrow_weights
+from fairseq_speedup.pruning.narrowing import narrow_weights
 from fairseq_speedup.transformer.layer_removal import KeptLayers, drop_removed_layers
 
 logger = logging.getLogger(__name__)
