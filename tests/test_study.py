@@ -305,6 +305,36 @@ def test_gates_are_trained_and_cut_before_the_row_on_the_device_that_is_asked_fo
     assert calls[0][-1] == "teacher=/full.pt" and "healing=1" not in calls[0]
 
 
+def test_a_model_is_ordered_for_its_widths_once(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(REPO / "examples/study")
+    runner = importlib.import_module("study")
+    calls = []
+
+    def call(command, log):
+        words = [str(word) for word in command]
+        calls.append(words)
+        if "widths" in words:
+            Path(words[words.index("--output") + 1]).write_text("")
+
+    monkeypatch.setattr(runner, "call", call)
+    config = OmegaConf.create(CONFIG.format(quickstart=REPO / "examples/quickstart"))
+    del config["hydra"]
+    given = {"out": str(tmp_path / "out"), "data": str(tmp_path), "w2v_path": "/full.pt"}
+    (tmp_path / "rows.yaml").write_text("many: {widths: ['0.7', '0.5'], train: [widths=1]}")
+    given["rows"] = str(tmp_path / "rows.yaml")
+    study = runner.Study.of(OmegaConf.merge(config, given))
+    for _ in range(2):
+        study.train("many")
+    ordering, training = calls
+    ordered = study.folder("many") / "ordered.pt"
+    assert ordering[2:7] == ["fairseq_speedup", "widths", "/full.pt", "--widths", "0.7"]
+    assert ordering[7] == "0.5" and str(ordered) in ordering
+    assert f"model.w2v_path='{ordered}'" in training and training[-1] == "widths=1"
+    (tmp_path / "rows.yaml").write_text("many: {widths: 0.5}")
+    with pytest.raises(runner.StudyError, match="it must be a list of widths"):
+        runner.Study.of(OmegaConf.merge(config, given))
+
+
 def test_what_a_study_cannot_start_from_or_run_on_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(REPO / "examples/study")
     runner = importlib.import_module("study")

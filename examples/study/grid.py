@@ -30,6 +30,7 @@ KEYS = {
     "train": (_is_texts, "a list of overrides, such as [model.frame_pool=2]"),
     "student": (_is_texts, "a list of overrides, such as [model.student_layers=2]"),
     "prune": (_is_texts, "a list of overrides, such as [+model.prune_target=0.5]"),
+    "widths": (_is_texts, "a list of widths beside the whole, such as ['0.7', '0.5']"),
     "teacher": (_is_text, "the name of one of the study's teachers"),
     "decoders": (_is_texts, "a list of the study's decoders, such as [greedy]"),
     "decode": (

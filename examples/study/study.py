@@ -35,7 +35,7 @@ REPO = Path(__file__).resolve().parents[2]
 USER_DIR = Path(find_spec("fairseq_speedup").origin).parent  # fairseq is not waited for
 OPTIONS, DONE, DECODED = "options.json", "done", "decoded.json"
 FAILED, LOG, LOCK, RUN_LOCK = "failed.txt", "log.txt", ".lock", ".run.lock"
-CHECKPOINT, PRUNED = "checkpoint_last.pt", "pruned.pt"
+CHECKPOINT, PRUNED, ORDERED = "checkpoint_last.pt", "pruned.pt", "ordered.pt"
 FILE_OPTIONS = ("--lexicon", "--kenlm-model")  # of a decoder
 TAIL = 15  # lines of a log in an error
 
@@ -146,6 +146,8 @@ class Study:
         w2v_path = Path(self.cfg.w2v_path)
         if "student" in row:
             w2v_path = self._student(row["student"])
+        if "widths" in row:
+            w2v_path = self._ordered(name, w2v_path, row["widths"])
         options = row.get("train", [])
         taught = list(self.cfg.teachers[row["teacher"]]) if "teacher" in row else []
         if "prune" in row:
@@ -205,6 +207,18 @@ class Study:
             command = [Path(sys.executable).name, "-m", "fairseq_speedup", "prune"]
             call([*command, folder / CHECKPOINT, "--output", pruned], folder / "prune.txt")
         return pruned
+
+    def _ordered(self, name: str, w2v_path: Path, widths: list[str]) -> Path:
+        """A model with its parts in the order of what they are worth on the training audio."""
+        folder = self.folder(name)
+        ordered = folder / ORDERED
+        if not ordered.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [Path(sys.executable).name, "-m", "fairseq_speedup", "widths", w2v_path]
+            command += ["--widths", *widths, "--data", self.cfg.data, "--output", ordered]
+            command += ["--gen-subset", self.cfg.train_subset]
+            call(command, folder / "widths.txt")
+        return ordered
 
     def _hydra_train(self, folder: Path, config, overrides: list[str]) -> None:
         """fairseq-hydra-train, unless that is done; goes on where it was interrupted. Runs side by
