@@ -135,7 +135,12 @@ def test_positions_keep_as_many_groups_as_the_width_allows(teacher):
 
 def test_a_narrow_student_has_nothing_of_how_its_teacher_was_cut():
     cfg = pretraining_config(True)
-    variant = {"family": "dphubert", "feature_scale": True, "pruned": {"units": [4] * 12}}
+    variant = {
+        "family": "dphubert",
+        "feature_scale": True,
+        "pruned": {"units": [4] * 12},
+        "widths": [],
+    }
     cfg = OmegaConf.merge(cfg, {"encoder_variant": variant})
     kept = student_config(cfg, StudentSizes(2), "the teacher").encoder_variant
     assert kept == variant

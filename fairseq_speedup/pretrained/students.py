@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-# of a teacher that was cut: sizes of its own layers
-CUT = ("pruned", "low_rank")
+# what encoder_variant says of a teacher's own layers: how they were cut, or may be
+CUT = ("pruned", "widths", "low_rank")
 
 
 class StudentSizes(NamedTuple):
