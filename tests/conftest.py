@@ -20,8 +20,9 @@ torch.set_num_threads(1)  # models are tiny: more threads only wait for each oth
 SLOW = """
     test_combinations test_study test_convert test_end_to_end test_export test_optimize
     test_families test_pruning test_malicious_checkpoints test_commands test_inference
-    test_boundaries test_importance test_distillation test_low_rank test_decoding_end_to_end
-    test_finetuned_eras test_progress test_config test_open_corpus test_pretraining_recipe
+    test_boundaries test_importance test_distillation test_narrow_students test_low_rank
+    test_decoding_end_to_end test_finetuned_eras test_progress test_config
+    test_open_corpus test_pretraining_recipe
 """.split()  # noqa: SIM905
 
 

@@ -45,7 +45,8 @@ from fairseq.tasks import TASK_REGISTRY
 def check():
     assert {"speedup_ctc", "distilled_student"} <= set(MODEL_REGISTRY)
     assert "speedup_finetuning" in TASK_REGISTRY
-    names = {"ctc_exits", "ctc_distillation", "ctc_in_place_distillation", "layer_distillation"}
+    names = {"ctc_exits", "ctc_distillation", "ctc_in_place_distillation"}
+    names |= {"layer_distillation", "gram_distillation"}
     assert names <= set(CRITERION_REGISTRY)
     assert hasattr(checkpoint_utils.load_checkpoint_to_cpu, "__wrapped__")
     assert wav2vec2.ConformerEncoder.__module__ == "fairseq_speedup.transformer.conformer"

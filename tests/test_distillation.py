@@ -17,7 +17,15 @@ from helpers.commands import (
     run_command,
     train,
 )
-from helpers.models import Labels, batch_of, build_model, task_of, write_finetuned, write_pretrained
+from helpers.models import (
+    Labels,
+    batch_of,
+    build_model,
+    build_student,
+    task_of,
+    write_finetuned,
+    write_pretrained,
+)
 from omegaconf import OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
@@ -35,7 +43,6 @@ from fairseq_speedup.criterions.layer_distillation import (
     LayerDistillationConfig,
     LayerDistillationCriterion,
 )
-from fairseq_speedup.models.distilled_student import DistilledStudent, DistilledStudentConfig
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.tasks import SpeedupFinetuningConfig, SpeedupFinetuningTask
 
@@ -43,14 +50,6 @@ from fairseq_speedup.tasks import SpeedupFinetuningConfig, SpeedupFinetuningTask
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return write_pretrained(tmp_path_factory.mktemp("teacher") / "six.pt", encoder_layers=6)
-
-
-def build_student(teacher, **options):
-    cfg = OmegaConf.structured(DistilledStudentConfig)
-    given = {"w2v_path": str(teacher), "normalize": True, "predict_layers": "3,6", "dropout": 0.0}
-    for name, value in (given | options).items():
-        cfg[name] = value
-    return DistilledStudent.build_model(cfg, task=None)
 
 
 @torch.no_grad()

@@ -76,7 +76,8 @@ OURS = {
     "model": ["speedup_ctc", "distilled_student"],
     "criterion": [
         *("ctc", "ctc_pruning", "ctc_exits"),
-        *("ctc_distillation", "ctc_in_place_distillation", "layer_distillation"),
+        *("ctc_distillation", "ctc_in_place_distillation"),
+        *("layer_distillation", "gram_distillation"),
     ],
 }
 GROUPS = [each.name for each in fields(FairseqConfig) if is_dataclass(each.type)] + list(OURS)

@@ -16,7 +16,8 @@ ROOMS = [
     "data", "waveform", "frames", "frontend", "transformer", "heads",
     "macs", "pruning", "low_rank", "inference_forms", "pretrained", "models", "criterions",
     "inference", "profiling", "decoding", "calibration", "tasks", "export",
-    "transcription", "from_audio", "importance", "prune", "hugging_face", "factorize", "plugin",
+    "transcription", "from_audio", "importance", "prune", "leave_out_layers", "order_widths",
+    "hugging_face", "factorize", "plugin",
     "inspection", "report", "optimize", "commands", "__main__", "__init__",
 ]
 # fmt: on

@@ -9,6 +9,7 @@ from fairseq_speedup.criterions.ctc_in_place_distillation import (
 )
 from fairseq_speedup.criterions.ctc_pruning import CtcPruningConfig, CtcPruningCriterion
 from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion
+from fairseq_speedup.criterions.gram_distillation import GramDistillationCriterion
 from fairseq_speedup.criterions.layer_distillation import LayerDistillationCriterion
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "CtcPruningConfig",
     "CtcPruningCriterion",
     "FrontEndMatchCriterion",
+    "GramDistillationCriterion",
     "LayerDistillationCriterion",
 ]

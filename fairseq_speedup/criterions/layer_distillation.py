@@ -8,6 +8,32 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 
 
+class StudentCriterion(FairseqCriterion):
+    """A loss of ``distilled_student``, summed over valid frames; what it logs is a mean of them."""
+
+    sizes = ("ntokens", "nsentences", "sample_size")
+
+    def log_of(self, sums: dict[str, float], num_frames: int, num_utterances: int) -> dict:
+        """What is logged of a batch.
+
+        Args:
+            sums: of each loss over valid frames, ``loss`` among them
+        """
+        return sums | dict(zip(self.sizes, (num_frames, num_utterances, num_frames), strict=True))
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs) -> None:
+        num_frames = sum(log.get("sample_size", 0) for log in logging_outputs)
+        names = {name for log in logging_outputs for name in log} - {"loss", *cls.sizes}
+        for name in ["loss", *sorted(names)]:
+            total = sum(log.get(name, 0) for log in logging_outputs)
+            metrics.log_scalar(name, total / max(1, num_frames), num_frames, round=4)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
+
+
 @dataclass
 class LayerDistillationConfig(FairseqDataclass):
     cosine_weight: float = field(
@@ -16,7 +42,7 @@ class LayerDistillationConfig(FairseqDataclass):
 
 
 @register_criterion("layer_distillation", dataclass=LayerDistillationConfig)
-class LayerDistillationCriterion(FairseqCriterion):
+class LayerDistillationCriterion(StudentCriterion):
     """L1 distance plus ``-log sigmoid`` of the cosine similarity, mean over layers, over valid
     frames (arXiv 2110.01900, equation 1)."""
 
@@ -30,6 +56,11 @@ class LayerDistillationCriterion(FairseqCriterion):
 
     def forward(self, model, sample, reduce=True):
         output = model(**sample["net_input"])
+        if "predicted" not in output:
+            raise ValueError(
+                "model.predict_layers=none with criterion._name=layer_distillation, which learns "
+                "from predicted layers: give their numbers, or criterion._name=gram_distillation"
+            )
         padding_mask, losses, log = output["padding_mask"], [], {}
         for layer, predicted in output["predicted"].items():
             predicted, target = predicted.float(), output["target"][layer].float()
@@ -45,17 +76,4 @@ class LayerDistillationCriterion(FairseqCriterion):
             log[f"cosine_layer_{layer}"] = cosine.sum().item()
         num_frames = l1.numel() - (int(padding_mask.sum()) if padding_mask is not None else 0)
         loss = sum(losses) / len(losses)
-        sizes = {"ntokens": num_frames, "nsentences": len(l1), "sample_size": num_frames}
-        return loss, num_frames, {"loss": loss.item(), **log, **sizes}
-
-    @staticmethod
-    def reduce_metrics(logging_outputs) -> None:
-        num_frames = sum(log.get("sample_size", 0) for log in logging_outputs)
-        names = {name for log in logging_outputs for name in log if "_layer_" in name}
-        for name in ["loss", *sorted(names)]:
-            total = sum(log.get(name, 0) for log in logging_outputs)
-            metrics.log_scalar(name, total / max(1, num_frames), num_frames, round=4)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        return True
+        return loss, num_frames, self.log_of({"loss": loss.item(), **log}, num_frames, len(l1))

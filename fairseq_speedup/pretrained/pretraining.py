@@ -17,6 +17,7 @@ from fairseq_speedup.pretrained.families import (
     sort_weights,
 )
 from fairseq_speedup.pretrained.starhubert import is_starhubert, read_starhubert
+from fairseq_speedup.pretrained.students import StudentSizes, student_config
 
 # A DistilHuBERT config's fields: name in s3prl -> name in fairseq, where it is another.
 S3PRL_FIELDS = {"extractor_conv_feature_layers": "conv_feature_layers"}
@@ -85,9 +86,16 @@ def _wavlm(path: str, state: dict) -> Pretrained:
 
 
 def _student(path: str, cfg, weights: dict) -> Pretrained:
-    """A student of ours has its teacher's config, with fewer layers."""
-    pretraining = rebuilt_config(path, cfg.model.w2v_args)
-    pretraining.model.encoder_layers = cfg.model.student_layers
+    """A student of ours has its teacher's config, and sizes of its own.
+
+    Raises:
+        CheckpointError: sizes that mean nothing
+    """
+    teacher = rebuilt_config(path, cfg.model.w2v_args)
+    try:
+        pretraining = student_config(teacher, StudentSizes.of(cfg.model), "its teacher")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     prefix = "student."
     weights = {
         name[len(prefix) :] if name.startswith(prefix) else name: weight

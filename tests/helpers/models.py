@@ -10,7 +10,12 @@ from omegaconf import OmegaConf
 
 from fairseq_speedup.architectures import pretraining_config
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
-from fairseq_speedup.models import SpeedupCtc, SpeedupCtcConfig
+from fairseq_speedup.models import (
+    DistilledStudent,
+    DistilledStudentConfig,
+    SpeedupCtc,
+    SpeedupCtcConfig,
+)
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.pretrained.encoder import build_encoder
 from fairseq_speedup.tasks import SpeedupFinetuningConfig, SpeedupFinetuningTask
@@ -33,6 +38,7 @@ TINY = {
     "attention_dropout": 0.0,
 }
 
+WITHOUT_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 ENCODER_SIZES = ("encoder_", "conv_")
 WAVLM = {
     **{name: size for name, size in TINY.items() if name.startswith(ENCODER_SIZES)},
@@ -207,6 +213,16 @@ def build_model(
         cfg[name] = value
     torch.manual_seed(seed)
     return model.build_model(cfg, Labels(num_labels, labels)).eval()
+
+
+def build_student(teacher: Path, **options) -> DistilledStudent:
+    """A student of a pretrained model with 6 layers, without dropout."""
+    cfg = OmegaConf.structured(DistilledStudentConfig)
+    given = {"w2v_path": str(teacher), "normalize": True, "predict_layers": "3,6"}
+    for name, value in (given | WITHOUT_DROPOUT | options).items():
+        cfg[name] = value
+    torch.manual_seed(1)
+    return DistilledStudent.build_model(cfg, task=None)
 
 
 def batch_of(counts: list[int], seed: int = 0) -> dict:
