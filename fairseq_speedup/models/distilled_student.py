@@ -12,6 +12,7 @@ from torch import nn
 from fairseq_speedup.pretrained import build_encoder, load_weights, read_pretrained
 from fairseq_speedup.sweeps import forget_earlier_training
 from fairseq_speedup.transformer.layer_removal import drop_removed_layers, parse_indices
+from fairseq_speedup.transformer.reused_attention import check_own_attention
 
 
 @dataclass
@@ -67,6 +68,7 @@ class DistilledStudent(BaseFairseqModel):
         forget_earlier_training()
         pretrained = read_pretrained(cfg)
         pretraining, weights = pretrained.cfg, pretrained.weights
+        check_own_attention(cfg.w2v_path, pretraining)  # fairseq's loop hands no maps on
         num_layers = pretraining.model.encoder_layers
         if not 1 <= cfg.student_layers < num_layers:
             raise ValueError(
