@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from helpers.corpora import LETTERS, letters_dictionary, write_noise
 from helpers.models import batch_of, build_model, check_alone, write_finetuned, write_pretrained
 from omegaconf import OmegaConf
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("transformers")
 from public_checkpoints import REUSE_PATTERN, write_reusing
@@ -25,6 +26,8 @@ from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.models.distilled_student import DistilledStudent, DistilledStudentConfig
 from fairseq_speedup.optimize.candidates import Candidate, Subject, without_a_layer
 from fairseq_speedup.optimize.worker import _map_sources
+from fairseq_speedup.pretrained.encoder import build_encoder
+from fairseq_speedup.pretrained.families import as_wav2vec2
 from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.pruning.gates import can_be_pruned
 from fairseq_speedup.transformer.reused_attention import reused_of, softened
@@ -164,6 +167,26 @@ def test_hidden_states_are_those_of_the_authors_layer_by_layer(file):
         torch.testing.assert_close(hidden[:, 0], theirs, atol=2e-5, rtol=1e-4)
     otherwise = as_published(encoder.w2v_model.encoder, weights, frames[0], again=False)
     assert (otherwise[1] - expected[1]).abs().max() > 1e-3  # it would be seen
+
+
+@pytest.mark.parametrize(("dim", "units", "millions"), [(432, 816, 22.39), (480, 864, 26.45)])
+def test_parameters_are_as_many_as_published(dim, units, millions):
+    """Of ARMHuBERT-S and ARMHuBERT, with a projection of each layer to the teacher's size."""
+    last = f"[({dim}, 1, 1)] + [({dim}, 2, 2)] * 2"
+    cnn = f"[(128, 10, 5)] + [(256, 1, 1)] + [(256, 3, 2)] * 4 + {last}"
+    sizes = {
+        "encoder_layers": 12,
+        "encoder_embed_dim": dim,
+        "encoder_ffn_embed_dim": units,
+        "encoder_attention_heads": 12,
+        "conv_feature_layers": cnn,
+        "computes": [True, False] * 6,
+    }
+    with FakeTensorMode():
+        model = build_encoder(as_wav2vec2("published", "armhubert", sizes, normalize=False))
+    projections = 12 * (dim * 768 + 768)
+    counted = sum(parameter.numel() for parameter in model.parameters()) + projections
+    assert round(counted / 1e6, 2) == millions
 
 
 def test_what_is_reused_is_nothing_at_padding():
