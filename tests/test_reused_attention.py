@@ -30,7 +30,7 @@ from fairseq_speedup.pretrained.encoder import build_encoder
 from fairseq_speedup.pretrained.families import as_wav2vec2
 from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.pruning.gates import can_be_pruned
-from fairseq_speedup.transformer.reused_attention import reused_of, softened
+from fairseq_speedup.transformer.reused_attention import attend_and_share, reused_of
 
 COUNTS = [9000, 4000, 7000]
 NUM_HEADS = 2
@@ -189,12 +189,22 @@ def test_parameters_are_as_many_as_published(dim, units, millions):
     assert round(counted / 1e6, 2) == millions
 
 
-def test_what_is_reused_is_nothing_at_padding():
-    weights = torch.softmax(torch.randn(1, 2, 4, 4), dim=-1)
-    padding_mask = torch.tensor([[False, False, False, True]])
-    alone = torch.softmax(weights[..., :3], dim=-1)
-    torch.testing.assert_close(softened(weights, padding_mask)[..., :3], alone)
-    assert not softened(weights, padding_mask)[..., 3].any()
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_is_reused_is_nothing_at_padding(grad):
+    query, key, value = (torch.randn(2, 3, 5, 4) for _ in range(3))
+    padding_mask = torch.tensor([[False] * 5, [False, False, False, True, True]])
+    given = query.clone(), key.clone(), value.clone()
+    with torch.set_grad_enabled(grad):
+        attended, shared = attend_and_share(query, key, value, padding_mask)
+    for ours, before in zip((query, key, value), given, strict=True):
+        assert torch.equal(ours, before)
+    for i, count in enumerate((5, 3)):
+        q, k, v = (each[i : i + 1, :, :count] for each in given)
+        expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(attended[i, :count], expected[0])
+        weights = torch.softmax(q @ k.transpose(2, 3) / 2, dim=-1)
+        torch.testing.assert_close(shared[i, :, :count, :count], torch.softmax(weights, -1)[0])
+        assert not shared[i, :, :, count:].any()
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

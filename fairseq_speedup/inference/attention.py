@@ -10,8 +10,7 @@ from fairseq_speedup.transformer.relative_attention import RelativeAttention
 from fairseq_speedup.transformer.reused_attention import (
     ReusedAttention,
     SharedAttention,
-    attention_map,
-    softened,
+    attend_and_share,
 )
 
 
@@ -101,20 +100,13 @@ class FusedSharedAttention(FusedAttention):
         """
         projected = self._projected(frames)
         if packed_lengths is None:
-            attended, weights = self._attend_and_share(projected, padding_mask)
+            attended, weights = attend_and_share(*projected, key_padding_mask=padding_mask)
         else:
             parts = projected.split(packed_lengths, dim=3)
-            pairs = [self._attend_and_share(part, None) for part in parts]
+            pairs = [attend_and_share(*part) for part in parts]
             attended = torch.cat([part for part, _ in pairs], dim=1)
             weights = [of_utterance for _, of_utterance in pairs]
         return self._out(attended, frames), weights
-
-    def _attend_and_share(self, projected, padding_mask):
-        query, key, value = projected
-        weights = attention_map(query, key, padding_mask)
-        attended = torch.matmul(weights.to(value.dtype), value)
-        attended = attended.transpose(1, 2).flatten(2)  # B x H x T x D -> B x T x C
-        return attended, softened(weights, padding_mask).to(value.dtype)
 
 
 class FusedReusedAttention(nn.Module):

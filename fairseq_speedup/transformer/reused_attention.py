@@ -77,30 +77,35 @@ def reuse_maps(encoder, reused) -> None:
             layer.self_attn = SharedAttention(layer.self_attn)
 
 
-def softened(weights, key_padding_mask=None):
-    """What layers that reuse a map weight their values by.
+def attend_and_share(q, k, v, key_padding_mask=None, dropout=lambda weights: weights):
+    """Softmax attention, and its map for others.
 
     Args:
-        weights: the map (B, heads, T, T)
+        q, k, v: (B, heads, T, C / heads)
         key_padding_mask: (B, T), True at padding, or None
+        dropout: of the map, for this layer alone
     Returns:
-        (B, heads, T, T), zero at padding
+        (B, T, C), and what layers that reuse the map weight their values by (B, heads, T, T), zero
+        at padding
     """
-    if key_padding_mask is not None:
-        weights = weights.masked_fill(key_padding_mask[:, None, None, :], -torch.inf)
-    return torch.softmax(weights, dim=-1)
-
-
-def attention_map(q, k, key_padding_mask=None):
-    """
-    Args:
-        q, k: (B, heads, T, C / heads)
-        key_padding_mask: (B, T), True at padding, or None
-    Returns:
-        (B, heads, T, T), float32 where q is of less
-    """
+    padding = None if key_padding_mask is None else key_padding_mask[:, None, None, :]
     scores = torch.matmul(q * q.size(-1) ** -0.5, k.transpose(2, 3))
-    return softened(scores.float() if scores.dtype.itemsize < 4 else scores, key_padding_mask)
+    weights = _softmax(scores.float() if scores.dtype.itemsize < 4 else scores, padding)
+    attended = torch.matmul(dropout(weights).to(v.dtype), v)
+    attended = attended.transpose(1, 2).flatten(2)  # B x H x T x D -> B x T x C
+    return attended, _softmax(weights, padding).to(v.dtype)
+
+
+def _softmax(values, padding):
+    """Over the last dimension, zero where there is padding; without autograd in place: to be given
+    memory for a map takes longer than to compute it."""
+    if torch.is_grad_enabled():
+        masked = values if padding is None else values.masked_fill(padding, -torch.inf)
+        return torch.softmax(masked, dim=-1)
+    if padding is not None:
+        values.masked_fill_(padding, -torch.inf)
+    values.sub_(values.amax(dim=-1, keepdim=True)).exp_()
+    return values.div_(values.sum(dim=-1, keepdim=True))
 
 
 class SharedAttention(nn.Module):
@@ -133,10 +138,7 @@ class SharedAttention(nn.Module):
             projection(frames).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        weights = attention_map(q, k, key_padding_mask)
-        attended = torch.matmul(self.dropout_module(weights).to(v.dtype), v)
-        attended = attended.transpose(1, 2).flatten(2)  # B x H x T x D -> B x T x C
-        given = softened(weights, key_padding_mask).to(v.dtype)
+        attended, given = attend_and_share(q, k, v, key_padding_mask, self.dropout_module)
         return self.out_proj(attended).transpose(0, 1), given
 
 
