@@ -100,7 +100,8 @@ class FusedSharedAttention(FusedAttention):
         """
         projected = self._projected(frames)
         if packed_lengths is None:
-            attended, weights = attend_and_share(*projected, key_padding_mask=padding_mask)
+            query, key, value = projected
+            attended, weights = attend_and_share(query, key, value, padding_mask)
         else:
             parts = projected.split(packed_lengths, dim=3)
             pairs = [attend_and_share(*part) for part in parts]
