@@ -31,6 +31,7 @@ from fairseq_speedup.low_rank.ranks import (
 )
 from fairseq_speedup.macs import MacCounter, linear_macs
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
+from fairseq_speedup.transformer.reused_attention import check_own_attention
 
 MULTIPLE = 16  # of ranks
 SECONDS = 10  # of the utterance whose MACs are told
@@ -94,6 +95,7 @@ def check_whole(path: str, model) -> None:
         )
     if getattr(model.w2v_encoder, "pruning", None) is not None:
         raise CheckpointError(f"{path} has gates of prune_target: prune it first")
+    check_own_attention(path, model.cfg.get("w2v_args"))
     for layer in model.w2v_encoder.w2v_model.encoder.layers:
         if type(layer) is not TransformerSentenceEncoderLayer:
             raise CheckpointError(

@@ -51,6 +51,7 @@ from fairseq_speedup.pruning.widths import widths_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.saved_configs import evaluate
 from fairseq_speedup.transformer.layer_removal import parse_keep_layers
+from fairseq_speedup.transformer.reused_attention import reused_of
 
 NUM_SYMBOLS = 10  # of a dictionary that are printed
 NUM_LABELS = 5  # of the head that a pretrained model is given to be built, and not counted
@@ -251,6 +252,7 @@ def _architecture(pretraining) -> dict:
         "pruned": pruned_of(pretraining),
         "low_rank": low_rank_of(pretraining),
         "widths": [[each.width, each.share] for each in widths_of(pretraining).values()],
+        "reused_attention": reused_of(pretraining),
     }
 
 
@@ -342,6 +344,7 @@ def _model_rows(report: dict) -> list[tuple[str, str]]:
         *([("pruned", _pruned(report["pruned"]))] if report["pruned"] else []),
         *([("low rank", _low_rank(report["low_rank"]))] if report["low_rank"] else []),
         *([("widths", _widths(report["widths"]))] if report["widths"] else []),
+        *([("attention maps", _reused(reused))] if (reused := report["reused_attention"]) else []),
         ("task.normalize", str(report["normalize"]).lower()),
         ("parameters", _by_stage(report["parameters"], report["parameters_by_stage"], "{:,}")),
     ]
@@ -375,6 +378,11 @@ def _pruned(pruned: dict) -> str:
 def _widths(widths: list) -> str:
     """Beside the whole."""
     return ", ".join(f"{width:g} ({share:.3f} of its MACs)" for width, share in widths)
+
+
+def _reused(reused: dict) -> str:
+    layers = [index for index, own in enumerate(reused["computes"]) if not own]
+    return f"layers {' '.join(map(str, layers))} reuse the last one before them"
 
 
 def _low_rank(low_rank: dict) -> str:

@@ -20,6 +20,7 @@ from fairseq_speedup.low_rank.ranks import low_rank_of
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.pruning.cut import renumber_options, renumbered
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
+from fairseq_speedup.transformer.reused_attention import check_own_attention
 
 SECONDS = 10  # of the utterance whose MACs are compared
 
@@ -59,6 +60,7 @@ def run(args) -> None:
 def _check(args, model) -> None:
     """Raises CheckpointError for a model whose layers cannot go, or not so many."""
     encoder = model.w2v_encoder
+    check_own_attention(args.checkpoint, model.cfg.get("w2v_args"))
     if getattr(encoder, "pruning", None) is not None:
         raise CheckpointError(
             f"{args.checkpoint} has gates of prune_target, which say what is cut: leave --layers "

@@ -172,7 +172,8 @@ class MacCounter:
             return 0
         width = attention.num_heads * attention.head_dim
         macs = num_frames * _projection_macs(attention)
-        macs = macs + 2 * num_frames * num_frames * width  # q.k and weights.v
+        num_products = getattr(attention, "num_products", 2)  # q.k and weights.v
+        macs = macs + num_products * num_frames * num_frames * width
         gate = getattr(attention, "macs_per_frame", None)  # of a relative position bias
         return macs + (num_frames * gate() if gate is not None else 0)
 
@@ -184,13 +185,13 @@ def linear_macs(linear) -> int:
 
 
 def _projection_macs(attention) -> int:
-    """Of one frame: query, key, value, and what follows the products."""
+    """Of one frame: query, key, value, as far as it has them, and what follows the products."""
     if attention.num_heads == 0:  # what is left is a bias
         return 0
     own = getattr(attention, "projection_macs", None)  # of an inference form
     if own is not None:
         return own
-    names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    names = getattr(attention, "projections", ("q_proj", "k_proj", "v_proj", "out_proj"))
     return sum(linear_macs(getattr(attention, name)) for name in names)
 
 

@@ -24,6 +24,7 @@ from fairseq_speedup.pruning.config import parse_parts
 from fairseq_speedup.pruning.cut import cut, renumbered
 from fairseq_speedup.pruning.sizes import pruned_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
+from fairseq_speedup.transformer.reused_attention import check_own_attention
 
 # of the whole model's MACs, what gates may leave more than the target, and less: with few updates
 # they run past it, and to open some again asks for less than to close some that were needed
@@ -118,6 +119,7 @@ def check_whole(path: str, model, parts: str) -> None:
         raise CheckpointError(f"{path} is cut already; give the checkpoint that it was made of")
     if low_rank_of(pretraining) is not None:
         raise CheckpointError(f"{path} is of low rank; prune the checkpoint that it was made of")
+    check_own_attention(path, pretraining)
     for layer in model.w2v_encoder.w2v_model.encoder.layers:
         if type(layer) is not TransformerSentenceEncoderLayer:
             raise CheckpointError(

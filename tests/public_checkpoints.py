@@ -313,6 +313,36 @@ def star_options(options: dict) -> dict:
     return given | {"reuse_pattern": "[True, True, True, True]", "init_conv_layers": True}
 
 
+# of a student whose layers reuse attention maps: the last two take that of layer 2
+REUSE_PATTERN = [True, False, True, False, False]
+
+
+def write_reusing(path, pattern=REUSE_PATTERN, large: bool = False, **options) -> dict:
+    """A small ARMHuBERT as its authors publish theirs, random: a layer that reuses a map has
+    neither queries nor keys.
+
+    Args:
+        pattern: for each layer, whether it computes its own map
+        large: of LARGE's kind
+        options: of its YAML file, over those that fit the weights
+    Returns:
+        its weights under fairseq's names
+    """
+    sizes = {"num_hidden_layers": len(pattern), **(LARGE if large else {})}
+    model = random_model("Hubert", "Model", sizes)
+    weights = {to_fairseq(name, not large): weight for name, weight in model.state_dict().items()}
+    for index, computes in enumerate(pattern):
+        attention = f"encoder.layers.{index}.self_attn."
+        weights[f"{attention}q_proj.weight"] *= 20  # maps are not all alike
+        for name in () if computes else ("q_proj", "k_proj"):
+            del weights[f"{attention}{name}.weight"], weights[f"{attention}{name}.bias"]
+    given = star_options(wav2vec2_options(model.config.to_dict()))
+    given |= {"reuse_pattern": str(list(pattern)), "required_seq_len_multiple": 1, **options}
+    torch.save(_lightning("armhubert", weights, given, False), path)
+    path.with_suffix(".yaml").write_text(OmegaConf.to_yaml({"distiller": given}))
+    return weights
+
+
 TORCHAUDIO = [  # patterns of fairseq's names -> torchaudio's
     (r"^encoder\.relative_attention_bias\.", "encoder.layers.0.self_attn.rel_attn_embed."),
     (r"^encoder\.", "encoder.transformer."),

@@ -36,7 +36,6 @@ def test_weights_alone_ask_for_their_yaml(path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reuse_pattern": "[True, False]"}, "reuse the attention maps of others"),
         ({"reuse_pattern": "exit()"}, "reuse_pattern"),
         ({"enable_tr_layer": True}, "joined between layers"),
         ({"conv_feature_layers": "exit()"}, "is no list of .dim, kernel, stride."),

@@ -15,6 +15,7 @@ from fairseq_speedup.transformer.frame_batch import FrameBatch
 from fairseq_speedup.transformer.layers import run_layers
 from fairseq_speedup.transformer.path import TransformerPath
 from fairseq_speedup.transformer.relative_attention import RelativeAttention, bucket_of
+from fairseq_speedup.transformer.reused_attention import SharedAttention, reuses_map
 from fairseq_speedup.transformer.stage import LayerStage
 
 
@@ -45,6 +46,7 @@ class ExportableAttention(nn.Module):
         projections = [query, attention.k_proj, attention.v_proj]
         self.in_proj = beside(projections, ExportableLinear.of)
         self.out_proj = attention.out_proj
+        self.shares_map = isinstance(attention, SharedAttention)
         self.relative = None
         if isinstance(attention, RelativeAttention):
             self.relative = attention
@@ -56,14 +58,40 @@ class ExportableAttention(nn.Module):
             frames: (T, B, C)
             mask: (B, 1, 1, T), added to the products: 0, or -inf at padding
             packed_lengths: None; a graph packs nothing
+        Returns:
+            (T, B, C), and what other layers weight their values by, where any does
         """
         projected = self.in_proj(frames).unflatten(2, (3, self.num_heads, self.head_dim))
         query, key, value = projected.permute(2, 1, 3, 0, 4).unbind(0)  # B x H x T x D each
         scores = query @ key.transpose(2, 3)
         if self.relative is not None:
             scores = scores + self.relative.bias_of(frames.transpose(0, 1))
-        attended = torch.softmax(scores + mask, dim=-1) @ value
-        return self.out_proj(attended.permute(2, 0, 1, 3).flatten(2))  # T x B x H x D -> T x B x C
+        weights = torch.softmax(scores + mask, dim=-1)
+        given = torch.softmax(weights + mask, dim=-1) if self.shares_map else None
+        attended = (weights @ value).permute(2, 0, 1, 3).flatten(2)  # T x B x H x D -> T x B x C
+        return self.out_proj(attended), given
+
+
+class ExportableReusedAttention(nn.Module):
+    """Takes the place of ReusedAttention."""
+
+    reuses_map = True
+
+    def __init__(self, attention):
+        super().__init__()
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.in_proj, self.out_proj = attention.v_proj, attention.out_proj
+
+    def forward(self, frames, weights, packed_lengths=None):
+        """
+        Args:
+            frames: (T, B, C)
+            weights: (B, heads, T, T), of an ExportableAttention
+            packed_lengths: None
+        """
+        value = self.in_proj(frames).unflatten(2, (self.num_heads, self.head_dim))
+        attended = weights @ value.permute(1, 2, 0, 3)  # B x H x T x D
+        return self.out_proj(attended.permute(2, 0, 1, 3).flatten(2)), None  # -> T x B x C
 
 
 class DistanceBias:
@@ -107,11 +135,13 @@ class ExportableLayers(nn.Module):
         """See PaddedLayers."""
         masks = {}  # of the one padding mask that the batch has now
 
-        def call(layer, batch):
+        def call(layer, batch, reused):
+            if reused is not None:
+                return layer(batch.hidden, reused)
             key = id(batch.padding_mask)
             if key not in masks:
                 masks[key] = batch.padding_mask, attention_mask(batch.padding_mask, batch.hidden)
-            return layer(batch.hidden, masks[key][1])[0]
+            return layer(batch.hidden, masks[key][1])
 
         num_run = len(self.indices)
         run_layers(enumerate(self.layers), self.indices, num_run, batch, self.stages, call)
@@ -178,5 +208,9 @@ def exportable_layer(layer) -> nn.Module:
     if type(layer) is not TransformerSentenceEncoderLayer:
         raise ValueError(f"an encoder of {type(layer).__name__} cannot be exported")
     attention = layer.self_attn
-    exportable = ExportableAttention(attention) if attention.num_heads else NoHeads(attention)
-    return FusedLayer.of(layer, ExportableLinear.of, exportable)
+    kind: type[nn.Module] = ExportableAttention
+    if attention.num_heads == 0:
+        kind = NoHeads
+    elif reuses_map(layer):
+        kind = ExportableReusedAttention
+    return FusedLayer.of(layer, ExportableLinear.of, kind(attention))

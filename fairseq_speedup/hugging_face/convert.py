@@ -33,6 +33,7 @@ from fairseq_speedup.hugging_face.folder import (
 from fairseq_speedup.hugging_face.write import checkpoint_of
 from fairseq_speedup.models.config import named_reductions
 from fairseq_speedup.pretrained import build_encoder, check_weights, read_state
+from fairseq_speedup.transformer.reused_attention import reused_of
 
 DICTIONARY = "dict.ltr.txt"
 COMPARING = "comparing what was written with the source, in float64"
@@ -177,6 +178,11 @@ def _read_checkpoint(path: str, dictionary: str | None):
         )
     with clear_layout_errors(path):
         pretrained = read_state(path, state)
+    if reused_of(pretrained.cfg) is not None:
+        raise CheckpointError(
+            f"{path}: its layers reuse the attention maps of others, as those of no Hugging Face "
+            "model do; once it is fine-tuned, export writes it for ONNX Runtime or OpenVINO"
+        )
     with FakeTensorMode():  # shapes alone
         check_weights(build_encoder(pretrained.cfg), pretrained.weights, path)
     if not pretrained.head:

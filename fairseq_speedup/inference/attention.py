@@ -7,6 +7,11 @@ from fairseq_speedup.inference.low_rank import beside, in_form
 from fairseq_speedup.macs import linear_macs
 from fairseq_speedup.transformer.attention import attend
 from fairseq_speedup.transformer.relative_attention import RelativeAttention
+from fairseq_speedup.transformer.reused_attention import (
+    ReusedAttention,
+    SharedAttention,
+    attend_and_share,
+)
 
 
 class FusedAttention(nn.Module):
@@ -32,8 +37,14 @@ class FusedAttention(nn.Module):
                 delattr(self.relative, name)
 
     @classmethod
-    def of(cls, attention, linear) -> "FusedAttention | NoHeads":
-        return cls(attention, linear) if attention.num_heads else NoHeads(attention)
+    def of(cls, attention, linear) -> "FusedAttention | FusedReusedAttention | NoHeads":
+        if attention.num_heads == 0:
+            return NoHeads(attention)
+        if isinstance(attention, ReusedAttention):
+            return FusedReusedAttention(attention, linear)
+        return (FusedSharedAttention if isinstance(attention, SharedAttention) else cls)(
+            attention, linear
+        )
 
     def forward(self, frames, padding_mask=None, packed_lengths=None):
         """
@@ -41,10 +52,10 @@ class FusedAttention(nn.Module):
             frames: (T, B, C), padded; or packed, (sum of lengths, 1, C)
             padding_mask: (B, T), True at padding, or None
             packed_lengths: frames of each utterance, of packed ones
+        Returns:
+            of the shape of frames, and None for the weights
         """
-        projected = self.in_proj(frames).to(self.dtype).unflatten(2, (3, self.num_heads, -1))
-        # T x B x 3 x H x D -> 3 x B x H x T x D
-        projected = projected.permute(2, 1, 3, 0, 4)
+        projected = self._projected(frames)
         if packed_lengths is None:
             attended = self._attend(projected, frames, padding_mask)
         else:
@@ -54,6 +65,14 @@ class FusedAttention(nn.Module):
                 strict=True,
             )
             attended = torch.cat([self._attend(*part, None) for part in parts], dim=1)
+        return self._out(attended, frames), None
+
+    def _projected(self, frames):
+        """Query, key and value (3, B, heads, T, C / heads)."""
+        projected = self.in_proj(frames).to(self.dtype).unflatten(2, (3, self.num_heads, -1))
+        return projected.permute(2, 1, 3, 0, 4)  # T x B x 3 x H x D -> 3 x B x H x T x D
+
+    def _out(self, attended, frames):
         return self.out_proj(attended.transpose(0, 1).to(frames.dtype))  # B x T x C -> T x B x C
 
     def _attend(self, projected, frames, padding_mask):
@@ -65,6 +84,68 @@ class FusedAttention(nn.Module):
 
     def macs_per_frame(self) -> int:
         return self.relative.macs_per_frame() if self.relative is not None else 0
+
+
+class FusedSharedAttention(FusedAttention):
+    """Of a layer whose map others reuse."""
+
+    shares_map = True
+
+    def forward(self, frames, padding_mask=None, packed_lengths=None):
+        """As FusedAttention's.
+
+        Returns:
+            of the shape of frames, and what other layers weight their values by (B, heads, T, T);
+            packed, of each utterance
+        """
+        projected = self._projected(frames)
+        if packed_lengths is None:
+            query, key, value = projected
+            attended, weights = attend_and_share(query, key, value, padding_mask)
+        else:
+            parts = projected.split(packed_lengths, dim=3)
+            pairs = [attend_and_share(*part) for part in parts]
+            attended = torch.cat([part for part, _ in pairs], dim=1)
+            weights = [of_utterance for _, of_utterance in pairs]
+        return self._out(attended, frames), weights
+
+
+class FusedReusedAttention(nn.Module):
+    """Takes the place of ReusedAttention: neither queries nor keys.
+
+    Args:
+        attention: the one whose weights it takes
+        linear: builds the linear layers of the inference form
+    """
+
+    reuses_map = True
+    num_products = ReusedAttention.num_products
+
+    def __init__(self, attention, linear):
+        super().__init__()
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.projection_macs = sum(map(linear_macs, [attention.v_proj, attention.out_proj]))
+        self.in_proj, self.out_proj = (
+            in_form(each, linear) for each in (attention.v_proj, attention.out_proj)
+        )
+        self.dtype = self.out_proj.dtype
+
+    def forward(self, frames, weights, packed_lengths=None):
+        """
+        Args:
+            frames: (T, B, C), padded; or packed, (sum of lengths, 1, C)
+            weights: (B, heads, T, T), of FusedSharedAttention; packed, of each utterance
+            packed_lengths: frames of each utterance, of packed ones
+        """
+        value = self.in_proj(frames).to(self.dtype).unflatten(2, (self.num_heads, -1))
+        value = value.permute(1, 2, 0, 3)  # T x B x H x D -> B x H x T x D
+        if packed_lengths is None:
+            attended = torch.matmul(weights, value)
+        else:
+            parts = zip(weights, value.split(packed_lengths, dim=2), strict=True)
+            attended = torch.cat([torch.matmul(*part) for part in parts], dim=2)
+        attended = attended.permute(2, 0, 1, 3).flatten(2)  # B x H x T x D -> T x B x C
+        return self.out_proj(attended.to(frames.dtype)), None
 
 
 class NoHeads(nn.Module):
@@ -79,7 +160,7 @@ class NoHeads(nn.Module):
 
     def forward(self, frames, padding_mask=None, packed_lengths=None):
         """Of frames (..., C)."""
-        return self.bias.expand_as(frames)
+        return self.bias.expand_as(frames), None
 
 
 def attend_in_parts(query, key, value, bias, padding_mask):

@@ -31,19 +31,22 @@ class FusedLayer(TransformerSentenceEncoderLayer):
         """
         Args:
             x: (T, B, C), padded; or packed, (sum of lengths, 1, C)
-            self_attn_padding_mask: (B, T), True at padding, or None
+            self_attn_padding_mask: (B, T), True at padding, or None; or what the attention asks for
+                in its place
             packed_lengths: frames of each utterance, of packed ones
         Returns:
-            (T, B, C), and Nones for what fairseq's layer also returns
+            (T, B, C), and (attention weights to share or None, None), as fairseq's layer
         """
         batch = self_attn_padding_mask, packed_lengths
         if self.layer_norm_first:
-            x = x + self.self_attn(self.self_attn_layer_norm(x), *batch)
+            attended, weights = self.self_attn(self.self_attn_layer_norm(x), *batch)
+            x = x + attended
             x = x + self._feed_forward(self.final_layer_norm(x))
         else:
-            x = self.self_attn_layer_norm(x + self.self_attn(x, *batch))
+            attended, weights = self.self_attn(x, *batch)
+            x = self.self_attn_layer_norm(x + attended)
             x = self.final_layer_norm(x + self._feed_forward(x))
-        return x, (None, None)
+        return x, (weights, None)
 
     def _feed_forward(self, x):
         if self.fc1.out_features == 0:

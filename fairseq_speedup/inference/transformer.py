@@ -41,8 +41,8 @@ class PackedLayers:
         return []
 
     def _run(self, batch: FrameBatch, lengths: list[int] | None) -> None:
-        def call(layer, batch):
-            return layer(batch.hidden, packed_lengths=lengths)[0]
+        def call(layer, batch, reused):
+            return layer(batch.hidden, reused, packed_lengths=lengths)
 
         layers = list(enumerate(self.encoder.layers))
         run_layers(layers, self.indices, len(layers), batch, (), call)
@@ -63,8 +63,8 @@ class MaskedLayers:
     def __call__(self, batch: FrameBatch, **unused) -> list:
         """As PackedLayers."""
 
-        def call(layer, batch):
-            return layer(batch.hidden, self_attn_padding_mask=batch.padding_mask)[0]
+        def call(layer, batch, reused):
+            return layer(batch.hidden, batch.padding_mask if reused is None else reused)
 
         layers = list(enumerate(self.encoder.layers))
         run_layers(layers, self.indices, len(layers), batch, (), call)

@@ -19,6 +19,7 @@ from fairseq_speedup.pretrained.students import (
 )
 from fairseq_speedup.sweeps import forget_earlier_training
 from fairseq_speedup.transformer.layer_removal import drop_removed_layers, parse_indices
+from fairseq_speedup.transformer.reused_attention import check_own_attention
 
 MATCHED = "none"  # of predict_layers: layers are matched, and none is predicted
 CNN = ("feature_extractor.", "layer_norm.")  # its weights, and the norm of what it gives
@@ -97,6 +98,7 @@ class DistilledStudent(BaseFairseqModel):
         forget_earlier_training()
         pretrained = read_pretrained(cfg)
         pretraining, weights = pretrained.cfg, pretrained.weights
+        check_own_attention(cfg.w2v_path, pretraining)  # fairseq's loop hands no maps on
         sizes = StudentSizes.of(cfg)
         own = student_config(pretraining, sizes, f"the teacher {cfg.w2v_path}")
         predicted = _predicted(cfg, pretraining.model.encoder_layers)

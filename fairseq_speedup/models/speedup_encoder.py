@@ -38,6 +38,7 @@ from fairseq_speedup.transformer.frame_batch import FrameBatch
 from fairseq_speedup.transformer.layer_removal import KeptLayers, parse_keep_layers
 from fairseq_speedup.transformer.layers import PaddedLayers
 from fairseq_speedup.transformer.path import TransformerPath
+from fairseq_speedup.transformer.reused_attention import check_kept
 from fairseq_speedup.transformer.stage import LayerStage
 from fairseq_speedup.transformer.stages import STAGES
 from fairseq_speedup.waveform import build_waveform_reduction
@@ -225,6 +226,7 @@ class SpeedupEncoder(Wav2VecEncoder):
     def _build_transformer(self, cfg) -> None:
         encoder = self.w2v_model.encoder
         self.kept_layers = parse_keep_layers(cfg.keep_layers, len(encoder.layers))
+        check_kept(encoder.layers, self.kept_layers, f"keep_layers={cfg.keep_layers}")
         self.speeds.set_depths(cfg, len(self.kept_layers), len(encoder.layers))
         if len(self.kept_layers) < len(encoder.layers) or len(self.speeds.depths) > 1:
             encoder.layers = KeptLayers(encoder.layers, self.kept_layers)

@@ -120,6 +120,7 @@ class Subject:
     engines: that are installed
     decoder: greedy or beam
     beam: hypotheses kept by it
+    map_sources: indices of the layers whose attention maps others reuse
     """
 
     kept_layers: list[int]
@@ -133,6 +134,7 @@ class Subject:
     decoder: str
     beam: int
     can_lower_ranks: bool = False
+    map_sources: list[int] = field(default_factory=list)
 
 
 def listed(layers: list[int]) -> str:
@@ -171,11 +173,12 @@ def without_a_layer(
     candidate: Candidate, subject: Subject, influence: dict[int, float], most: int
 ) -> list[Candidate]:
     """One layer less: each of the ``most`` that change their input least. The first and the last
-    stay, and exits and merging as they are."""
+    stay, those whose attention maps others reuse, and exits and merging as they are."""
     kept = kept_of(candidate, subject)
     if len(kept) < 3 or "depths" in subject.many:
         return []
-    inner = [index for index in kept[1:-1] if index not in subject.exits]
+    staying = {*subject.exits, *subject.map_sources}
+    inner = [index for index in kept[1:-1] if index not in staying]
     least = sorted(inner, key=influence.__getitem__)[:most]
     return [
         candidate.with_overrides(keep_layers=listed([each for each in kept if each != index]))

@@ -35,6 +35,7 @@ from fairseq_speedup.pruning.gates import can_be_pruned
 from fairseq_speedup.pruning.widths import WHOLE, widths_of
 from fairseq_speedup.refusals import reason
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask
+from fairseq_speedup.transformer.reused_attention import shares_map
 
 BATCH_SECONDS = 100  # of audio, where nothing is timed
 STATUS = Path("/proc/self/status")
@@ -109,7 +110,7 @@ class Worker:
         return Subject(
             kept_layers=list(encoder.kept_layers),
             exits=encoder.exit_layers,
-            can_merge=model.cfg.merge_ratio == 0 and len(encoder.kept_layers) > 1,
+            can_merge=_can_merge(model.cfg, encoder),
             can_prune=can_be_pruned(model),
             many=_many(encoder, model.cfg.w2v_args),
             padding_gets_in=gets_in,
@@ -118,6 +119,7 @@ class Worker:
             decoder=self.setup.decoding.get("ctc_decoder", "greedy"),
             beam=self.setup.decoding.get("beam", 1),
             can_lower_ranks=can_have_low_ranks(model),
+            map_sources=_map_sources(encoder),
         )
 
     def influence(self, indices: list[int]) -> dict[int, float]:
@@ -292,6 +294,16 @@ def batches_of(indices, num_samples, most_utterances: int, most_samples: float =
             batch = []
         batch.append(index)
     return [*batches, batch] if batch else batches
+
+
+def _map_sources(encoder: SpeedupEncoder) -> list[int]:
+    """Indices of the layers whose attention maps others reuse."""
+    layers = zip(encoder.kept_layers, encoder.w2v_model.encoder.layers, strict=True)
+    return [index for index, layer in layers if shares_map(layer)]
+
+
+def _can_merge(cfg, encoder: SpeedupEncoder) -> bool:
+    return cfg.merge_ratio == 0 and len(encoder.kept_layers) > 1 and not _map_sources(encoder)
 
 
 def _many(encoder: SpeedupEncoder, pretraining) -> dict:

@@ -9,6 +9,10 @@ from fairseq_speedup.frontend.scaled_norm import ScaledLayerNorm
 from fairseq_speedup.low_rank.ranks import low_rank_of, lower_ranks
 from fairseq_speedup.pruning.sizes import pruned_of, shrink
 from fairseq_speedup.transformer.relative_attention import use_relative_positions
+from fairseq_speedup.transformer.reused_attention import FIELD as REUSED
+from fairseq_speedup.transformer.reused_attention import reuse_maps, reused_of
+
+OTHER_ATTENTION = ("relative_positions", "pruned", "low_rank", "widths")
 
 
 def build_encoder(pretraining: DictConfig):
@@ -24,12 +28,22 @@ def build_encoder(pretraining: DictConfig):
 
 
 def adapt(w2v_model, pretraining: DictConfig) -> None:
-    """Makes what the family does otherwise than wav2vec 2.0, in place."""
+    """Makes what the family does otherwise than wav2vec 2.0, in place.
+
+    Raises:
+        CheckpointError: a config that no encoder can be of
+    """
     variant = pretraining.get("encoder_variant") or {}
     if not variant.get("feature_layer_norm", True):
         w2v_model.layer_norm = nn.Identity()
     if variant.get("feature_scale", False):
         w2v_model.layer_norm = ScaledLayerNorm.of(w2v_model.layer_norm)
+    reused = reused_of(pretraining)
+    if reused is not None:
+        others = [name for name in OTHER_ATTENTION if variant.get(name)]
+        if others:
+            raise CheckpointError(f"{REUSED} does not go together with {', '.join(others)}")
+        reuse_maps(w2v_model.encoder, reused)
     positions = variant.get("relative_positions")
     if positions is not None:
         use_relative_positions(w2v_model.encoder, **positions)

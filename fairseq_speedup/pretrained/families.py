@@ -73,6 +73,11 @@ def no_feature_norm(given: dict) -> dict:
     return {"feature_layer_norm": False}
 
 
+def reused_maps(given: dict) -> dict:
+    """Layers that reuse the attention maps of others."""
+    return {"reused_attention": {"computes": list(given["computes"])}}
+
+
 def pruned_before(given: dict) -> dict:
     """Layers of several sizes, and a scale after the last convolution."""
     positions = given["positions"]
@@ -149,6 +154,9 @@ FAMILIES = {
     "distilhubert": Family(dropped=("output_layer.",), variant=no_feature_norm, in_fairseq=False),
     "distilled_student": Family(dropped=("heads.",), in_fairseq=False),
     "starhubert": Family(dropped=("final_proj.", "proj_head."), in_fairseq=False),
+    "armhubert": Family(
+        dropped=("final_proj.", "proj_head."), variant=reused_maps, in_fairseq=False
+    ),
     "dphubert": PRUNED_BEFORE,
     "dpwavlm": PRUNED_BEFORE,
 }

@@ -1,5 +1,6 @@
-"""STaRHuBERT (arXiv 2312.09040) as its authors publish it: a Lightning checkpoint, and beside it
-the YAML file of its training, which has the sizes."""
+"""STaRHuBERT (arXiv 2312.09040) and ARMHuBERT (arXiv 2305.11685), some of whose layers reuse the
+attention maps of others, as their authors publish them: a Lightning checkpoint, and beside it the
+YAML file of its training, which has the sizes."""
 
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from fairseq_speedup.pretrained.families import (
     sort_weights,
 )
 from fairseq_speedup.saved_configs import UnsafeConfigError, evaluate
+from fairseq_speedup.transformer.reused_attention import check_computes
 
 FAMILY = "starhubert"
+REUSING = "armhubert"
 WEIGHTS = "state_dict"
 PREFIX = "student_model."
 ENDINGS = (".yaml", ".yml")
@@ -40,21 +43,22 @@ def read_starhubert(path: str, state: dict) -> Pretrained:
     """The student in a file.
 
     Raises:
-        CheckpointError: without its YAML file, or a student that reuses attention maps or shortens
-            its frames
+        CheckpointError: without its YAML file, or a student that shortens its frames
     """
     options = _options(path)
     _check_whole(path, options)
+    computes = _computes(path, options)
+    family = FAMILY if all(computes) else REUSING
     _check_plain(path, options)
-    cfg = as_wav2vec2(path, FAMILY, options, normalize=False)
+    cfg = as_wav2vec2(path, family, {**options, "computes": computes}, normalize=False)
     weights = {
         name.removeprefix(PREFIX): weight
         for name, weight in state[WEIGHTS].items()
         if name.startswith(PREFIX)  # the teacher's are there too
     }
-    kept, dropped = sort_weights(path, FAMILY, weights)
+    kept, dropped = sort_weights(path, family, weights)
     begin_masks(kept, cfg)
-    return Pretrained(FAMILY, cfg, kept, dropped)
+    return Pretrained(family, cfg, kept, dropped)
 
 
 def _options(path: str) -> dict:
@@ -97,17 +101,22 @@ def _check_whole(path: str, options: dict) -> None:
             )
 
 
-def _check_plain(path: str, options: dict) -> None:
-    pattern = options.get("reuse_pattern", "[]")
+def _computes(path: str, options: dict) -> list[bool]:
+    """For each layer, whether it computes its own attention map; [] where all do."""
+    pattern = options.get("reuse_pattern")
+    if pattern is None:
+        return []
     try:
-        computes = evaluate(pattern, "reuse_pattern")
+        computes = evaluate(str(pattern), "reuse_pattern")
     except UnsafeConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    if not all(computes):
-        raise CheckpointError(
-            f"{path}: some of its layers reuse the attention maps of others (reuse_pattern="
-            f"{pattern}), as ARMHuBERT's do, which no model here can; STaRHuBERT's have their own"
-        )
+    if not computes or (isinstance(computes, list) and all(each is True for each in computes)):
+        return []
+    check_computes(computes, options["encoder_layers"], f"{path}: reuse_pattern")
+    return list(computes)
+
+
+def _check_plain(path: str, options: dict) -> None:
     if options.get("enable_tr_layer", False):
         raise CheckpointError(
             f"{path}: its frames are joined between layers (enable_tr_layer=true)"

@@ -13,6 +13,7 @@ from fairseq_speedup.pruning.macs import PrunableMacs
 from fairseq_speedup.pruning.placing import place_gates
 from fairseq_speedup.pruning.sizes import pruned_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
+from fairseq_speedup.transformer.reused_attention import reused_of
 
 MEET_STEPS = 40  # tried of the logits' last unit
 
@@ -32,6 +33,11 @@ def build_pruning(encoder, cfg) -> "PruningGates | None":
             f"prune_target={cfg.prune_target}: the model {cfg.w2v_path} is cut already; prune the "
             "one it was made of further, or set prune_target=1"
         )
+    if reused_of(cfg.w2v_args) is not None:
+        raise ValueError(
+            f"prune_target={cfg.prune_target}: layers of {cfg.w2v_path} reuse the attention maps "
+            "of others, whose heads could not go alone; set prune_target=1"
+        )
     gates = PruningGates(encoder, cfg)
     gates.place(encoder)
     return gates
@@ -40,7 +46,9 @@ def build_pruning(encoder, cfg) -> "PruningGates | None":
 def can_be_pruned(model) -> bool:
     """Whether a SpeedupCtc has parts that gates can close, and none that were cut already."""
     layers = model.w2v_encoder.w2v_model.encoder.layers
-    whole = model.cfg.prune_target == 1 and pruned_of(model.cfg.w2v_args) is None
+    pretraining = model.cfg.w2v_args
+    whole = model.cfg.prune_target == 1 and pruned_of(pretraining) is None
+    whole = whole and reused_of(pretraining) is None
     return whole and all(
         type(layer) is TransformerSentenceEncoderLayer and _is_whole(layer) for layer in layers
     )

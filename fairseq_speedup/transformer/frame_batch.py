@@ -34,6 +34,8 @@ class FrameBatch:
         sizes: (T', A), frames of the beginning that each stands for; None before frames merged
         given: (T', A, C), what the layer that has run was given
         is_last: whether that was the last that runs
+        attention_map: weights of the last layer that shared them, for layers that reuse them
+            (A, heads, T', T'), packed ones by utterance; None before
         left: utterances that left, and their logits (T', ., V)
         exit_hidden: by the layer's index, where everyone is kept: (T', B, C)
         measured: by the layer's index, by the exit criterion, where everyone is kept: (B,)
@@ -59,6 +61,7 @@ class FrameBatch:
         self.num_frames = num_frames
         self.keep_everyone = keep_everyone
         self.is_last = False
+        self.attention_map: torch.Tensor | None = None
         self.utterances = torch.arange(lengths.size(0), device=lengths.device)
         self.index_now: torch.Tensor | None = None
         self.sizes: torch.Tensor | None = None
@@ -154,6 +157,9 @@ class FrameBatch:
         index_now, sizes = self.index_now, self.sizes
         if index_now is not None and sizes is not None:
             index_now, sizes = index_now[stays], sizes[:, stays]
+        if self.attention_map is not None:
+            longest = int(self.lengths.max())
+            self.attention_map = self.attention_map[stays][:, :, :longest, :longest]
         self._cut(self.hidden[:, stays], sizes, index_now)
 
     def _cut(self, hidden, sizes, index_now) -> None:

@@ -19,6 +19,7 @@ from fairseq_speedup.transformer.early_exit import ExitOptionError, parse_exit_l
 from fairseq_speedup.transformer.frame_batch import FrameBatch
 from fairseq_speedup.transformer.layer_removal import numbers, parse_indices
 from fairseq_speedup.transformer.layers import check_layers
+from fairseq_speedup.transformer.reused_attention import check_own_maps
 from fairseq_speedup.transformer.stage import LayerStage, frames_by_layer
 
 FRAME_DROPS = Registry("drop_frames")
@@ -156,6 +157,9 @@ class FrameDropping(LayerStage):
         if cfg.drop_frames == "none":
             return None
         check_layers(encoder.w2v_model.encoder.layers, "drop_frames=none")
+        check_own_maps(
+            encoder.w2v_model.encoder.layers, f"drop_frames={cfg.drop_frames}", "drop_frames=none"
+        )
         kept = encoder.kept_layers
         exits = parse_exit_layers(cfg.exit_layers, kept, cut=bool(cfg.depths))
         layers = parse_drop_layers(cfg, kept, exits)

@@ -14,6 +14,7 @@ from torch import nn
 
 from fairseq_speedup.transformer.conformer import ConformerLayer
 from fairseq_speedup.transformer.frame_batch import FrameBatch
+from fairseq_speedup.transformer.reused_attention import reuses_map, shares_map
 from fairseq_speedup.transformer.stage import LayerStage
 
 
@@ -23,7 +24,7 @@ def run_layers(
     num_run: int,
     batch: FrameBatch,
     stages: Iterable[LayerStage],
-    call: Callable[[nn.Module, FrameBatch], torch.Tensor],
+    call: Callable[[nn.Module, FrameBatch, torch.Tensor | None], tuple],
 ) -> None:
     """The one loop: each layer, then what each stage does after it.
 
@@ -31,11 +32,16 @@ def run_layers(
         layers: those to run, each with its position in the model
         indices: of the model's layers, in the model before layers were removed
         num_run: layers that a batch goes through at the depth that is chosen
-        call: gives what a layer makes of ``batch.hidden``, (T', A, C)
+        call: runs a layer on ``batch.hidden`` with what takes the place of its padding mask where
+            it reuses an attention map, else None; gives what fairseq's layers do: what it made of
+            the frames (T', A, C), and (attention weights to share or None, result)
     """
     for position, layer in layers:
         batch.enter(position)
-        batch.hidden = call(layer, batch)
+        reused = batch.attention_map if reuses_map(layer) else None
+        batch.hidden, (weights, _) = call(layer, batch, reused)
+        if shares_map(layer):
+            batch.attention_map = weights
         batch.is_last = position == num_run - 1
         for stage in stages:
             stage.after(indices[position], batch)
@@ -73,15 +79,15 @@ class PaddedLayers:
         self._pad(batch, missing)
         results: list[tuple] = []
 
-        def call(layer, batch):
+        def call(layer, batch, reused):
             options = {"need_weights": False}
             if corpus_key is not None and _has_adapter(layer):
                 options["corpus_key"] = corpus_key
-            hidden, (weights, result) = layer(
-                batch.hidden, self_attn_padding_mask=batch.padding_mask, **options
-            )
-            results.append((hidden, weights, result))
-            return hidden
+            mask = batch.padding_mask if reused is None else reused
+            output = layer(batch.hidden, self_attn_padding_mask=mask, **options)
+            hidden, (weights, result) = output
+            results.append((hidden, None if shares_map(layer) else weights, result))
+            return output
 
         num_run = sum(1 for _ in self.encoder.layers)
         run_layers(self._drawn(), self.indices, num_run, batch, self.stages, call)
@@ -104,11 +110,12 @@ class PaddedLayers:
         batch.hidden = hidden.transpose(0, 1)
 
     def _drawn(self):
-        """The layers that layerdrop leaves, each with its position."""
+        """The layers that layerdrop leaves, each with its position: all those whose attention maps
+        others reuse."""
         encoder = self.encoder
         for position, layer in enumerate(encoder.layers):
             drawn = np.random.random() if encoder.layerdrop > 0 else 1
-            if not encoder.training or drawn > encoder.layerdrop:
+            if not encoder.training or drawn > encoder.layerdrop or shares_map(layer):
                 yield position, layer
 
 

@@ -18,6 +18,7 @@ from fairseq_speedup.lengths import merged_length, padding_mask_of
 from fairseq_speedup.transformer.frame_batch import FrameBatch
 from fairseq_speedup.transformer.layer_removal import numbers, parse_indices
 from fairseq_speedup.transformer.layers import check_layers
+from fairseq_speedup.transformer.reused_attention import check_own_maps
 from fairseq_speedup.transformer.stage import LayerStage, frames_by_layer
 
 MOST = 0.5  # of the frames can merge at once: every pair
@@ -110,6 +111,9 @@ class TokenMerging(LayerStage):
         if cfg.merge_ratio == 0:
             return None
         check_layers(encoder.w2v_model.encoder.layers, "merge_ratio=0")
+        check_own_maps(
+            encoder.w2v_model.encoder.layers, f"merge_ratio={cfg.merge_ratio}", "merge_ratio=0"
+        )
         layers = parse_merge_layers(cfg.merge_layers, encoder.kept_layers, bool(cfg.depths))
         return cls(layers, cfg)
 
