@@ -122,6 +122,7 @@ def test_a_pruned_model_keeps_the_sizes_of_the_layers_that_stay(whole, speech, t
         (["--layers", "1"], "--layers 1 is out of range, it must be 2 to 4"),
         (["--layers", "0"], "--layers 0 is out of range; it must be 1 or more"),
         (["--layers", "3", "--target", "0.5"], "give one, then the other"),
+        (["--layers", "3", "--parts", "heads"], "--parts is for --target"),
         (["--layers", "3", "--any-share"], "--any-share is for gates that were learned, --layers"),
     ],
 )

@@ -95,6 +95,30 @@ def test_channels_of_a_width_are_the_first_of_the_ordered(
     assert narrow_one.w2v_encoder.cnn.conv_layers[0][0] == each.channels[0]
 
 
+def test_a_model_without_a_projection_keeps_its_last_convolution(
+    tmp_path, dictionary, speech, monkeypatch
+):
+    sizes = SIZES | {"conv_feature_layers": "[(16, 10, 5), (16, 8, 4), (24, 4, 2)]"}
+    path = finetuned_families(tmp_path, dictionary, sizes)("base")
+    output, options = tmp_path / "ordered.pt", ["--by", "activation"]
+    assert main(command(path, speech, output, *options, widths=[0.7, 0.3])) == 0
+    (_, each) = widths_of(load(output).cfg.w2v_args).values()
+    assert each.channels[-1] == 24 and min(each.channels) < 16
+    many = at_many(output, monkeypatch)
+    many.w2v_encoder.speeds.default = Speed(1.0, 1, 3, 0.3)
+    narrow_one = load(output, width=0.3, padding="masked")
+    torch.testing.assert_close(logits_of(many), logits_of(narrow_one), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", ["nonsense", 5, [1, 2]])
+def test_widths_that_are_no_list_of_sizes_are_refused(ordered, value):
+    cfg = load(ordered("base")).cfg
+    with open_dict(cfg):
+        cfg.w2v_args.encoder_variant.widths = value
+    with pytest.raises(CheckpointError, match=f"{FIELD}=.* is no list of widths"):
+        widths_of(cfg.w2v_args)
+
+
 def command(path, speech, output, *options, widths=WIDTHS) -> list[str]:
     words = ["widths", path, "--audio", speech, "--output", output, "--cpu", *options]
     return list(map(str, [*words, "--widths", *widths]))
@@ -254,8 +278,8 @@ def test_optimize_tries_ever_narrower_ones_and_cuts_none_again():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"width": 0.5}, "width=0.5: the model .* has none, beside the whole; python -m"),
-        ({"widths": [1.0, 0.5]}, r"widths=\[1.0, 0.5\]: the model .* has none"),
+        ({"width": 0.5}, "width=0.5: the model .* has no widths; python -m"),
+        ({"widths": [1.0, 0.5]}, r"widths=\[1.0, 0.5\]: the model .* has no widths"),
         ({"width": 0.0}, "width=0.0 is out of range"),
         ({"width": 1.5}, "width=1.5 is out of range"),
         ({"widths": [1.0, 2.0]}, "each must be above 0 and at most 1"),
@@ -272,7 +296,9 @@ def test_widths_that_mean_nothing_are_refused_in_words(tmp_path, options, words)
 
 
 def test_a_width_that_was_not_made_is_refused_with_those_that_were(ordered):
-    with pytest.raises(ValueError, match=r"width=0.7: the model .* has widths 0.8, 0.4"):
+    with pytest.raises(
+        ValueError, match=r"width=0.7: the model .* has no widths but 0.8, 0.4 and the whole"
+    ):
         load(ordered("base"), width=0.7)
 
 
@@ -285,6 +311,7 @@ def test_a_width_that_was_not_made_is_refused_with_those_that_were(ordered):
         ("heads", [[0], [3, 1], [9]]),
         ("units", 5),
         ("width", 3.0),
+        ("share", "abc"),
         ("other", 1),
     ],
 )

@@ -96,6 +96,10 @@ def check(args) -> None:
             )
         if args.layers < 1:
             raise ValueError(f"--layers {args.layers} is out of range; it must be 1 or more")
+        for option, default in (("by", "taylor"), ("parts", PARTS), ("length_seconds", 10)):
+            if getattr(args, option) != default:
+                named = option.replace("_", "-")
+                raise ValueError(f"--{named} is for --target: --layers leaves out whole layers")
         _check_no_gates(args, "--layers")
         check_importance(args)
         return

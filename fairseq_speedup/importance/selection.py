@@ -26,6 +26,7 @@ class Selection:
     Args:
         gates: of a model, with ``macs`` and ``prune_target``
         scores: importance of each gate's parts, (size,) on the CPU
+        counts: of each gate, how many are open at the beginning: the most important; all by default
 
     Attributes:
         masks: (size,) of each gate, True where open
@@ -34,14 +35,26 @@ class Selection:
         TargetError
     """
 
-    def __init__(self, gates: PruningGates, scores: dict[HardConcrete, torch.Tensor]):
+    def __init__(
+        self,
+        gates: PruningGates,
+        scores: dict[HardConcrete, torch.Tensor],
+        counts: dict[HardConcrete, int] | None = None,
+    ):
         self.gates = gates
         smallest = gates.smallest_share()
         if gates.prune_target < smallest:
             raise TargetError(smallest)
         self.scores = {gate: values.tolist() for gate, values in scores.items()}
+        self.order = {
+            gate: sorted(range(gate.size), key=values.__getitem__)
+            for gate, values in self.scores.items()
+        }
+        self.counts = {gate: gate.size for gate in scores} if counts is None else dict(counts)
         self.masks = {gate: [True] * gate.size for gate in scores}
-        self.counts = {gate: gate.size for gate in scores}
+        for gate, order in self.order.items():
+            for place in order[: gate.size - self.counts[gate]]:
+                self.masks[gate][place] = False
         self.costs: dict[HardConcrete, float] = {}
         self.most = gates.prune_target * gates.macs.full
         self.least = self.most - SLACK * gates.macs.full
@@ -73,10 +86,7 @@ class Selection:
 
     def _close(self) -> list[tuple[float, HardConcrete, int]]:
         """Until the target is kept; what was closed: its worth, its gate, its place."""
-        order = {
-            gate: sorted(range(gate.size), key=values.__getitem__)
-            for gate, values in self.scores.items()
-        }
+        order = self.order
         closed = []
         while self.macs > self.most:
             worths = {

@@ -65,7 +65,8 @@ def narrow_weights(weights: dict, chosen: Width, num_heads: int, prefix: str = "
             if prefix + name in weights:
                 weights[prefix + name] = weights[prefix + name][:before]
         name = f"{prefix}post_extract_proj.weight"
-        weights[name] = weights[name][:, :before]
+        if name in weights:  # else the last convolution keeps all
+            weights[name] = weights[name][:, :before]
     for index, kept in enumerate(chosen.heads or []):
         _narrow_heads(weights, f"{prefix}encoder.layers.{index}.self_attn.", kept, num_heads)
     for index, count in enumerate(chosen.units or []):

@@ -14,7 +14,7 @@ each width has: ``encoder_variant.widths``, a list of
 What a width leaves whole is not in it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import List  # noqa: UP035  fairseq reads the name in a field's type
 
 from fairseq.dataclass import FairseqDataclass
@@ -100,6 +100,10 @@ def widths_of(pretraining) -> dict[float, Width]:
         CheckpointError: sizes that its model cannot have
     """
     found = encoder_variant(pretraining, "widths") or []
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise CheckpointError(
+            f"{FIELD}={str(found)[:100]} is no list of widths, each with its sizes"
+        )
     widths = [_checked(each, pretraining.model) for each in found]
     return {each.width: each for each in sorted(widths, key=lambda each: -each.width)}
 
@@ -114,13 +118,14 @@ def _checked(given, model) -> Width:
         "heads": [model.encoder_attention_heads] * model.encoder_layers,
         "units": [model.encoder_ffn_embed_dim] * model.encoder_layers,
     }
-    try:
-        made = Width(**given)
-        named = 0 < made.width < WHOLE and 0 < made.share <= WHOLE
-    except TypeError as error:
-        raise CheckpointError(f"{FIELD}: {str(given)[:100]} is no width: {error}") from None
-    if not named:
-        raise CheckpointError(f"{FIELD}: width={made.width}, share={made.share} are no shares")
+    unknown = sorted(given.keys() - {each.name for each in fields(Width)}, key=str)
+    if unknown:
+        raise CheckpointError(f"{FIELD}: a width has no field {', '.join(map(str, unknown))}")
+    shares = {name: given.get(name) for name in ("width", "share")}
+    for name, value in shares.items():
+        if type(value) not in (int, float) or not 0 < value <= WHOLE:
+            raise CheckpointError(f"{FIELD}: {name}={value!r} is no share, above 0 and at most 1")
+    made = Width(**given)
     for part, sizes in most.items():
         values = getattr(made, part)
         if values is None:
@@ -152,7 +157,8 @@ def width_named(pretraining, width: float, option: str, path: str | None) -> Wid
     """
     widths = widths_of(pretraining)
     if width not in widths:
-        has = f"has widths {', '.join(f'{each:g}' for each in widths)}" if widths else "has none"
+        named = f"no widths but {', '.join(f'{each:g}' for each in widths)} and the whole"
+        has = named if widths else "no widths"
         model = f"the model {path}" if path else "the model"
-        raise ValueError(f"{option}: {model} {has}, beside the whole; {HOW}")
+        raise ValueError(f"{option}: {model} has {has}; {HOW}")
     return widths[width]
