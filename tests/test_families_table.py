@@ -13,10 +13,14 @@ def cells_of(lines) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
 
 
+# no model of Hugging Face: what it gives is compared in test_reused_attention.py
+NO_PEER = {"armhubert"}
+
+
 def test_the_table_has_every_family_and_form_and_all_of_them_pass():
     lines = [line for line in TABLE.read_text().splitlines() if line.startswith("| ")]
     table = cells_of(lines[2:])
-    assert {row[0] for row in table} == set(FAMILIES)
+    assert {row[0] for row in table} == set(FAMILIES) - NO_PEER
     assert [row[1] for row in table] == [*FORMS, *FINETUNED]
     for _, _, era, loads, parity, safe in table:
         assert (loads, safe) == ("yes", "yes")

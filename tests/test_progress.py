@@ -81,6 +81,13 @@ WORDS = {
         ["prune", "{}/gates.pt", "--output", "{}/cut.pt", "--any-share"],
         ["reading {}/gates.pt"],
     ),
+    "widths": (
+        [
+            *("widths", "{}/model.pt", "--widths", "0.9", "--audio", "{}/audio"),
+            *("--output", "{}/ordered.pt", "--cpu"),
+        ],
+        ["reading {}/model.pt", "measuring importance"],
+    ),
     "report": (["report", "{}/runs"], ["reading results", "comparing, test", "0/2", "drawing"]),
     "spm": (["spm", "{}", "--vocab-size", "14", "--overwrite"], ["finding pieces of words"]),
     "transcribe": (
