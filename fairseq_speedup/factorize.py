@@ -12,11 +12,13 @@ from omegaconf import open_dict
 from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
 from fairseq_speedup.from_audio import (
+    MACS_SECONDS,
     AudioSource,
     Change,
     config_of,
     load_ours,
     log_probs,
+    macs_of,
     state_of,
 )
 from fairseq_speedup.low_rank.linear import LowRankLinear
@@ -29,12 +31,11 @@ from fairseq_speedup.low_rank.ranks import (
     low_rank_of,
     replace,
 )
-from fairseq_speedup.macs import MacCounter, linear_macs
+from fairseq_speedup.macs import linear_macs
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.transformer.reused_attention import check_own_attention
 
 MULTIPLE = 16  # of ranks
-SECONDS = 10  # of the utterance whose MACs are told
 
 
 def run(args) -> None:
@@ -45,19 +46,19 @@ def run(args) -> None:
     model.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     pieces = [each.clone() for each in audio.pieces(model, cfg, task)]
     watched, before = watch(model, pieces)
-    macs = _macs(model)
+    macs = macs_of(model)
     ranks = ranks_of(watched, args.energy_attention, args.energy_ffn)
     made = _lower(model, watched, ranks, args.max_layer_macs)
     print("\n".join(_table(ranks, made)))
     _check_any(args.checkpoint, made, args.max_layer_macs)
-    share = _macs(model) / macs
+    share = macs_of(model) / macs
     change = Change.of(before, log_probs(model, pieces, "comparing"))
     if not np.isfinite(change.largest):
         raise CheckpointError(f"{args.checkpoint}: the ranks make it give NaN: nothing is written")
     write_checkpoint(_state(model, cfg, task, made, share), args.output)
     print(
-        f"{share:.3f} of {macs / SECONDS / 1e9:.3f} GMACs per second of audio (utterances of "
-        f"{SECONDS} s); {change.described(pieces)}"
+        f"{share:.3f} of {macs / MACS_SECONDS / 1e9:.3f} GMACs per second of audio (utterances of "
+        f"{MACS_SECONDS} s); {change.described(pieces)}"
     )
     print(f"wrote {args.output}: --path to decode, model.w2v_path to train on")
 
@@ -75,7 +76,7 @@ def low_rank_state(path: str, model, cfg, task, watched, energies: tuple[float, 
     small = copy.deepcopy(model)
     made = _lower(small, watched, ranks_of(watched, *energies), most=1.0)
     _check_any(path, made, 1.0)
-    return _state(small, cfg, task, made, _macs(small) / _macs(model))
+    return _state(small, cfg, task, made, macs_of(small) / macs_of(model))
 
 
 def can_have_low_ranks(model) -> bool:
@@ -194,10 +195,6 @@ def _lower(model, watched, ranks, most: float) -> dict[int, dict[str, int]]:
                 replace(layer, name, low)
                 made[index][name] = rank
     return made
-
-
-def _macs(model) -> int:
-    return int(MacCounter(model).count([SECONDS * SAMPLE_RATE_HZ]).sum().total)
 
 
 def _table(ranks, made) -> list[str]:

@@ -13,12 +13,14 @@ from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import state_without_training
 from fairseq_speedup.data.recording import RecordingError, read_recording
 from fairseq_speedup.decoding.generator import batch_of
+from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask
 
 PIECE_SECONDS = 30  # of a recording that the model is given at once
+MACS_SECONDS = 10  # of the utterance whose MACs are told
 
 
 def load_ours(path: str, overrides: dict):
@@ -98,6 +100,23 @@ class AudioSource:
         return len(
             self.files
         ), lambda index: read_recording(self.files[index], rate, normalize, needed).waveform
+
+
+def macs_of(model) -> int:
+    """Of an utterance of MACS_SECONDS."""
+    return int(MacCounter(model).count([MACS_SECONDS * SAMPLE_RATE_HZ]).sum().total)
+
+
+def num_parameters(model, without: str = "") -> int:
+    """
+    Args:
+        without: those whose names hold this, if it is given
+    """
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not without or without not in name
+    )
 
 
 def minutes_of(pieces) -> float:

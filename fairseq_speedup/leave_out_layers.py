@@ -8,21 +8,20 @@ from omegaconf import OmegaConf, open_dict
 from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
 from fairseq_speedup.from_audio import (
+    MACS_SECONDS,
     AudioSource,
     Change,
     config_of,
     load_ours,
     log_probs,
+    macs_of,
+    num_parameters,
     state_of,
 )
 from fairseq_speedup.importance.layers import influence_of_layers
 from fairseq_speedup.low_rank.ranks import low_rank_of
-from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.pruning.cut import renumber_options, renumbered
-from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.transformer.reused_attention import check_own_attention
-
-SECONDS = 10  # of the utterance whose MACs are compared
 
 
 def run(args) -> None:
@@ -33,7 +32,7 @@ def run(args) -> None:
     pieces = [each.clone() for each in audio.pieces(model, cfg, task)]
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     before = log_probs(model.to(device), pieces, "running the model")
-    whole_macs, whole_size = _macs(model), _parameters(model)
+    whole_macs, whole_size = macs_of(model), num_parameters(model)
     num_layers = len(model.w2v_encoder.kept_layers)
     while len(model.w2v_encoder.kept_layers) > args.layers:
         shown = progress.bar(pieces, "measuring layers", unit=" pieces")
@@ -48,8 +47,8 @@ def run(args) -> None:
     kept = model.w2v_encoder.kept_layers
     print(
         f"layers {', '.join(map(str, kept))} of {num_layers} stay: "
-        f"{_macs(model) / whole_macs:.3f} of the MACs of {SECONDS} s, {_parameters(model):,} of "
-        f"{whole_size:,} parameters\n{change.described(pieces)}"
+        f"{macs_of(model) / whole_macs:.3f} of the MACs of {MACS_SECONDS} s, "
+        f"{num_parameters(model):,} of {whole_size:,} parameters\n{change.described(pieces)}"
     )
     weights = renumbered(model.state_dict(), kept)
     _forget_layers(model)
@@ -104,11 +103,3 @@ def _forget_layers(model) -> None:
                 pruned[part] = [pruned[part][index] for index in kept]
         cfg.w2v_args = OmegaConf.create(pretraining)
         renumber_options(cfg, model.w2v_encoder)
-
-
-def _macs(model) -> int:
-    return int(MacCounter(model).count([SECONDS * SAMPLE_RATE_HZ]).sum().total)
-
-
-def _parameters(model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -7,6 +7,7 @@ from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
 from fairseq_speedup.from_audio import AudioSource, config_of, load_ours, state_of
 from fairseq_speedup.importance.measure import add_gates, scores_of
+from fairseq_speedup.importance.readers import Readers
 from fairseq_speedup.importance.selection import Selection, TargetError
 from fairseq_speedup.prune import LIMIT, check_whole, measured, random_outputs, relative_difference
 from fairseq_speedup.pruning.gates import PruningGates
@@ -29,9 +30,10 @@ def run(args) -> None:
     add_gates(model, args.parts, args.length_seconds)
     gates = model.w2v_encoder.pruning
     seen = measured(args.checkpoint, model, pieces, args.by)
-    scores = scores_of(model, seen)
-    widths = _widths(args, model, gates, scores)
-    _order(weights, gates, scores)
+    scores = scores_of(Readers(model.w2v_encoder).by_name, seen)
+    orders = {gate: of.argsort(descending=True, stable=True) for gate, of in scores.items()}
+    widths = _widths(args, model, gates, scores, orders)
+    _order(weights, gates, orders)
     state = _state(model, cfg, task, weights, widths)
     difference = _difference_of(args.checkpoint, audio.overrides, weights, expected)
     if not difference <= LIMIT:  # not a number either
@@ -50,7 +52,7 @@ def run(args) -> None:
     )
 
 
-def _widths(args, model, gates: PruningGates, scores) -> list[Width]:
+def _widths(args, model, gates: PruningGates, scores, orders) -> list[Width]:
     """The widest first; what one has, all wider ones have.
 
     Raises:
@@ -74,14 +76,15 @@ def _widths(args, model, gates: PruningGates, scores) -> list[Width]:
                 f"{args.checkpoint}: of --widths {target:g} {share:.3f} of the MACs would be left: "
                 "its parts are too large for it; give others"
             )
-        widths.append(_width(target, share, model, gates, counts, scores))
+        widths.append(_width(target, share, model, gates, counts, orders))
     return widths
 
 
-def _width(target, share, model, gates: PruningGates, counts, scores) -> Width:
+def _width(target, share, model, gates: PruningGates, counts, orders) -> Width:
     """
     Args:
         counts: of each group of gates, how many stay
+        orders: of each, the most important first
     """
     sizes = model.cfg.w2v_args.model
     channels = heads = units = None
@@ -92,8 +95,7 @@ def _width(target, share, model, gates: PruningGates, counts, scores) -> Width:
     if gates.heads:
         heads = [list(range(sizes.encoder_attention_heads)) for _ in range(sizes.encoder_layers)]
         for index, gate in gates.heads.items():
-            best = scores[gate].argsort(descending=True, stable=True)
-            heads[int(index)] = sorted(best[: counts[gate]].tolist())
+            heads[int(index)] = sorted(orders[gate][: counts[gate]].tolist())
     if gates.units:
         units = [sizes.encoder_ffn_embed_dim] * sizes.encoder_layers
         for index, gate in gates.units.items():
@@ -101,11 +103,11 @@ def _width(target, share, model, gates: PruningGates, counts, scores) -> Width:
     return Width(target, round(share, 6), channels, heads, units)
 
 
-def _order(weights: dict, gates: PruningGates, scores: dict[HardConcrete, torch.Tensor]) -> None:
-    """Brings channels and units into the order of their scores, in place."""
+def _order(weights: dict, gates: PruningGates, orders: dict[HardConcrete, torch.Tensor]) -> None:
+    """Brings channels and units into their order, the most important first, in place."""
     of_projection = f"{PREFIX}post_extract_proj.weight"
     for position, gate in gates.channels.items():
-        order = scores[gate].argsort(descending=True, stable=True)
+        order = orders[gate]
         block = f"{PREFIX}feature_extractor.conv_layers.{position}."
         following = f"{PREFIX}feature_extractor.conv_layers.{int(position) + 1}.0.weight"
         rows = [name for name in weights if name.startswith(block)]
@@ -116,7 +118,7 @@ def _order(weights: dict, gates: PruningGates, scores: dict[HardConcrete, torch.
         read = following if following in weights else of_projection
         weights[read] = weights[read][:, order]
     for index, gate in gates.units.items():
-        order = scores[gate].argsort(descending=True, stable=True)
+        order = orders[gate]
         layer = f"{PREFIX}encoder.layers.{index}."
         for name in ("fc1.weight", "fc1.bias"):
             weights[layer + name] = weights[layer + name][order]

@@ -14,6 +14,7 @@ from fairseq_speedup.from_audio import (
     config_of,
     load_ours,
     log_probs,
+    num_parameters,
     state_of,
 )
 from fairseq_speedup.importance.measure import Seen, TooLittleAudioError, add_gates, close, measure
@@ -164,7 +165,7 @@ def cut_and_told(path: str, model) -> list[str]:
     gates = model.w2v_encoder.pruning
     share = gates.share_once_cut()
     whole_macs, seconds = gates.macs.full, gates.num_samples / SAMPLE_RATE_HZ
-    whole = _parameters(model, without="pruning.")
+    whole = num_parameters(model, without="pruning.")
     expected = random_outputs(model)
     lines = _table(model)
     cut(model)
@@ -177,7 +178,7 @@ def cut_and_told(path: str, model) -> list[str]:
     return [
         *lines,
         f"{share:.3f} of {whole_macs / seconds / 1e9:.3f} GMACs per second of audio "
-        f"(utterances of {seconds:g} s), {_parameters(model):,} of {whole:,} parameters; "
+        f"(utterances of {seconds:g} s), {num_parameters(model):,} of {whole:,} parameters; "
         f"largest difference on random audio: {difference:.1e} of the largest logit",
     ]
 
@@ -216,14 +217,6 @@ def _table(model) -> list[str]:
 
 def _left(gate) -> str:
     return f"{int((gate.values > 0).sum())} of {gate.size}"
-
-
-def _parameters(model, without: str = "") -> int:
-    return sum(
-        parameter.numel()
-        for name, parameter in model.named_parameters()
-        if not without or without not in name
-    )
 
 
 @torch.no_grad()

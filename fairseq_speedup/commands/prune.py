@@ -24,6 +24,8 @@ from fairseq_speedup.commands import arguments
 
 SCORES = ("taylor", "activation")
 PARTS = "channels,heads,units"
+# options of how importance is measured, with their defaults
+IMPORTANCE: dict = {"by": "taylor", "parts": PARTS, "length_seconds": 10}
 
 
 def add_arguments(parser) -> None:
@@ -68,18 +70,21 @@ def add_importance(group, counts: str) -> None:
     """
     group.add_argument(
         "--by",
-        default="taylor",
+        default=IMPORTANCE["by"],
         choices=SCORES,
         help="taylor: how much the model's posteriors would change, to the second order; "
         "activation: a part's share of the variance of what it is added to",
     )
     group.add_argument(
-        "--parts", default=PARTS, metavar="PARTS", help="that may go, with commas between"
+        "--parts",
+        default=IMPORTANCE["parts"],
+        metavar="PARTS",
+        help="that may go, with commas between",
     )
     group.add_argument(
         "--length-seconds",
         type=float,
-        default=10,
+        default=IMPORTANCE["length_seconds"],
         metavar="N",
         help=f"of an utterance, at which {counts}",
     )
@@ -96,7 +101,7 @@ def check(args) -> None:
             )
         if args.layers < 1:
             raise ValueError(f"--layers {args.layers} is out of range; it must be 1 or more")
-        for option, default in (("by", "taylor"), ("parts", PARTS), ("length_seconds", 10)):
+        for option, default in IMPORTANCE.items():
             if getattr(args, option) != default:
                 named = option.replace("_", "-")
                 raise ValueError(f"--{named} is for --target: --layers leaves out whole layers")

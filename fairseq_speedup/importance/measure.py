@@ -90,13 +90,15 @@ def _check_enough(name: str, reader: Reader, seconds: float) -> None:
         )
 
 
-def scores_of(model, seen: dict[str, Seen]) -> dict[HardConcrete, torch.Tensor]:
+def scores_of(
+    readers: dict[str, Reader], seen: dict[str, Seen]
+) -> dict[HardConcrete, torch.Tensor]:
     """(size,) of each of a model's gates.
 
     Args:
+        readers: of the model, by name
         seen: of :func:`measure`
     """
-    readers = Readers(model.w2v_encoder).by_name
     return {reader.gate: seen[name].score for name, reader in readers.items()}
 
 
@@ -113,7 +115,7 @@ def close(model, seen: dict[str, Seen], target: float) -> None:
     encoder = model.w2v_encoder
     readers = Readers(encoder).by_name
     encoder.pruning.prune_target = target
-    chosen = Selection(encoder.pruning, scores_of(model, seen))
+    chosen = Selection(encoder.pruning, scores_of(readers, seen))
     if any(isinstance(reader.layer, nn.Conv1d) for reader in readers.values()):
         _give_biases(encoder.w2v_model.feature_extractor)
     for name, reader in readers.items():
