@@ -11,11 +11,19 @@ from public_checkpoints import FORMS, reference, write_form
 from fairseq_speedup.inference import linear as linears
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.cnn import PIECE_FRAMES
-from fairseq_speedup.inference.linear import LINEARS, Fp32Linear, Int8Linear, multiplies_int8
+from fairseq_speedup.inference.int8 import (
+    LOWEST_GELU,
+    PRODUCTS,
+    FbgemmProduct,
+    Int8Linear,
+    OneDnnProduct,
+    product_here,
+)
+from fairseq_speedup.inference.linear import LINEARS, Fp32Linear
 from fairseq_speedup.inference.positions import BandedConv1d, FourierConv1d
 from fairseq_speedup.macs import MacCounter
 
-needs_int8 = pytest.mark.skipif(not multiplies_int8(), reason="this CPU cannot multiply int8")
+needs_int8 = pytest.mark.skipif(product_here() is None, reason="this CPU cannot multiply int8")
 INT8 = pytest.param("int8", marks=needs_int8)
 COUNTS = [9000, 6000, 7777]
 WEIGHTS = {"fp32": 1e-4, "bf16": 0.15, "int8": 0.5}  # of logits between -2 and 2
@@ -96,11 +104,12 @@ def test_costs_are_counted_as_before(four_layers, name):
 
 
 @needs_int8
-def test_a_scale_for_each_frame_leaves_the_others_alone():
-    linear = Int8Linear(torch.nn.Linear(64, 32))
-    frames = torch.randn(5, 64)
+@pytest.mark.parametrize("of_gelus", [False, True])
+def test_a_scale_for_each_frame_leaves_the_others_alone(of_gelus):
+    linear = Int8Linear(torch.nn.Linear(64, 32), of_gelus)
+    frames = torch.randn(5, 64).clamp(min=LOWEST_GELU)
     expected = linear(frames)[:4]
-    frames[4] *= 1000
+    frames[4] *= -1000 * frames[4].sign()
     assert torch.equal(linear(frames)[:4], expected)
 
 
@@ -108,9 +117,59 @@ def test_a_scale_for_each_frame_leaves_the_others_alone():
 def test_int8_errs_by_less_than_its_steps():
     plain = torch.nn.Linear(64, 32)
     frames = torch.randn(50, 64)
-    step = frames.abs().amax(dim=1) / 127 * plain.weight.abs().max() * 64
+    step = frames.abs().amax(dim=1) / 90 * plain.weight.abs().max() * 64
     error = (Int8Linear(plain)(frames) - plain(frames)).abs().amax(dim=1)
     assert (error < step).all() and error.max() > 0
+
+
+@needs_int8
+def test_what_a_gelu_gave_has_steps_half_as_long():
+    plain = torch.nn.Linear(256, 64)
+    frames = torch.nn.functional.gelu(torch.randn(50, 256))
+    errors = [
+        (Int8Linear(plain, of_gelus)(frames) - plain(frames)).square().mean().sqrt()
+        for of_gelus in (False, True)
+    ]
+    # those of the weights stay
+    assert 0 < errors[1] < 0.75 * errors[0]
+
+
+@needs_int8
+@pytest.mark.parametrize("of_gelus", [False, True])
+@pytest.mark.parametrize("value", [LOWEST_GELU, 0.0, 1e-30, 3.0])
+def test_rows_of_one_value_are_as_exact_as_others(of_gelus, value):
+    plain = torch.nn.Linear(64, 32)
+    frames = torch.full((3, 64), value)
+    expected = plain(frames)
+    torch.testing.assert_close(Int8Linear(plain, of_gelus)(frames), expected, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("product", [each for each in PRODUCTS if each.runs_here()])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_of_the_largest_levels_and_weights_are_exact(product, sign):
+    weight = torch.full((32, 3072), sign * product.LARGEST, dtype=torch.int8)
+    weight[16:] = torch.randint(-product.LARGEST, product.LARGEST + 1, (16, 3072))
+    levels = torch.randint(0, product.LEVELS + 1, (5, 3072))
+    levels[0] = product.LEVELS
+    for zero_point in (0, (product.LEVELS + 1) // 2):
+        multiply = product(weight, torch.ones(32), zero_point)
+        inputs = levels - zero_point + multiply.offset
+        expected = (levels - zero_point) @ weight.long().T
+        assert torch.equal(multiply(inputs.float()).long(), expected)
+
+
+def test_every_cpu_has_the_product_it_is_fastest_with(monkeypatch):
+    def found(**capabilities):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        return product_here()
+
+    if not torch.backends.mkldnn.is_available() or "x86" not in str(
+        torch.backends.quantized.engine
+    ):
+        pytest.skip("this torch has neither oneDNN nor FBGEMM")
+    assert found(avx2=True) is found(avx2=True, avx512_f=True) is FbgemmProduct
+    assert found(avx2=True, avx_vnni=True) is found(avx2=True, amx_int8=True) is OneDnnProduct
+    assert found(sse4_2=True) is found() is None
 
 
 @pytest.mark.parametrize("family", list(FORMS))
@@ -136,8 +195,8 @@ def test_an_unknown_form_is_refused_in_words(four_layers):
         to_inference_form(model, "fp16")
 
 
-def test_int8_is_refused_where_it_would_saturate(four_layers, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+def test_int8_is_refused_where_nothing_multiplies_it(four_layers, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx": True})
     with pytest.raises(ValueError, match=r"int8 needs a CPU that multiplies int8.*use fp32"):
         to_inference_form(build_model(four_layers), "int8")
 

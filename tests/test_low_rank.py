@@ -22,7 +22,7 @@ from fairseq_speedup import factorize, from_audio
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.inference import to_inference_form
-from fairseq_speedup.inference.linear import multiplies_int8
+from fairseq_speedup.inference.int8 import product_here
 from fairseq_speedup.inspection import inspect_file
 from fairseq_speedup.low_rank.linear import LowRankLinear
 from fairseq_speedup.low_rank.outputs import OutputStatistics, rank_of
@@ -209,7 +209,7 @@ def test_a_stock_model_becomes_ours_with_its_numbers(whole, low):
 @pytest.mark.parametrize("form", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("kind", ["base", "wavlm"])
 def test_inference_forms_are_those_of_the_model_as_it_was_trained(low, kind, form):
-    if form == "int8" and not multiplies_int8():
+    if form == "int8" and product_here() is None:
         pytest.skip("this CPU has no instructions for int8")
     model = load(low(kind))
     expected, fast = logits_of(model), copy.deepcopy(model)

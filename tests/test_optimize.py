@@ -24,7 +24,6 @@ from fairseq_speedup.commands import build_parser
 from fairseq_speedup.commands.optimize import BEAM, decoding_of
 from fairseq_speedup.data.utterances import Recordings
 from fairseq_speedup.inference import form_of
-from fairseq_speedup.inference import linear as linears
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.optimize import candidates, made, run
@@ -360,8 +359,7 @@ def test_a_checkpoints_form_is_taken_where_none_is_asked_for(model_path, monkeyp
     assert form_of("bf16", model) == "bf16"
     plain, _, _ = load_finetuned(str(model_path), "")
     assert form_of("auto", plain) == "none"
-    monkeypatch.setattr(linears, "multiplies_int8", lambda: False)
-    monkeypatch.setattr("fairseq_speedup.inference.form.multiplies_int8", lambda: False)
+    monkeypatch.setattr("fairseq_speedup.inference.form.product_here", lambda: None)
     narrow, _, _ = load_finetuned(str(model_path), "", {"inference_form": "int8"})
     assert form_of("auto", narrow) == "fp32"
     assert "decodes in int8, which cannot be here" in capsys.readouterr().out

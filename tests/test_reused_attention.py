@@ -19,7 +19,7 @@ from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.factorize import can_have_low_ranks
 from fairseq_speedup.inference import to_inference_form
-from fairseq_speedup.inference.linear import multiplies_int8
+from fairseq_speedup.inference.int8 import product_here
 from fairseq_speedup.inference.transformer import MaskedLayers
 from fairseq_speedup.inspection import inspect_file
 from fairseq_speedup.macs import MacCounter
@@ -442,7 +442,7 @@ def test_optimize_tries_nothing_that_is_refused(path):
 @pytest.mark.parametrize("options", [{}, OPTIONS["layers"], OPTIONS["exits"]], ids=str)
 @torch.no_grad()
 def test_inference_forms_are_those_of_the_model_without_its_work(file, form, options):
-    if form == "int8" and not multiplies_int8():
+    if form == "int8" and product_here() is None:
         pytest.skip("this CPU has no instructions for int8")
     model = build_model(file[0], normalize=False, **options)
     fast, net_input = copy.deepcopy(model), batch_of(COUNTS)

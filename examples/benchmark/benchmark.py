@@ -24,13 +24,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fairseq_speedup.inference.linear import (
-    Bf16Linear,
-    Fp32Linear,
-    Int8Linear,
-    multiplies_bf16,
-    multiplies_int8,
-)
+from fairseq_speedup.inference.int8 import Int8Linear, product_here
+from fairseq_speedup.inference.linear import Bf16Linear, Fp32Linear, multiplies_bf16
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.environment import hardware, versions
 from fairseq_speedup.profiling.utterance_lengths import read_lengths
@@ -152,7 +147,7 @@ def peaks(threads: int) -> dict[str, float]:
     products = {"nn.Linear": linear, "fp32": Fp32Linear(linear)}
     if multiplies_bf16():
         products["bf16"] = Bf16Linear(linear)
-    if multiplies_int8():
+    if product_here() is not None:
         products["int8"] = Int8Linear(linear)
     found = {}
     with torch.inference_mode():

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 from fairseq_speedup.export.metadata import ExportedFileError, Metadata
-from fairseq_speedup.inference.linear import multiplies_int8
+from fairseq_speedup.inference.int8 import multiplies_int8
 
 INPUTS, OUTPUTS = ["waveform", "lengths"], ["log_probs", "frames"]
 

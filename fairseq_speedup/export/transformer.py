@@ -23,7 +23,7 @@ class ExportableLinear(nn.Linear):
     """As the linear layers of the inference forms."""
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> "ExportableLinear":
+    def of(cls, linear: nn.Linear, of_gelus: bool = False) -> "ExportableLinear":
         made = cls.__new__(cls)
         made.__dict__.update(linear.__dict__)
         return made

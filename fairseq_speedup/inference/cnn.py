@@ -94,7 +94,9 @@ class ChannelsLastCnn(nn.Module):
         self.first = (as_linear(first[0]),)  # in a tuple: it stays as it is in every form
         self.group_norm = first[2] if isinstance(first[2], Fp32GroupNorm) else None
         self.masked = masked
-        self.linears = nn.ModuleList([linear(as_linear(block[0])) for block in others])
+        self.linears = nn.ModuleList(
+            [linear(as_linear(block[0]), of_gelus=True) for block in others]
+        )
         self.norms = [
             block[2][1] if isinstance(block[2], nn.Sequential) else None
             for block in cnn.conv_layers

@@ -12,8 +12,9 @@ from fairseq_speedup.inference.attention import FusedAttention
 from fairseq_speedup.inference.batched_cnn import BatchedCnn
 from fairseq_speedup.inference.captured import CapturedPath
 from fairseq_speedup.inference.cnn import ChannelsLastCnn
+from fairseq_speedup.inference.int8 import product_here
 from fairseq_speedup.inference.layer import FusedLayer
-from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16, multiplies_int8
+from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16
 from fairseq_speedup.inference.positions import kind_for
 from fairseq_speedup.inference.transformer import MaskedLayers, PackedLayers
 from fairseq_speedup.models.exported_ctc import ExportedCtc
@@ -106,10 +107,10 @@ def check_device(form: str, device: torch.device) -> None:
     """Raises ValueError for a form that the device cannot run."""
     if form == "int8" and device.type != "cpu":
         raise ValueError(f"--inference int8 runs on CPUs, not on {device.type}: use fp16 or bf16")
-    if form == "int8" and not multiplies_int8():
+    if form == "int8" and product_here() is None:
         raise ValueError(
-            "--inference int8 needs a CPU that multiplies int8 (AVX-512 VNNI, AVX VNNI or AMX), "
-            "which this one does not: use fp32"
+            "--inference int8 needs a CPU that multiplies int8 (AVX2, AVX-512, AVX VNNI or AMX), "
+            "which this one does not, or a torch with kernels for it (oneDNN, FBGEMM): use fp32"
         )
     if form == "fp16" and device.type == "cpu":
         raise ValueError("--inference fp16 is for GPUs: CPUs run none, fp32, bf16 or int8")

@@ -22,9 +22,10 @@ class FusedLayer(TransformerSentenceEncoderLayer):
         fused = cls.__new__(cls)
         fused.__dict__.update(layer.__dict__)
         fused.self_attn = self_attn
-        if layer.fc1.out_features:  # none where all units were pruned
-            fused.fc1, fused.fc2 = in_form(layer.fc1, linear), in_form(layer.fc2, linear)
         fused.uses_gelu = layer.activation_fn is utils.get_activation_fn("gelu")
+        if layer.fc1.out_features:  # none where all units were pruned
+            fused.fc1 = in_form(layer.fc1, linear)
+            fused.fc2 = in_form(layer.fc2, linear, of_gelus=fused.uses_gelu)
         return fused
 
     def forward(self, x, self_attn_padding_mask=None, packed_lengths=None, **unused):

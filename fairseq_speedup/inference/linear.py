@@ -8,8 +8,6 @@ from torch import nn
 from fairseq_speedup.inference_forms import LINEARS
 from fairseq_speedup.lengths import shared_length
 
-LARGEST = 127  # of int8, symmetric
-ZERO_POINT = 128  # of uint8 activations
 LARGE = 1 << 20  # weights of a product
 FINEST_ROWS = 16  # rows of a product are rounded up to a multiple of, at least
 ROW_STEPS = 16  # in an octave of rows
@@ -31,11 +29,6 @@ def cpu_has(*instructions: str) -> bool:
     """Whether this CPU has one of these instruction sets, by torch's names."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in instructions)
-
-
-def multiplies_int8() -> bool:
-    """Without these instructions sums of products would saturate, and be slow."""
-    return cpu_has("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def multiplies_bf16() -> bool:
@@ -79,11 +72,15 @@ class InferenceLinear(nn.Module):
 
     Attributes:
         dtype: that attention between such layers is computed in
+
+    Args:
+        linear: whose weights it takes
+        of_gelus: its inputs are what a GELU gave
     """
 
     dtype = torch.float32
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, of_gelus: bool = False):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         bias = linear.bias
@@ -102,7 +99,7 @@ class InferenceLinear(nn.Module):
 class FloatLinear(InferenceLinear):
     """On CPUs the weights are in the layout of oneDNN's kernels where :func:`can_pack` says so."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, of_gelus: bool = False):
         super().__init__(linear)
         # no buffers: oneDNN's layout can be neither saved nor moved
         self.weight = linear.weight.detach().to(self.dtype)
@@ -147,32 +144,3 @@ class Bf16Linear(FloatLinear):
 @LINEARS.register("fp16")
 class Fp16Linear(FloatLinear):
     dtype = torch.float16
-
-
-@LINEARS.register("int8")
-class Int8Linear(InferenceLinear):
-    """int8 weights with a scale for each output; activations become uint8 as they come, with a
-    scale for each frame, so that no frame's numbers depend on what else is in the batch."""
-
-    dtype = torch.bfloat16 if multiplies_bf16() else torch.float32
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__(linear)
-        weight = linear.weight.detach().float()
-        self.scales = weight.abs().amax(dim=1).clamp(min=1e-12) / LARGEST
-        rounded = (weight / self.scales[:, None]).round().to(torch.int8)
-        self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self.zero_points = torch.zeros(self.out_features, dtype=torch.int32)
-
-    def forward(self, frames):
-        rows = frames.reshape(-1, frames.size(-1))
-        highest, lowest = rows.amax(dim=1, keepdim=True), rows.amin(dim=1, keepdim=True)
-        largest = torch.maximum(highest, -lowest).clamp(min=1e-12)  # faster than of abs()
-        # adding a half and cutting off rounds
-        shifted = torch.addcmul(rows.new_tensor(ZERO_POINT + 0.5), rows, LARGEST / largest)
-        product = torch.ops.onednn.qlinear_pointwise(
-            shifted.to(torch.uint8), 1.0, ZERO_POINT, self.weight, self.scales, self.zero_points,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        product = torch.addcmul(self.bias, product, largest / LARGEST)
-        return product.view(*frames.shape[:-1], -1)

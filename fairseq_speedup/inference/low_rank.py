@@ -7,11 +7,15 @@ from fairseq_speedup.inference.linear import stacked
 from fairseq_speedup.low_rank.linear import LowRankLinear
 
 
-def in_form(layer, linear) -> nn.Module:
-    """A linear layer, whole or of low rank, in the form whose layers ``linear`` builds."""
+def in_form(layer, linear, of_gelus: bool = False) -> nn.Module:
+    """A linear layer, whole or of low rank, in the form whose layers ``linear`` builds.
+
+    Args:
+        of_gelus: its inputs are what a GELU gave
+    """
     if isinstance(layer, LowRankLinear):
-        return TwoLinears(layer, linear)
-    return linear(layer)
+        return TwoLinears(layer, linear, of_gelus)
+    return linear(layer, of_gelus)
 
 
 def beside(layers: list[nn.Module], linear) -> nn.Module:
@@ -40,12 +44,14 @@ class TwoLinears(nn.Module):
     Args:
         layer: of low rank
         linear: builds the form's linear layers
+        of_gelus: its inputs are what a GELU gave
     """
 
-    def __init__(self, layer: LowRankLinear, linear):
+    def __init__(self, layer: LowRankLinear, linear, of_gelus: bool):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.first, self.second = linear(stacked([layer.first])), linear(layer.second)
+        self.first = linear(stacked([layer.first]), of_gelus)
+        self.second = linear(layer.second)
         self._macs_per_frame = layer.macs_per_frame()
 
     @property
