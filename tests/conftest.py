@@ -18,11 +18,12 @@ if os.environ.get("CI"):
 torch.set_num_threads(1)  # models are tiny: more threads only wait for each other
 # the slowest files, slowest first: begun first, they leave short ones to even out workers with
 SLOW = """
-    test_combinations test_study test_convert test_end_to_end test_export test_optimize
-    test_families test_pruning test_malicious_checkpoints test_commands test_inference
-    test_boundaries test_importance test_distillation test_narrow_students test_low_rank
-    test_decoding_end_to_end test_finetuned_eras test_progress test_config
-    test_open_corpus test_pretraining_recipe
+    test_combinations test_convert test_optimize test_families test_export test_gpu_inference
+    test_pruning test_study test_importance test_end_to_end test_inference test_model_folders
+    test_widths test_study_results test_commands test_decoding_end_to_end test_low_rank
+    test_reductions_end_to_end test_boundaries test_reused_attention test_scoring
+    test_finetuned_eras test_config test_distillation test_open_corpus test_narrow_students
+    test_malicious_checkpoints test_frontend_matching test_pretraining_recipe
 """.split()  # noqa: SIM905
 
 

@@ -593,7 +593,7 @@ def test_where_nothing_is_projected_the_folder_projects_to_the_same(tmp_path):
     """fairseq's encoder has no projection where its CNN is as wide as its transformer."""
     w2v_path = write_pretrained(
         tmp_path / "base.pt",
-        conv_feature_layers="[(8, 10, 5), (16, 3, 2)]",
+        conv_feature_layers="[(8, 10, 5)] + [(8, 3, 2)] * 5 + [(16, 2, 2)]",
         encoder_embed_dim=16,
         encoder_attention_heads=4,
     )

@@ -422,7 +422,7 @@ def test_a_killed_study_ends_with_the_table_of_an_unbroken_one(folder, tmp_path)
     (folder / "config/killed.yaml").write_text(
         CONFIG.format(quickstart=REPO / "examples/quickstart").replace(
             "max_update=4,",
-            "max_update=40, checkpoint.save_interval_updates=5, "
+            "max_update=20, checkpoint.save_interval_updates=4, "
             "checkpoint.keep_interval_updates=1,",
         )
     )
