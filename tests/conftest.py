@@ -12,9 +12,12 @@ from helpers.corpora import write_dictionary, write_split
 from helpers.models import write_finetuned, write_pretrained
 from hypothesis import settings
 
+from fairseq_speedup.inference.int8 import FbgemmProduct
+
 settings.register_profile("ci", derandomize=True)  # the same examples on every run
 if os.environ.get("CI"):
     settings.load_profile("ci")
+FbgemmProduct.LEAST_WEIGHTS = 0  # models are tiny: int8 all the same
 torch.set_num_threads(1)  # models are tiny: more threads only wait for each other
 # the slowest files, slowest first: begun first, they leave short ones to even out workers with
 SLOW = """

@@ -122,6 +122,16 @@ def test_int8_errs_by_less_than_its_steps():
     assert (error < step).all() and error.max() > 0
 
 
+def test_with_avx2_alone_layers_that_fp32_is_faster_at_stay_in_fp32(monkeypatch):
+    if not FbgemmProduct.runs_here():
+        pytest.skip("this torch has no FBGEMM")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    monkeypatch.setattr(FbgemmProduct, "LEAST_WEIGHTS", 2048)
+    small, large = torch.nn.Linear(64, 31), torch.nn.Linear(64, 32)
+    assert type(Int8Linear.of(small)) is Fp32Linear
+    assert type(Int8Linear.of(large, of_gelus=True)) is Int8Linear
+
+
 @needs_int8
 def test_what_a_gelu_gave_has_steps_half_as_long():
     plain = torch.nn.Linear(256, 64)

@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -34,7 +35,7 @@ HERE = Path(__file__).parent
 BASELINE = "stock fairseq"
 PEERS = [BASELINE, "transformers", "ONNX Runtime fp32", "ONNX Runtime int8"]
 PEERS += ["OpenVINO fp32", "OpenVINO int8", "OpenVINO int8, CNN in fp32"]
-OF_LARGE = ["CTranslate2 fp32", "CTranslate2 int8"]  # peers that run no other
+OF_LARGE = ["CTranslate2 fp32", "CTranslate2 int8"]  # peers that run no other, and are asked for
 OURS = ["ours fp32", "ours bf16", "ours int8", "ours in OpenVINO, fp32", "ours in OpenVINO, int8"]
 SAMPLE_RATE = 16000
 ONE_FRAME_MORE = 320  # samples
@@ -210,27 +211,42 @@ def draw(report: dict, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def add_workload(parser, seconds: str, arch: str, factors: list[int], engines: list[str]) -> None:
-    """Options of what is run and by what, with their defaults."""
+def add_workload(
+    parser,
+    seconds: str,
+    arch: str,
+    factors: list[int],
+    engines: list[str],
+    more: Sequence[str] = (),
+) -> None:
+    """Options of what is run and by what, with their defaults.
+
+    Args:
+        more: engines that run only when they are named
+    """
     parser.add_argument("--lengths", help="seconds a line, or a manifest .tsv")
     parser.add_argument("--seconds", default=seconds, help="or these")
     parser.add_argument("--subsample", type=int, help="so many of the lengths, evenly")
     parser.add_argument("--arch", choices=["base", "large"], default=arch)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--factors", type=int, nargs="+", default=factors, choices=[1, 2, 3])
-    parser.add_argument("--engines", nargs="+", default=engines, choices=engines)
+    parser.add_argument("--engines", nargs="+", default=engines, choices=[*engines, *more])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="for the table, JSON, picture and ONNX files")
-    add_workload(parser, "2.4,4,5.5,7,8.5,10.5,13,16.7", "large", [1, 2, 3], PEERS + OURS)
+    add_workload(parser, "2.4,4,5.5,7,8.5,10.5,13,16.7", "large", [1, 2, 3], PEERS + OURS, OF_LARGE)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--same-lengths", action="store_true", help="in all rounds")
     args = parser.parse_args()
     if BASELINE not in args.engines:
         parser.error(f"--engines must hold {BASELINE!r}: ratios are of its time")
+    if args.arch != "large" and (named := set(OF_LARGE) & set(args.engines)):
+        parser.error(
+            f"{', '.join(sorted(named))}: of --arch large alone, with layer norms in its CNN"
+        )
     args.folder.mkdir(parents=True, exist_ok=True)
     lengths = subsampled(read_lengths(args), args.subsample)
     batches = batches_of(lengths, args.batch_size)

@@ -121,7 +121,9 @@ def _front_end(encoder, linear, on_cpu: bool) -> str:
     if encoder.fbank is not None:
         return "filterbanks, as they are"
     cnn, masked = w2v_model.feature_extractor, isinstance(w2v_model.feature_extractor, MaskedCnn)
-    cnn = ChannelsLastCnn(cnn, linear, masked) if on_cpu else BatchedCnn(cnn, linear.dtype, masked)
+    cnn = (
+        ChannelsLastCnn(cnn, linear.of, masked) if on_cpu else BatchedCnn(cnn, linear.dtype, masked)
+    )
     w2v_model.feature_extractor = cnn
     folded = cnn.group_norm is not None
     return "channels last" + (", group norm folded into the first convolution" if folded else "")
@@ -142,8 +144,8 @@ def _layers(layers, linear) -> str:
     for name, layer in layers.named_children():
         if type(layer) is not TransformerSentenceEncoderLayer:
             return f"as it is: {type(layer).__name__} has no fused form"
-        attention = FusedAttention.of(layer.self_attn, linear)
-        layers._modules[name] = FusedLayer.of(layer, linear, attention)
+        attention = FusedAttention.of(layer.self_attn, linear.of)
+        layers._modules[name] = FusedLayer.of(layer, linear.of, attention)
     return "fused"
 
 
@@ -184,4 +186,4 @@ def _other_linears(model, linear) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear and child.weight.numel():  # none where all was pruned
-                setattr(module, name, linear(child))
+                setattr(module, name, linear.of(child))

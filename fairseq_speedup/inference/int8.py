@@ -5,7 +5,12 @@ import warnings
 import torch
 from torch import nn
 
-from fairseq_speedup.inference.linear import InferenceLinear, cpu_has, multiplies_bf16
+from fairseq_speedup.inference.linear import (
+    Fp32Linear,
+    InferenceLinear,
+    cpu_has,
+    multiplies_bf16,
+)
 from fairseq_speedup.inference_forms import LINEARS
 
 LOWEST_GELU = -0.17  # no GELU is lower
@@ -23,6 +28,7 @@ class Product:
     Attributes:
         LEVELS: inputs are from 0 to this
         LARGEST: weights are from -LARGEST to this
+        LEAST_WEIGHTS: with fewer, fp32 is faster
         offset: to be added to inputs, of which ``zero_point`` was taken
 
     Args:
@@ -33,6 +39,7 @@ class Product:
 
     LEVELS: int
     LARGEST: int
+    LEAST_WEIGHTS = 0
     offset: float
 
     def __init__(self, weight: torch.Tensor, scales: torch.Tensor, zero_point: int):
@@ -76,10 +83,13 @@ class FbgemmProduct(Product):
     there, inputs have 182 levels and weights 181: 2 * 181 * 90 < 2 ** 15.
 
     With AVX2 it took 0.36 to 0.65 of the time of MKL's product in fp32 (50 to 800 frames, 512 to
-    3072 channels), and oneDNN's in int8 0.75 (400 frames; AMD EPYC, torch 2.13).
+    3072 channels), and oneDNN's in int8 0.75 (400 frames; AMD EPYC, torch 2.13). With levels and
+    scaling a layer of 65 thousand weights takes 0.96 to 1.5 of its time in fp32, one of 197
+    thousand 0.8 to 0.95 (30 to 1000 frames, one thread).
     """
 
     LEVELS, LARGEST = 181, 90
+    LEAST_WEIGHTS = 1 << 17
     offset = 0.0
 
     def __init__(self, weight, scales, zero_point):
@@ -142,6 +152,13 @@ class Int8Linear(InferenceLinear):
         self.product = product(rounded.to(torch.int8), scales, zero_point)
         self.offset = weight.new_tensor(self.product.offset)
         self.weight = rounded.to("meta")  # of the size that MACs ask for: the product has its own
+
+    @classmethod
+    def of(cls, linear, of_gelus=False):
+        product = product_here()
+        if product is not None and linear.weight.numel() < product.LEAST_WEIGHTS:
+            return Fp32Linear(linear)
+        return cls(linear, of_gelus)
 
     def forward(self, frames):
         rows = frames.reshape(-1, frames.size(-1))

@@ -88,6 +88,11 @@ class InferenceLinear(nn.Module):
             bias = linear.weight.new_zeros(linear.out_features)
         self.bias = bias.detach().float()
 
+    @classmethod
+    def of(cls, linear: nn.Linear, of_gelus: bool = False) -> "InferenceLinear":
+        """The form's layer: of this class, or of another where that is faster."""
+        return cls(linear, of_gelus)
+
     def gelu(self, frames):
         """GELU of what the layer gives."""
         return F.gelu(self(frames))

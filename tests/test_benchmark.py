@@ -1,0 +1,47 @@
+"""The benchmark's engines: each can be asked for, and no name is one of nothing."""
+
+import argparse
+
+import pytest
+from helpers.commands import REPO
+from helpers.processes import run_forked
+
+FOLDER = REPO / "examples/benchmark"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(FOLDER)
+    import benchmark
+
+    return benchmark
+
+
+def test_every_engine_can_be_asked_for_and_exists(benchmark):
+    from engines import ENGINES
+
+    defaults = benchmark.PEERS + benchmark.OURS
+    parser = argparse.ArgumentParser()
+    benchmark.add_workload(parser, "1", "base", [1], defaults, benchmark.OF_LARGE)
+    assert parser.parse_args([]).engines == defaults
+    for name in defaults + benchmark.OF_LARGE:
+        assert parser.parse_args(["--engines", name]).engines == [name]
+        assert name in ENGINES
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--engines", "ours fp32"], "--engines must hold 'stock fairseq'"),
+        (
+            ["--arch", "base", "--engines", "stock fairseq", "CTranslate2 int8"],
+            "CTranslate2 int8: of --arch large alone",
+        ),
+    ],
+)
+def test_engines_that_cannot_be_compared_are_refused(tmp_path, options, said):
+    pytest.importorskip("matplotlib")
+    found = run_forked(FOLDER / "benchmark.py", tmp_path / "out", *options, check=False)
+    assert found.returncode == 2 and said in found.stderr
+    assert not (tmp_path / "out").exists()
