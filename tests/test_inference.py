@@ -117,7 +117,7 @@ def test_a_scale_for_each_frame_leaves_the_others_alone(of_gelus):
 def test_int8_errs_by_less_than_its_steps():
     plain = torch.nn.Linear(64, 32)
     frames = torch.randn(50, 64)
-    step = frames.abs().amax(dim=1) / 90 * plain.weight.abs().max() * 64
+    step = frames.abs().amax(dim=1) / (product_here().LEVELS // 2) * plain.weight.abs().max() * 64
     error = (Int8Linear(plain)(frames) - plain(frames)).abs().amax(dim=1)
     assert (error < step).all() and error.max() > 0
 
@@ -173,9 +173,8 @@ def test_every_cpu_has_the_product_it_is_fastest_with(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
         return product_here()
 
-    if not torch.backends.mkldnn.is_available() or "x86" not in str(
-        torch.backends.quantized.engine
-    ):
+    engine = torch.backends.quantized.engine
+    if not torch.backends.mkldnn.is_available() or engine not in ("x86", "fbgemm"):
         pytest.skip("this torch has neither oneDNN nor FBGEMM")
     assert found(avx2=True) is found(avx2=True, avx512_f=True) is FbgemmProduct
     assert found(avx2=True, avx_vnni=True) is found(avx2=True, amx_int8=True) is OneDnnProduct

@@ -121,9 +121,10 @@ def _front_end(encoder, linear, on_cpu: bool) -> str:
     if encoder.fbank is not None:
         return "filterbanks, as they are"
     cnn, masked = w2v_model.feature_extractor, isinstance(w2v_model.feature_extractor, MaskedCnn)
-    cnn = (
-        ChannelsLastCnn(cnn, linear.of, masked) if on_cpu else BatchedCnn(cnn, linear.dtype, masked)
-    )
+    if on_cpu:
+        cnn = ChannelsLastCnn(cnn, linear.of, masked)
+    else:
+        cnn = BatchedCnn(cnn, linear.dtype, masked)
     w2v_model.feature_extractor = cnn
     folded = cnn.group_norm is not None
     return "channels last" + (", group norm folded into the first convolution" if folded else "")

@@ -132,6 +132,10 @@ class Int8Linear(InferenceLinear):
 
     Levels go from minus the largest of a frame to plus that; of what a GELU gave, which has next
     to nothing below 0, from the lowest that it gives, and are half as far from each other.
+
+    Args:
+        linear: whose weights it takes
+        of_gelus: its inputs are what a GELU gave
     """
 
     dtype = torch.bfloat16 if multiplies_bf16() else torch.float32

@@ -75,12 +75,11 @@ class InferenceLinear(nn.Module):
 
     Args:
         linear: whose weights it takes
-        of_gelus: its inputs are what a GELU gave
     """
 
     dtype = torch.float32
 
-    def __init__(self, linear: nn.Linear, of_gelus: bool = False):
+    def __init__(self, linear: nn.Linear):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         bias = linear.bias
@@ -90,8 +89,12 @@ class InferenceLinear(nn.Module):
 
     @classmethod
     def of(cls, linear: nn.Linear, of_gelus: bool = False) -> "InferenceLinear":
-        """The form's layer: of this class, or of another where that is faster."""
-        return cls(linear, of_gelus)
+        """The form's layer: of this class, or of another where that is faster.
+
+        Args:
+            of_gelus: its inputs are what a GELU gave
+        """
+        return cls(linear)
 
     def gelu(self, frames):
         """GELU of what the layer gives."""
@@ -104,7 +107,7 @@ class InferenceLinear(nn.Module):
 class FloatLinear(InferenceLinear):
     """On CPUs the weights are in the layout of oneDNN's kernels where :func:`can_pack` says so."""
 
-    def __init__(self, linear: nn.Linear, of_gelus: bool = False):
+    def __init__(self, linear: nn.Linear):
         super().__init__(linear)
         # no buffers: oneDNN's layout can be neither saved nor moved
         self.weight = linear.weight.detach().to(self.dtype)
