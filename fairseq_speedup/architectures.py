@@ -34,36 +34,35 @@ for _name, _positions in [("conformer_rel_pos", "rel_pos"), ("conformer_rope", "
 
 
 def pretraining_config(normalize: bool, **model_options) -> "DictConfig":
-    """The config that a wav2vec 2.0 checkpoint holds, as ``w2v_args`` of a fine-tuned one.
+    """The sections ``model`` and ``task`` of a wav2vec 2.0 checkpoint's config, which are what
+    ``w2v_args`` of a fine-tuned one is built by.
 
     Args:
         normalize: whether waveforms are normalised
         model_options: fields of fairseq's ``Wav2Vec2Config``
     """
     from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
-    from fairseq.tasks.audio_pretraining import AudioPretrainingConfig
     from omegaconf import OmegaConf
 
     model = OmegaConf.structured(Wav2Vec2Config(**model_options))
-    task = OmegaConf.structured(AudioPretrainingConfig(normalize=normalize))
-    sections = {
-        "model": OmegaConf.to_container(model, enum_to_str=True) | {"_name": "wav2vec2"},
-        "task": OmegaConf.to_container(task, enum_to_str=True) | {"_name": "audio_pretraining"},
-        "criterion": None,
-        "lr_scheduler": None,
-    }
-    cfg = OmegaConf.create(_defaults() | sections)
-    OmegaConf.resolve(cfg)  # as in a checkpoint, ${common.seed} and the like
-    return cfg
+    return OmegaConf.create(
+        {
+            "model": OmegaConf.to_container(model, enum_to_str=True) | {"_name": "wav2vec2"},
+            "task": _task() | {"normalize": normalize},
+        }
+    )
 
 
 @functools.cache
-def _defaults() -> dict:
-    """fairseq's for every section, which take a while to collect."""
-    from fairseq.dataclass.configs import FairseqConfig
+def _task() -> dict:
+    """The section of pretraining's task as a checkpoint has it, without ${common.seed}."""
+    from fairseq.dataclass.configs import CommonConfig
+    from fairseq.tasks.audio_pretraining import AudioPretrainingConfig
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
+    cfg = OmegaConf.create({"common": CommonConfig(), "task": AudioPretrainingConfig()})
+    task = OmegaConf.to_container(cfg, enum_to_str=True, resolve=True)["task"]
+    return task | {"_name": "audio_pretraining"}
 
 
 def architecture_config(arch: str) -> "DictConfig":

@@ -14,12 +14,12 @@ import os
 import pickle
 from collections.abc import Callable
 
-import omegaconf
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.distributed.utils import _TensorPlaceholder
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_speedup.files import written_whole
@@ -163,6 +163,16 @@ def _check_dictionary(path: str, dictionary) -> None:
         )
 
 
+def whole_config(model: dict, task: dict) -> dict:
+    """A checkpoint's ``cfg`` as fairseq writes it: with all sections, by its defaults."""
+    cfg = OmegaConf.create(_default_sections() | {"model": model, "task": task})
+    return OmegaConf.to_container(cfg, resolve=True)  # ${common.seed} and the like
+
+
+def _default_sections() -> dict:
+    return OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
+
+
 def state_without_training(weights: dict, **others) -> dict:
     """What ``torch.save`` is given for weights that no training goes on from."""
     return copy.deepcopy(NO_TRAINING) | {"model": weights} | others
@@ -220,12 +230,9 @@ def _of_whole_config(upgrade):
     @functools.wraps(upgrade)
     def upgrade_state_dict(state):
         cfg = state.get("cfg")
-        if isinstance(cfg, omegaconf.DictConfig):
-            whole = omegaconf.OmegaConf.to_container(
-                omegaconf.OmegaConf.structured(FairseqConfig), enum_to_str=True
-            )
-            with omegaconf.open_dict(cfg):
-                for section, defaults in whole.items():
+        if isinstance(cfg, DictConfig):
+            with open_dict(cfg):
+                for section, defaults in _default_sections().items():
                     if section not in cfg:
                         cfg[section] = defaults
                     elif isinstance(defaults, dict) and section != "model":

@@ -1,13 +1,12 @@
 """Checkpoints out of encoders: in the form of the family's authors, or fine-tuned with CTC."""
 
-from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models.hubert.hubert import HubertConfig
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig
 from fairseq.tasks.audio_finetuning import AudioFinetuningConfig
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from omegaconf import OmegaConf
 
-from fairseq_speedup.checkpoints import state_without_training
+from fairseq_speedup.checkpoints import state_without_training, whole_config
 from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.models.config import SpeedupCtcConfig
 from fairseq_speedup.pretrained.families import RELATIVE_BIAS, Pretrained
@@ -29,9 +28,8 @@ def _defaults(config) -> dict:
 
 
 def _fairseq(pretrained: Pretrained) -> dict:
-    cfg = OmegaConf.to_container(pretrained.cfg)
-    del cfg["encoder_variant"]
-    cfg["model"]["_name"] = pretrained.family
+    sections = OmegaConf.to_container(pretrained.cfg)
+    cfg = whole_config(sections["model"] | {"_name": pretrained.family}, sections["task"])
     return state_without_training(pretrained.weights, cfg=cfg)
 
 
@@ -83,14 +81,14 @@ def _finetuned(pretrained: Pretrained) -> dict:
     if ours:
         model, task = SpeedupCtcConfig, SpeedupFinetuningConfig
         names = {"model": "speedup_ctc", "task": "speedup_finetuning"}
-    cfg = OmegaConf.create(_defaults(FairseqConfig))
-    cfg.model, cfg.task = _defaults(model), _defaults(task)
-    cfg.model._name, cfg.task._name = names["model"], names["task"]
-    cfg.model.w2v_path = cfg.task.data = ""
-    cfg.task.labels, cfg.task.normalize = "ltr", pretrained.cfg.task.normalize
-    if ours:
-        cfg.model.padding = "stock"
-    cfg = OmegaConf.to_container(cfg, resolve=True)
+    normalize = pretrained.cfg.task.normalize
+    cfg = whole_config(
+        _defaults(model)
+        | {"_name": names["model"], "w2v_path": ""}
+        | ({"padding": "stock"} if ours else {}),
+        _defaults(task)
+        | {"_name": names["task"], "data": "", "labels": "ltr", "normalize": normalize},
+    )
     cfg["model"]["w2v_args"] = OmegaConf.to_container(pretrained.cfg)
     weights = {ENCODER + name: weight for name, weight in pretrained.weights.items()}
     weights |= {HEAD + name: weight for name, weight in pretrained.head.items()}

@@ -58,6 +58,8 @@ def config_of(path: str, state: dict) -> DictConfig:
         if state.get("args") is None:
             raise CheckpointError(f"{path} holds neither a cfg nor args")
         cfg = _pretraining_of_namespace(path, state["args"])
+    if isinstance(cfg, dict):
+        cfg = {name: cfg[name] for name in ("model", "task") if name in cfg}
     return OmegaConf.create(cfg, flags={"allow_objects": True})  # a Namespace may be inside
 
 

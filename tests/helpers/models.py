@@ -9,6 +9,7 @@ from fairseq.tasks.audio_pretraining import AudioPretrainingTask
 from omegaconf import OmegaConf
 
 from fairseq_speedup.architectures import pretraining_config
+from fairseq_speedup.checkpoints import whole_config
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.models import (
     DistilledStudent,
@@ -81,7 +82,8 @@ def write_pretrained(path: Path, normalize: bool = True, seed: int = 0, **option
     torch.manual_seed(seed)
     cfg = pretraining_config(normalize, **(TINY | {"extractor_mode": "layer_norm"} | options))
     model = AudioPretrainingTask.setup_task(cfg.task).build_model(cfg.model)
-    state = state_of(model, OmegaConf.to_container(cfg, enum_to_str=True))
+    sections = OmegaConf.to_container(cfg, enum_to_str=True)
+    state = state_of(model, whole_config(**sections))
     torch.save(state, path)
     return path
 
