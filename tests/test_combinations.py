@@ -53,14 +53,17 @@ def test_it_trains_is_saved_reloaded_and_decodes(four_layers, tmp_path, options)
     criterion = CtcExitsCriterion(OmegaConf.structured(CtcExitsConfig(sentence_avg=True)), task)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    frozen = {name for name in before if name.startswith(FROZEN)}
     sample = SAMPLE | {"net_input": batch_of(COUNTS)}
-    for num_updates in range(10 if model.w2v_encoder.speeds.many else 2):  # every speed is drawn
+    for num_updates in range(10):
         model.set_num_updates(num_updates)
         optimizer.zero_grad()
         criterion(model, sample)[0].backward()
         optimizer.step()
-    unchanged = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
-    assert unchanged == {name for name in before if name.startswith(FROZEN)}
+        unchanged = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
+        if num_updates and unchanged == frozen:  # of many speeds, not every update has all
+            break
+    assert unchanged == frozen
 
     torch.save(model.state_dict(), tmp_path / "model.pt")
     again = build_model(four_layers, seed=99, **options)
