@@ -18,7 +18,8 @@ _find_python() {
 
 _install() {
     local venv="$REPO/.venv" fingerprint python
-    fingerprint="$(cat "$REPO/constraints.txt" "$REPO/setup.py" "$REPO/examples/environment.sh" | cksum)"
+    fingerprint="$(cat "$REPO/constraints.txt" "$REPO/setup.py" "$REPO/examples/environment.sh" \
+        "$REPO"/fairseq_speedup/inference/*.c | cksum)"
     if [ -f "$venv/.installed" ] && [ "$(cat "$venv/.installed")" = "$fingerprint" ]; then
         return 0
     fi

@@ -160,8 +160,8 @@ def test_in_another_order_a_model_gives_the_same(whole, ordered, kind):
     torch.testing.assert_close(
         logits_of(load(ordered(kind), padding="masked")),
         logits_of(load(whole(kind), padding="masked")),
-        rtol=1e-4,
-        atol=1e-4,
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 

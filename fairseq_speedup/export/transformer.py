@@ -2,14 +2,14 @@
 branch that depends on what a tensor holds."""
 
 import torch
-import torch.nn.functional as F
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from torch import nn
 from torch.nn.utils import remove_weight_norm
 
 from fairseq_speedup.inference.attention import NoHeads
 from fairseq_speedup.inference.layer import FusedLayer
-from fairseq_speedup.inference.low_rank import beside, times
+from fairseq_speedup.inference.linear import FormLayer
+from fairseq_speedup.inference.low_rank import beside, in_form, times
 from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.transformer.frame_batch import FrameBatch
 from fairseq_speedup.transformer.layers import run_layers
@@ -19,7 +19,7 @@ from fairseq_speedup.transformer.reused_attention import SharedAttention, reuses
 from fairseq_speedup.transformer.stage import LayerStage
 
 
-class ExportableLinear(nn.Linear):
+class ExportableLinear(FormLayer, nn.Linear):
     """As the linear layers of the inference forms."""
 
     @classmethod
@@ -27,9 +27,6 @@ class ExportableLinear(nn.Linear):
         made = cls.__new__(cls)
         made.__dict__.update(linear.__dict__)
         return made
-
-    def gelu(self, frames):
-        return F.gelu(self(frames))
 
 
 class ExportableAttention(nn.Module):
@@ -45,7 +42,7 @@ class ExportableAttention(nn.Module):
         query = times(attention.q_proj, self.head_dim**-0.5)  # the products' scale
         projections = [query, attention.k_proj, attention.v_proj]
         self.in_proj = beside(projections, ExportableLinear.of)
-        self.out_proj = attention.out_proj
+        self.out_proj = in_form(attention.out_proj, ExportableLinear.of)
         self.shares_map = isinstance(attention, SharedAttention)
         self.relative = None
         if isinstance(attention, RelativeAttention):
@@ -59,7 +56,7 @@ class ExportableAttention(nn.Module):
             mask: (B, 1, 1, T), added to the products: 0, or -inf at padding
             packed_lengths: None; a graph packs nothing
         Returns:
-            (T, B, C), and what other layers weight their values by, where any does
+            (T, B, C) for ``out_proj``, and what other layers weight their values by, where any does
         """
         projected = self.in_proj(frames).unflatten(2, (3, self.num_heads, self.head_dim))
         query, key, value = projected.permute(2, 1, 3, 0, 4).unbind(0)  # B x H x T x D each
@@ -69,7 +66,7 @@ class ExportableAttention(nn.Module):
         weights = torch.softmax(scores + mask, dim=-1)
         given = torch.softmax(weights + mask, dim=-1) if self.shares_map else None
         attended = (weights @ value).permute(2, 0, 1, 3).flatten(2)  # T x B x H x D -> T x B x C
-        return self.out_proj(attended), given
+        return attended, given
 
 
 class ExportableReusedAttention(nn.Module):
@@ -80,7 +77,8 @@ class ExportableReusedAttention(nn.Module):
     def __init__(self, attention):
         super().__init__()
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
-        self.in_proj, self.out_proj = attention.v_proj, attention.out_proj
+        self.in_proj = attention.v_proj
+        self.out_proj = in_form(attention.out_proj, ExportableLinear.of)
 
     def forward(self, frames, weights, packed_lengths=None):
         """
@@ -91,7 +89,7 @@ class ExportableReusedAttention(nn.Module):
         """
         value = self.in_proj(frames).unflatten(2, (self.num_heads, self.head_dim))
         attended = weights @ value.permute(1, 2, 0, 3)  # B x H x T x D
-        return self.out_proj(attended.permute(2, 0, 1, 3).flatten(2)), None  # -> T x B x C
+        return attended.permute(2, 0, 1, 3).flatten(2), None  # -> T x B x C
 
 
 class DistanceBias:

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from fairseq_speedup.inference.linear import Constant
 from fairseq_speedup.inference.low_rank import beside, in_form
 from fairseq_speedup.macs import linear_macs
 from fairseq_speedup.transformer.attention import attend
@@ -15,7 +16,8 @@ from fairseq_speedup.transformer.reused_attention import (
 
 
 class FusedAttention(nn.Module):
-    """Takes the place of fairseq's MultiheadAttention, or of RelativeAttention.
+    """Takes the place of fairseq's MultiheadAttention, or of RelativeAttention, up to ``out_proj``:
+    the layer asks for that, with what follows.
 
     Args:
         attention: the one whose weights it takes
@@ -53,7 +55,7 @@ class FusedAttention(nn.Module):
             padding_mask: (B, T), True at padding, or None
             packed_lengths: frames of each utterance, of packed ones
         Returns:
-            of the shape of frames, and None for the weights
+            (T, B, C'), or so packed, and None for the weights
         """
         projected = self._projected(frames)
         if packed_lengths is None:
@@ -65,15 +67,12 @@ class FusedAttention(nn.Module):
                 strict=True,
             )
             attended = torch.cat([self._attend(*part, None) for part in parts], dim=1)
-        return self._out(attended, frames), None
+        return _for_out_proj(attended, frames), None
 
     def _projected(self, frames):
         """Query, key and value (3, B, heads, T, C / heads)."""
         projected = self.in_proj(frames).to(self.dtype).unflatten(2, (3, self.num_heads, -1))
         return projected.permute(2, 1, 3, 0, 4)  # T x B x 3 x H x D -> 3 x B x H x T x D
-
-    def _out(self, attended, frames):
-        return self.out_proj(attended.transpose(0, 1).to(frames.dtype))  # B x T x C -> T x B x C
 
     def _attend(self, projected, frames, padding_mask):
         query, key, value = projected
@@ -95,8 +94,8 @@ class FusedSharedAttention(FusedAttention):
         """As FusedAttention's.
 
         Returns:
-            of the shape of frames, and what other layers weight their values by (B, heads, T, T);
-            packed, of each utterance
+            as it, and what other layers weight their values by (B, heads, T, T); packed, of each
+            utterance
         """
         projected = self._projected(frames)
         if packed_lengths is None:
@@ -107,7 +106,7 @@ class FusedSharedAttention(FusedAttention):
             pairs = [attend_and_share(*part) for part in parts]
             attended = torch.cat([part for part, _ in pairs], dim=1)
             weights = [of_utterance for _, of_utterance in pairs]
-        return self._out(attended, frames), weights
+        return _for_out_proj(attended, frames), weights
 
 
 class FusedReusedAttention(nn.Module):
@@ -145,7 +144,7 @@ class FusedReusedAttention(nn.Module):
             parts = zip(weights, value.split(packed_lengths, dim=2), strict=True)
             attended = torch.cat([torch.matmul(*part) for part in parts], dim=2)
         attended = attended.permute(2, 0, 1, 3).flatten(2)  # B x H x T x D -> T x B x C
-        return self.out_proj(attended.to(frames.dtype)), None
+        return attended.to(frames.dtype), None
 
 
 class NoHeads(nn.Module):
@@ -156,11 +155,14 @@ class NoHeads(nn.Module):
     def __init__(self, attention):
         super().__init__()
         self.head_dim = attention.head_dim
-        self.bias = attention.out_proj.bias
+        self.out_proj = Constant(attention.out_proj.bias)
 
     def forward(self, frames, padding_mask=None, packed_lengths=None):
-        """Of frames (..., C)."""
-        return self.bias.expand_as(frames), None
+        return frames, None
+
+
+def _for_out_proj(attended, frames):
+    return attended.transpose(0, 1).to(frames.dtype)  # B x T x C -> T x B x C
 
 
 def attend_in_parts(query, key, value, bias, padding_mask):

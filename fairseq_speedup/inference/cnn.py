@@ -3,11 +3,11 @@ of frames, piece by piece so that what passes between them stays in the cache, a
 padding."""
 
 import torch
-import torch.nn.functional as F
 from fairseq.modules.fp32_group_norm import Fp32GroupNorm
 from torch import nn
 
 from fairseq_speedup.frontend.cnn import conv_layers_of
+from fairseq_speedup.inference.fused_rows import convolve_gelu
 from fairseq_speedup.lengths import (
     conv_length,
     conv_stack_length,
@@ -132,34 +132,24 @@ class ChannelsLastCnn(nn.Module):
 
     def _run(self, samples, weight, bias):
         """(S',) -> (T', C)"""
-        _, kernel_size, stride = self.layers[0]
-        frames = torch.addmm(bias, samples.unfold(0, kernel_size, stride), weight)
-        frames = F.gelu(self._normalised(0, frames))
+        _, _, stride = self.layers[0]
+        frames = convolve_gelu(samples, stride, weight, bias, self.norms[0])
         for position, linear in enumerate(self.linears, start=1):
             _, kernel_size, stride = self.layers[position]
-            windows = windows_of(frames, kernel_size, stride)
-            if self.norms[position] is None:
-                frames = linear.gelu(windows)
-            else:
-                frames = F.gelu(self._normalised(position, linear(windows)))
+            frames = linear.gelu(windows_of(frames, kernel_size, stride), self.norms[position])
         return frames
-
-    def _normalised(self, position: int, frames):
-        norm = self.norms[position]
-        if norm is None:
-            return frames
-        return F.layer_norm(frames, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
     def _first_weights(self, waveform):
         """Weights (K, C) and bias (C,) of the first convolution for one utterance (S,)."""
         (first,) = self.first
         weight, bias, norm = first.weight, first.bias, self.group_norm
         if norm is None:
-            return weight.T, weight.new_zeros(weight.size(0)) if bias is None else bias
+            bias = weight.new_zeros(weight.size(0)) if bias is None else bias
+            return weight.T.contiguous(), bias
         _, kernel_size, stride = self.layers[0]
         windows = waveform.double().unfold(0, kernel_size, stride)
         mean = windows.mean(dim=0)
         centred = windows - mean
         covariance = centred.T @ centred / len(windows)
         weight, shift = fold_group_norm(weight, norm, mean, covariance)
-        return weight.T, shift
+        return weight.T.contiguous(), shift

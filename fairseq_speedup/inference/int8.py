@@ -5,16 +5,26 @@ import warnings
 import torch
 from torch import nn
 
+from fairseq_speedup.inference.fused_rows import (
+    SMALLEST,
+    LevelRows,
+    Levels,
+    rescale,
+    rescale_add,
+    rescale_add_normalise,
+    rescale_gelu_to_levels,
+    rows_to_levels,
+)
 from fairseq_speedup.inference.linear import (
     Fp32Linear,
     InferenceLinear,
     cpu_has,
     multiplies_bf16,
+    shared_rows,
 )
 from fairseq_speedup.inference_forms import LINEARS
 
 LOWEST_GELU = -0.17  # no GELU is lower
-SMALLEST = 1e-12  # range of inputs or weights
 
 
 def multiplies_int8() -> bool:
@@ -28,6 +38,7 @@ class Product:
     Attributes:
         LEVELS: inputs are from 0 to this
         LARGEST: weights are from -LARGEST to this
+        DTYPE: of the levels that it is given
         LEAST_WEIGHTS: with fewer, fp32 is faster
         offset: to be added to inputs, of which ``zero_point`` was taken
 
@@ -39,6 +50,7 @@ class Product:
 
     LEVELS: int
     LARGEST: int
+    DTYPE: torch.dtype
     LEAST_WEIGHTS = 0
     offset: float
 
@@ -50,7 +62,11 @@ class Product:
         """On this CPU, by this torch."""
         raise NotImplementedError
 
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+    def num_rows(self, num_rows: int) -> int:
+        """How many it is to be given in place of ``num_rows``."""
+        return num_rows
+
+    def __call__(self, levels: torch.Tensor) -> torch.Tensor:
         """(N, in_features) -> (N, out_features), fp32"""
         raise NotImplementedError
 
@@ -59,7 +75,7 @@ class OneDnnProduct(Product):
     """By oneDNN, for CPUs that :func:`multiplies_int8` is true of: without these instructions sums
     of two products go through 16 bits, and are cut off."""
 
-    LEVELS, LARGEST = 255, 127
+    LEVELS, LARGEST, DTYPE = 255, 127, torch.uint8
 
     def __init__(self, weight, scales, zero_point):
         self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
@@ -71,9 +87,12 @@ class OneDnnProduct(Product):
     def runs_here(cls):
         return multiplies_int8() and torch.backends.mkldnn.is_available()
 
-    def __call__(self, inputs):
+    def num_rows(self, num_rows):
+        return shared_rows(num_rows)
+
+    def __call__(self, levels):
         return torch.ops.onednn.qlinear_pointwise(
-            inputs.to(torch.uint8), 1.0, self.zero_point, self.weight, self.scales,
+            levels, 1.0, self.zero_point, self.weight, self.scales,
             self.zero_points, None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
 
@@ -88,7 +107,7 @@ class FbgemmProduct(Product):
     thousand 0.8 to 0.95 (30 to 1000 frames, one thread).
     """
 
-    LEVELS, LARGEST = 181, 90
+    LEVELS, LARGEST, DTYPE = 181, 90, torch.float32
     LEAST_WEIGHTS = 1 << 17
     offset = 0.0
 
@@ -111,9 +130,9 @@ class FbgemmProduct(Product):
             and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
         )
 
-    def __call__(self, inputs):
+    def __call__(self, levels):
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            inputs, 1.0, self.zero_point, self.weight
+            levels, 1.0, self.zero_point, self.weight
         )
 
 
@@ -146,7 +165,6 @@ class Int8Linear(InferenceLinear):
         if product is None:
             raise RuntimeError("int8 on a CPU that check_device refuses")
         self.of_gelus = of_gelus
-        self.levels = product.LEVELS if of_gelus else product.LEVELS // 2
         zero_point = 0 if of_gelus else (product.LEVELS + 1) // 2
         weight = linear.weight.detach().float()
         scales = weight.abs().amax(dim=1).clamp(min=SMALLEST) / product.LARGEST
@@ -154,7 +172,12 @@ class Int8Linear(InferenceLinear):
         if of_gelus:  # what the lowest level gives
             self.bias = self.bias + LOWEST_GELU * scales * rounded.sum(dim=1)
         self.product = product(rounded.to(torch.int8), scales, zero_point)
-        self.offset = weight.new_tensor(self.product.offset)
+        self.levels = Levels(
+            count=product.LEVELS if of_gelus else product.LEVELS // 2,
+            offset=self.product.offset,
+            lowest=LOWEST_GELU if of_gelus else None,
+            dtype=product.DTYPE,
+        )
         self.weight = rounded.to("meta")  # of the size that MACs ask for: the product has its own
 
     @classmethod
@@ -165,14 +188,47 @@ class Int8Linear(InferenceLinear):
         return cls(linear, of_gelus)
 
     def forward(self, frames):
-        rows = frames.reshape(-1, frames.size(-1))
-        span = rows.amax(dim=1, keepdim=True)  # of all levels above 0, or above the lowest
-        if self.of_gelus:
-            inverse = span.sub_(LOWEST_GELU).clamp_(min=SMALLEST).reciprocal()
-            offset = torch.add(self.offset, inverse, alpha=-LOWEST_GELU * self.levels)
-        else:  # faster than of abs()
-            span = torch.maximum(span, -rows.amin(dim=1, keepdim=True)).clamp_(min=SMALLEST)
-            inverse, offset = span.reciprocal(), self.offset
-        sums = self.product(torch.addcmul(offset, rows, inverse, value=self.levels))
-        product = torch.addcmul(self.bias, sums, span, value=1 / self.levels)
-        return product.view(*frames.shape[:-1], -1)
+        sums, spans = self._sums(frames)
+        return self._shaped(rescale(sums, spans, self._step, self.bias), frames)
+
+    def gelu(self, frames, norm=None):
+        sums, spans = self._sums(frames)
+        return self._shaped(rescale(sums, spans, self._step, self.bias, norm, gelu=True), frames)
+
+    def gelu_then(self, frames, second):
+        """Of an int8 layer, its levels."""
+        entry = second.entry
+        if not isinstance(entry, Int8Linear):
+            return super().gelu_then(frames, second)
+        sums, spans = self._sums(frames)
+        num_rows = entry.product.num_rows(len(sums))
+        return rescale_gelu_to_levels(sums, spans, self._step, self.bias, entry.levels, num_rows)
+
+    def added(self, frames, residual):
+        sums, spans = self._sums(frames)
+        rows = self._rows(residual)
+        return rescale_add(sums, spans, self._step, self.bias, rows).view_as(residual)
+
+    def added_and_normalised(self, frames, residual, norm):
+        sums, spans = self._sums(frames)
+        rows = self._rows(residual)
+        both = rescale_add_normalise(sums, spans, self._step, self.bias, rows, norm)
+        added, normalised = (each.view_as(residual) for each in both)
+        return added, normalised
+
+    @property
+    def _step(self) -> float:
+        return 1 / self.levels.count
+
+    def _sums(self, frames) -> tuple[torch.Tensor, torch.Tensor]:
+        """Products of levels (N, out_features), and spans (N,), of frames or of their levels."""
+        if not isinstance(frames, LevelRows):
+            rows = frames.reshape(-1, self.in_features).float()
+            frames = rows_to_levels(rows, self.levels, self.product.num_rows(len(rows)))
+        return self.product(frames.levels)[: len(frames.spans)], frames.spans
+
+    def _shaped(self, rows, frames):
+        return rows if isinstance(frames, LevelRows) else rows.view(*frames.shape[:-1], -1)
+
+    def _rows(self, residual):
+        return residual.reshape(-1, self.out_features).contiguous()

@@ -3,6 +3,7 @@
 from fairseq import utils
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 
+from fairseq_speedup.inference.linear import Constant
 from fairseq_speedup.inference.low_rank import in_form
 
 
@@ -17,15 +18,18 @@ class FusedLayer(TransformerSentenceEncoderLayer):
 
         Args:
             linear: builds the form's linear layers
-            self_attn: the form's attention, made of the layer's
+            self_attn: the form's attention, made of the layer's, but for its last linear layer, its
+                ``out_proj``, which is asked for here
         """
         fused = cls.__new__(cls)
         fused.__dict__.update(layer.__dict__)
         fused.self_attn = self_attn
         fused.uses_gelu = layer.activation_fn is utils.get_activation_fn("gelu")
-        if layer.fc1.out_features:  # none where all units were pruned
+        if layer.fc1.out_features:
             fused.fc1 = in_form(layer.fc1, linear)
             fused.fc2 = in_form(layer.fc2, linear, of_gelus=fused.uses_gelu)
+        else:  # all units were pruned
+            fused.fc2 = Constant(layer.fc2.bias)
         return fused
 
     def forward(self, x, self_attn_padding_mask=None, packed_lengths=None, **unused):
@@ -41,15 +45,22 @@ class FusedLayer(TransformerSentenceEncoderLayer):
         batch = self_attn_padding_mask, packed_lengths
         if self.layer_norm_first:
             attended, weights = self.self_attn(self.self_attn_layer_norm(x), *batch)
-            x = x + attended
-            x = x + self._feed_forward(self.final_layer_norm(x))
+            x, normalised = self.self_attn.out_proj.added_and_normalised(
+                attended, x, self.final_layer_norm
+            )
+            x = self.fc2.added(self._units(normalised), x)
         else:
             attended, weights = self.self_attn(x, *batch)
-            x = self.self_attn_layer_norm(x + attended)
-            x = self.final_layer_norm(x + self._feed_forward(x))
+            _, x = self.self_attn.out_proj.added_and_normalised(
+                attended, x, self.self_attn_layer_norm
+            )
+            _, x = self.fc2.added_and_normalised(self._units(x), x, self.final_layer_norm)
         return x, (weights, None)
 
-    def _feed_forward(self, x):
+    def _units(self, x):
+        """What goes into the second matrix of the feed-forward layer."""
         if self.fc1.out_features == 0:
-            return self.fc2.bias.expand_as(x)
-        return self.fc2(self.fc1.gelu(x) if self.uses_gelu else self.activation_fn(self.fc1(x)))
+            return x
+        if self.uses_gelu:
+            return self.fc1.gelu_then(x, self.fc2)
+        return self.activation_fn(self.fc1(x))

@@ -67,8 +67,51 @@ def shared_rows(num_rows: int) -> int:
     return shared_length(num_rows, FINEST_ROWS, ROW_STEPS)
 
 
-class InferenceLinear(nn.Module):
-    """(..., in_features) -> (..., out_features), with weights made ready once.
+class FormLayer(nn.Module):
+    """Stands for a linear layer, (..., in_features) -> (..., out_features). What follows it in a
+    transformer layer is asked of it too, as a form may do both at once."""
+
+    @property
+    def entry(self) -> nn.Module:
+        """The layer that is given its inputs: itself, or the first of those that it is made of."""
+        return self
+
+    def gelu(self, frames, norm: nn.LayerNorm | None = None):
+        """GELU of what the layer gives, after a layer norm where there is one."""
+        given = self(frames)
+        return F.gelu(given if norm is None else norm(given))
+
+    def gelu_then(self, frames, second: nn.Module):
+        """What goes into ``second``, another such layer, so that it need not be the GELU itself:
+        for the methods of ``second`` alone."""
+        return self.gelu(frames)
+
+    def added(self, frames, residual):
+        """``residual`` (..., out_features) and what the layer gives, together."""
+        return residual + self(frames)
+
+    def added_and_normalised(self, frames, residual, norm: nn.LayerNorm):
+        """What :meth:`added` gives, and that after a layer norm."""
+        added = self.added(frames, residual)
+        return added, norm(added)
+
+
+class Constant(FormLayer):
+    """Where all that a linear layer would be given was pruned: its bias, for every frame."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.bias = bias
+
+    def forward(self, frames):
+        return self.bias.expand(*frames.shape[:-1], -1)
+
+    def macs_per_frame(self) -> int:
+        return 0
+
+
+class InferenceLinear(FormLayer):
+    """With weights made ready once.
 
     Attributes:
         dtype: that attention between such layers is computed in
@@ -96,10 +139,6 @@ class InferenceLinear(nn.Module):
         """
         return cls(linear)
 
-    def gelu(self, frames):
-        """GELU of what the layer gives."""
-        return F.gelu(self(frames))
-
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
@@ -119,8 +158,8 @@ class FloatLinear(InferenceLinear):
     def forward(self, frames):
         return self._product(frames, "none")
 
-    def gelu(self, frames):
-        return self._product(frames, "gelu")
+    def gelu(self, frames, norm=None):
+        return self._product(frames, "gelu") if norm is None else super().gelu(frames, norm)
 
     def _product(self, frames, activation: str):
         given, frames = frames.dtype, frames.to(self.dtype)

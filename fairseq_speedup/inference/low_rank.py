@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from fairseq_speedup.inference.linear import stacked
+from fairseq_speedup.inference.linear import FormLayer, stacked
 from fairseq_speedup.low_rank.linear import LowRankLinear
 
 
@@ -39,7 +39,7 @@ def times(layer, factor: float) -> nn.Module:
     return made
 
 
-class TwoLinears(nn.Module):
+class TwoLinears(FormLayer):
     """
     Args:
         layer: of low rank
@@ -59,11 +59,24 @@ class TwoLinears(nn.Module):
         """As those of the form have it."""
         return self.second.dtype
 
+    @property
+    def entry(self) -> nn.Module:
+        return self.first
+
     def forward(self, frames):
         return self.second(self.first(frames))
 
-    def gelu(self, frames):
-        return self.second.gelu(self.first(frames))
+    def gelu(self, frames, norm=None):
+        return self.second.gelu(self.first(frames), norm)
+
+    def gelu_then(self, frames, second):
+        return self.second.gelu_then(self.first(frames), second)
+
+    def added(self, frames, residual):
+        return self.second.added(self.first(frames), residual)
+
+    def added_and_normalised(self, frames, residual, norm):
+        return self.second.added_and_normalised(self.first(frames), residual, norm)
 
     def macs_per_frame(self) -> int:
         return self._macs_per_frame

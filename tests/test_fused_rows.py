@@ -1,0 +1,168 @@
+"""What is done to rows between products: C and torch's operators give the same."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from fairseq_speedup.inference import fused_rows
+from fairseq_speedup.inference.fused_rows import (
+    Levels,
+    convolve_gelu,
+    rescale,
+    rescale_add,
+    rescale_add_normalise,
+    rescale_gelu_to_levels,
+    rows_to_levels,
+)
+
+LOWEST = -0.17
+LEVELS = {
+    "both sides, bytes": Levels(127, 128.5, None, torch.uint8),
+    "both sides, floats": Levels(90, 0.0, None, torch.float32),
+    "from a lowest, bytes": Levels(255, 0.5, LOWEST, torch.uint8),
+    "from a lowest, floats": Levels(181, 0.0, LOWEST, torch.float32),
+}
+SIZES = [(1, 1), (3, 7), (50, 65), (9, 512), (40, 3072)]  # the last with a thread each
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def by_both(monkeypatch, threads):
+    """``by_both(function)``: what it gives by C and what by torch's operators."""
+    if fused_rows.LIBRARY is None:
+        pytest.skip("fused_rows.c was not compiled")
+
+    def call(function):
+        by_c = function()
+        with monkeypatch.context() as without:
+            without.setattr(fused_rows, "LIBRARY", None)
+            return by_c, function()
+
+    return call
+
+
+def sums_of(size):
+    """As a product gives them: (N, C), spans (N,), step and bias (C,)."""
+    torch.manual_seed(0)
+    num_rows, width = size
+    return torch.randn(size) * 1000, torch.rand(num_rows) + 0.1, 1 / 500, torch.randn(width)
+
+
+def norm_of(width):
+    norm = nn.LayerNorm(width).requires_grad_(False)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def assert_same_levels(ours, theirs, num_rows):
+    assert_close(ours.spans, theirs.spans)
+    ours, theirs = (each.levels[:num_rows] for each in (ours, theirs))
+    assert ours.dtype == theirs.dtype
+    # another order of operations may round another way
+    difference = (ours.float() - theirs.float()).abs()
+    assert difference.max() <= 1 and (difference > 1e-3).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_rows_become_the_same_levels(by_both, levels, size):
+    torch.manual_seed(0)
+    rows = torch.randn(size).clamp(min=LOWEST)
+    num_rows = len(rows) + 5
+    ours, theirs = by_both(lambda: rows_to_levels(rows, levels, num_rows))
+    assert ours.levels.shape == theirs.levels.shape == (num_rows, size[1])
+    assert_same_levels(ours, theirs, len(rows))
+
+
+@pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
+def test_the_largest_number_of_a_row_has_the_highest_level(levels):
+    """Whatever compiled it, and of rows of nothing too."""
+    rows = torch.tensor([[3.0, LOWEST, 0.0], [1e-30, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    made = rows_to_levels(rows, levels, 3).levels.float()
+    rounding = 0.5 if levels.dtype == torch.uint8 else 0.0  # is cut off
+    highest, zero = levels.count + levels.offset - rounding, levels.offset - rounding
+    if levels.lowest is None:
+        assert_close(made[0, 0].item(), highest)
+        assert_close(made[1:], torch.full((2, 3), zero))
+    else:
+        assert_close(made[0, :2], torch.tensor([highest, zero]), atol=1e-4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
+def test_rows_may_overlap(by_both, levels):
+    windows = torch.randn(1000).clamp(min=LOWEST).as_strided((20, 96), (32, 1))
+    assert_same_levels(*by_both(lambda: rows_to_levels(windows, levels, 20)), 20)
+    turned = torch.randn(30, 20).clamp(min=LOWEST).T
+    assert_same_levels(*by_both(lambda: rows_to_levels(turned, levels, 20)), 20)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_sums_are_rescaled_the_same(by_both, size, gelu, normalised):
+    sums, *others = sums_of(size)
+    norm = norm_of(size[1]) if normalised else None
+    ours, theirs = by_both(lambda: rescale(sums.clone(), *others, norm, gelu))
+    assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_gelus_become_the_same_levels(by_both, levels, size):
+    sums, *others = sums_of(size)
+    num_rows = len(sums) + 3
+    ours, theirs = by_both(lambda: rescale_gelu_to_levels(sums.clone(), *others, levels, num_rows))
+    assert_same_levels(ours, theirs, len(sums))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_what_is_added_and_normalised_is_the_same(by_both, size):
+    sums, *others = sums_of(size)
+    residual, norm = torch.randn(size), norm_of(size[1])
+    ours, theirs = by_both(lambda: rescale_add(sums.clone(), *others, residual))
+    assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    added = theirs
+    ours, theirs = by_both(lambda: rescale_add_normalise(sums.clone(), *others, residual, norm))
+    for our, their in zip(ours, theirs, strict=True):
+        assert_close(our, their, atol=1e-5, rtol=1e-5)
+    assert_close(ours[0], added, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_first_convolution_is_the_same(by_both, normalised):
+    samples, weight, bias = torch.randn(900)[::2], torch.randn(10, 512), torch.randn(512)
+    norm = norm_of(512) if normalised else None
+    ours, theirs = by_both(lambda: convolve_gelu(samples, 5, weight, bias, norm))
+    assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_gelu_is_torchs(by_both):
+    rows = torch.linspace(-20, 20, 40001)[None]
+    nothing = torch.zeros(rows.size(1))
+    ours, theirs = by_both(lambda: rescale(rows.clone(), torch.ones(1), 1.0, nothing, gelu=True))
+    assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_no_number_of_others_is_changed_by_it():
+    """A library linked with -ffast-math makes numbers near to 0 nothing, in all of its process."""
+    code = (
+        "import torch; from fairseq_speedup.inference import fused_rows;"
+        "print((torch.tensor(1e-38) / 100).item() > 0)"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.strip() == "True", done.stderr
