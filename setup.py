@@ -4,10 +4,12 @@ from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).parent
 
-# Plain C, which ctypes calls: --inference int8 does without it, slower, where there is no compiler.
-FUSED_ROWS = Extension(
-    "fairseq_speedup.inference._fused_rows",
-    ["fairseq_speedup/inference/fused_rows.c"],
+KERNELS = "fairseq_speedup/inference/kernels"
+# Plain C, which ctypes calls; the inference forms do without it, slower, where no compiler is.
+EXTENSION = Extension(
+    "fairseq_speedup.inference.kernels._kernels",
+    [f"{KERNELS}/attention.c", f"{KERNELS}/rows.c"],
+    depends=[f"{KERNELS}/numbers.h"],
     extra_compile_args=[
         "-O3",
         "-fopenmp",
@@ -28,7 +30,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["fairseq_speedup", "fairseq_speedup.*"]),
-    ext_modules=[FUSED_ROWS],
+    ext_modules=[EXTENSION],
     entry_points={"console_scripts": ["fairseq-speedup = fairseq_speedup.commands:main"]},
     # fairseq itself is left to the user: several distributions provide it. The extra
     # `fairseq` names one that is prebuilt for Python 3.11 and 3.12.

@@ -19,7 +19,7 @@ _find_python() {
 _install() {
     local venv="$REPO/.venv" fingerprint python
     fingerprint="$(cat "$REPO/constraints.txt" "$REPO/setup.py" "$REPO/examples/environment.sh" \
-        "$REPO"/fairseq_speedup/inference/*.c | cksum)"
+        "$REPO"/fairseq_speedup/inference/kernels/*.[ch] | cksum)"
     if [ -f "$venv/.installed" ] && [ "$(cat "$venv/.installed")" = "$fingerprint" ]; then
         return 0
     fi

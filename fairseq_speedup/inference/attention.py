@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from fairseq_speedup.inference.kernels.attention import attend_in_c, can_attend
 from fairseq_speedup.inference.linear import Constant
 from fairseq_speedup.inference.low_rank import beside, in_form
 from fairseq_speedup.macs import linear_macs
@@ -77,6 +78,8 @@ class FusedAttention(nn.Module):
     def _attend(self, projected, frames, padding_mask):
         query, key, value = projected
         bias = None if self.relative is None else self.relative.bias_of(frames.transpose(0, 1))
+        if can_attend(query, padding_mask):
+            return attend_in_c(query, key, value, bias)
         if query.dtype == torch.bfloat16 and query.device.type == "cpu":
             return attend_in_parts(query, key, value, bias, padding_mask)
         return attend(query, key, value, bias, padding_mask)

@@ -7,7 +7,7 @@ from fairseq.modules.fp32_group_norm import Fp32GroupNorm
 from torch import nn
 
 from fairseq_speedup.frontend.cnn import conv_layers_of
-from fairseq_speedup.inference.fused_rows import convolve_gelu
+from fairseq_speedup.inference.kernels.rows import convolve_gelu
 from fairseq_speedup.lengths import (
     conv_length,
     conv_stack_length,

@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import nn
 
-from fairseq_speedup.inference.fused_rows import (
+from fairseq_speedup.inference.kernels.rows import (
     SMALLEST,
     LevelRows,
     Levels,

@@ -1,4 +1,4 @@
-"""What is done to rows between products: C and torch's operators give the same."""
+"""The forms' kernels: C and torch's operators give the same."""
 
 import os
 import subprocess
@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from fairseq_speedup.inference import fused_rows
-from fairseq_speedup.inference.fused_rows import (
+from fairseq_speedup.inference import kernels
+from fairseq_speedup.inference.kernels import attention
+from fairseq_speedup.inference.kernels.attention import attend_in_c, can_attend
+from fairseq_speedup.inference.kernels.rows import (
     Levels,
     convolve_gelu,
     rescale,
@@ -19,6 +21,7 @@ from fairseq_speedup.inference.fused_rows import (
     rescale_gelu_to_levels,
     rows_to_levels,
 )
+from fairseq_speedup.transformer.attention import attend
 
 LOWEST = -0.17
 LEVELS = {
@@ -40,13 +43,13 @@ def threads(request):
 @pytest.fixture
 def by_both(monkeypatch, threads):
     """``by_both(function)``: what it gives by C and what by torch's operators."""
-    if fused_rows.LIBRARY is None:
-        pytest.skip("fused_rows.c was not compiled")
+    if kernels.LIBRARY is None:
+        pytest.skip("nothing was compiled")
 
     def call(function):
         by_c = function()
         with monkeypatch.context() as without:
-            without.setattr(fused_rows, "LIBRARY", None)
+            without.setattr(kernels, "LIBRARY", None)
             return by_c, function()
 
     return call
@@ -158,7 +161,7 @@ def test_a_gelu_is_torchs(by_both):
 def test_no_number_of_others_is_changed_by_it():
     """A library linked with -ffast-math makes numbers near to 0 nothing, in all of its process."""
     code = (
-        "import torch; from fairseq_speedup.inference import fused_rows;"
+        "import torch; from fairseq_speedup.inference import kernels;"
         "print((torch.tensor(1e-38) / 100).item() > 0)"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -166,3 +169,50 @@ def test_no_number_of_others_is_changed_by_it():
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment
     )
     assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "num_heads", "dim"),
+    [(1, 2, 8), (5, 1, 64), (33, 12, 64), (97, 3, 80), (200, 7, 24), (260, 4, 100)],
+)
+@pytest.mark.parametrize("layout", ["of one projection", "apart", "apart, not alike"])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("most_bits", [512, 256, 128])
+def test_attention_is_torchs(
+    threads, monkeypatch, num_frames, num_heads, dim, layout, with_bias, most_bits
+):
+    monkeypatch.setattr(attention, "MOST_BITS", most_bits)
+    torch.manual_seed(0)
+    size = 2, num_heads, num_frames, dim
+    if layout == "of one projection":
+        projected = torch.randn(num_frames, 2, 3 * num_heads * dim) * 2
+        parts = projected.unflatten(2, (3, num_heads, dim)).permute(2, 1, 3, 0, 4).unbind(0)
+    else:
+        parts = [torch.randn(size) for _ in range(3)]
+        if layout == "apart, not alike":
+            parts[1] = parts[1].transpose(1, 2).contiguous().transpose(1, 2)
+    if not can_attend(parts[0], None):
+        pytest.skip("nothing was compiled")
+    bias = torch.randn(1, num_heads, num_frames, num_frames) * 3 if with_bias else None
+    expected = attend(*parts, bias)
+    assert_close(attend_in_c(*parts, bias), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_to_one_frame_alone_and_to_all_alike(threads):
+    """Scores that are far apart, and that are the same."""
+    value = torch.randn(1, 2, 50, 64)
+    if not can_attend(value, None):
+        pytest.skip("nothing was compiled")
+    alike = torch.zeros(1, 2, 50, 64)
+    mean = value.mean(dim=2, keepdim=True).expand_as(value).transpose(1, 2).flatten(2)
+    assert_close(attend_in_c(alike, alike, value), mean, atol=1e-6, rtol=1e-5)
+    apart = torch.zeros(1, 2, 50, 64)
+    apart[..., torch.arange(50), torch.arange(50)] = 1e4
+    assert_close(attend_in_c(apart, apart, value), value.transpose(1, 2).flatten(2))
+
+
+def test_attention_in_c_is_for_what_it_can():
+    query = torch.zeros(1, 1, 2, 8)
+    assert not can_attend(query, torch.zeros(1, 2, dtype=torch.bool))
+    assert not can_attend(query.bfloat16(), None)
+    assert not can_attend(query.to("meta"), None)

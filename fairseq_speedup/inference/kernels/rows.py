@@ -1,16 +1,15 @@
-"""What a form does to rows of frames between products: by C, one pass over memory each, or by
-torch's operators where ``fused_rows.c`` was not compiled."""
+"""What a form does to rows of frames between products: in C, one pass over memory each."""
 
 import ctypes
 import functools
-import importlib.machinery
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fairseq_speedup.inference import kernels
+from fairseq_speedup.inference.kernels import FLOAT, INT, POINTER, SIZE, declare
 from fairseq_speedup.lengths import conv_length
 
 SMALLEST = 1e-12  # span of a row
@@ -35,38 +34,14 @@ class _Norm(ctypes.Structure):
         return ctypes.byref(cls(norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps))
 
 
-_SIZE, _FLOAT, _POINTER = ctypes.c_ssize_t, ctypes.c_float, ctypes.c_void_p
 _LEVELS, _NORM = ctypes.POINTER(_Levels), ctypes.POINTER(_Norm)
-_SUMS = [_POINTER, _POINTER, _FLOAT, _POINTER, _SIZE, _SIZE]  # spans, step, bias, rows, width
-_INTO = [_POINTER, _POINTER, _POINTER]  # bytes, floats, spans
-_FUNCTIONS = {
-    "rows_to_levels": [_POINTER, _SIZE, _SIZE, _SIZE, _LEVELS, *_INTO],
-    "rescale": [*_SUMS, _NORM, ctypes.c_int],
-    "rescale_gelu_to_levels": [*_SUMS, _LEVELS, *_INTO],
-    "rescale_add": [*_SUMS, _POINTER, _NORM, _POINTER],
-    "convolve_gelu": [*[_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE], _NORM, _POINTER],
-}
-
-
-def _load() -> ctypes.CDLL | None:
-    """Loaded after torch, it has torch's threads."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_fused_rows{suffix}")
-        if path.exists():
-            break
-    else:
-        return None
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError:  # of another system
-        return None
-    for name, arguments in _FUNCTIONS.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
-    return library
-
-
-LIBRARY = _load()
+_SUMS = [POINTER, POINTER, FLOAT, POINTER, SIZE, SIZE]  # spans, step, bias, rows, width
+_INTO = [POINTER, POINTER, POINTER]  # bytes, floats, spans
+declare("rows_to_levels", POINTER, SIZE, SIZE, SIZE, _LEVELS, *_INTO)
+declare("rescale", *_SUMS, _NORM, INT)
+declare("rescale_gelu_to_levels", *_SUMS, _LEVELS, *_INTO)
+declare("rescale_add", *_SUMS, POINTER, _NORM, POINTER)
+declare("convolve_gelu", POINTER, SIZE, SIZE, POINTER, POINTER, SIZE, SIZE, _NORM, POINTER)
 
 
 @dataclass(frozen=True)
@@ -102,22 +77,18 @@ class LevelRows:
     spans: torch.Tensor
 
 
-def how() -> str:
-    return "by torch's operators: fused_rows.c was not compiled" if LIBRARY is None else "fused"
-
-
 def rows_to_levels(rows: torch.Tensor, levels: Levels, num_rows: int) -> LevelRows:
     """
     Args:
         rows: (N, C), fp32; may overlap
         num_rows: of the levels, N or more
     """
-    if LIBRARY is None:
+    if kernels.LIBRARY is None:
         return _to_levels(rows, levels, num_rows)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     made = _empty(rows, levels, num_rows)
-    LIBRARY.rows_to_levels(
+    kernels.LIBRARY.rows_to_levels(
         rows.data_ptr(), rows.stride(0), *rows.shape, levels.in_c, *_pointers(made)
     )
     return made
@@ -133,29 +104,29 @@ def rescale(
         spans: (N,)
         bias: (C,)
     """
-    if LIBRARY is None:
+    if kernels.LIBRARY is None:
         return _rescale(sums, spans, step, bias, norm, gelu)
-    LIBRARY.rescale(*_given(sums, spans, step, bias), _Norm.of(norm), gelu)
+    kernels.LIBRARY.rescale(*_given(sums, spans, step, bias), _Norm.of(norm), gelu)
     return sums
 
 
 def rescale_gelu_to_levels(sums, spans, step, bias, levels: Levels, num_rows: int) -> LevelRows:
     """The levels of what :func:`rescale` with a GELU gives; ``sums`` are lost."""
-    if LIBRARY is None:
+    if kernels.LIBRARY is None:
         gelus = _rescale(sums, spans, step, bias, None, True)
         return _to_levels(gelus, levels, num_rows)
     made = _empty(sums, levels, num_rows)
     given = _given(sums, spans, step, bias)
-    LIBRARY.rescale_gelu_to_levels(*given, levels.in_c, *_pointers(made))
+    kernels.LIBRARY.rescale_gelu_to_levels(*given, levels.in_c, *_pointers(made))
     return made
 
 
 def rescale_add(sums, spans, step, bias, residual) -> torch.Tensor:
     """``residual`` (N, C), contiguous, and what :func:`rescale` gives, in place of ``sums``."""
-    if LIBRARY is None:
+    if kernels.LIBRARY is None:
         return residual + _rescale(sums, spans, step, bias)
     given = _given(sums, spans, step, bias)
-    LIBRARY.rescale_add(*given, residual.data_ptr(), None, None)
+    kernels.LIBRARY.rescale_add(*given, residual.data_ptr(), None, None)
     return sums
 
 
@@ -163,12 +134,12 @@ def rescale_add_normalise(
     sums, spans, step, bias, residual, norm: nn.LayerNorm
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What :func:`rescale_add` gives, and that normalised."""
-    if LIBRARY is None:
+    if kernels.LIBRARY is None:
         added = residual + _rescale(sums, spans, step, bias)
         return added, norm(added)
     normalised = torch.empty_like(sums)
     given = _given(sums, spans, step, bias)
-    LIBRARY.rescale_add(*given, residual.data_ptr(), _Norm.of(norm), normalised.data_ptr())
+    kernels.LIBRARY.rescale_add(*given, residual.data_ptr(), _Norm.of(norm), normalised.data_ptr())
     return sums, normalised
 
 
@@ -182,14 +153,14 @@ def convolve_gelu(
         bias: (C,)
     """
     kernel_size, width = weight.shape
-    if LIBRARY is None:
+    if kernels.LIBRARY is None:
         convolved = torch.addmm(bias, samples.unfold(0, kernel_size, stride), weight)
         return F.gelu(convolved if norm is None else norm(convolved))
     num_rows = conv_length(len(samples), kernel_size, stride)
     out = torch.empty(num_rows, width)
     samples = samples.contiguous()
     given = samples.data_ptr(), stride, kernel_size, weight.data_ptr(), bias.data_ptr()
-    LIBRARY.convolve_gelu(*given, num_rows, width, _Norm.of(norm), out.data_ptr())
+    kernels.LIBRARY.convolve_gelu(*given, num_rows, width, _Norm.of(norm), out.data_ptr())
     return out
 
 

@@ -1,18 +1,8 @@
-/* What int8 linear layers do to rows of frames before and after their products, each in one pass
- * over memory. Plain C: fused_rows.py calls it, and says what each function gives.
- *
- * A row is read while it is in the first cache, so that several passes over it cost one. Threads
- * are OpenMP's, and so torch's own where torch was loaded before. */
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+/* What a form does to rows of frames between products, each in one pass over memory: several
+ * passes over a row cost one, as it is in the first cache. rows.py calls it, and says what each
+ * function gives. */
+#include "numbers.h"
 
-#if defined(__x86_64__)
-#define EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define EVERY_CPU
-#endif
-#define INLINE static inline __attribute__((always_inline))
 #define SHARED_FROM (1 << 14) /* numbers: fewer are not worth a second thread */
 
 typedef struct {
@@ -21,22 +11,6 @@ typedef struct {
     float lowest;  /* -INFINITY where levels lie on both sides of 0 */
     int32_t both_sides;
 } Levels;
-
-/* exp of what is not above 0, to 2e-7 of it (Cephes' expf) */
-INLINE float exp_of_negative(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    int32_t power = (int32_t)(x * 1.44269504f - 0.5f);
-    float rest = x - power * 0.693359375f + power * 2.12194440e-4f;
-    float sum = 1.9875691500e-4f;
-    sum = sum * rest + 1.3981999507e-3f;
-    sum = sum * rest + 8.3334519073e-3f;
-    sum = sum * rest + 4.1665795894e-2f;
-    sum = sum * rest + 1.6666665459e-1f;
-    sum = sum * rest + 5.0000001201e-1f;
-    sum = sum * rest * rest + rest + 1.0f;
-    union { int32_t bits; float value; } scale = {(power + 127) << 23};
-    return sum * scale.value;
-}
 
 /* erf by Abramowitz and Stegun, 7.1.26, to 2e-7 */
 INLINE float gelu_of(float x) {
