@@ -1,9 +1,6 @@
 /* Self-attention of one utterance after another, in fp32: for each head and a few queries the
  * scores with all keys, their softmax and the weighted values, while all of it is in the cache.
  * attention.py calls it, and says what it gives. */
-#include <stdlib.h>
-#include <string.h>
-
 #include "numbers.h"
 
 /* C (rows, columns) = A (rows, depth) B (depth, columns), B contiguous: the tile of products that
@@ -58,10 +55,6 @@ static Kernel kernel_here(int most_bits) {
     return (Kernel){tile_of_128_bits, 4, 8};
 }
 
-static ptrdiff_t rounded_up(ptrdiff_t number, ptrdiff_t multiple) {
-    return (number + multiple - 1) / multiple * multiple;
-}
-
 /* As many rows as a tile has columns, transposed; or fewer */
 EVERY_CPU static void transpose(const float *rows, ptrdiff_t stride, ptrdiff_t num_rows,
                                 ptrdiff_t width, float *out, ptrdiff_t columns) {
@@ -108,8 +101,8 @@ static float *workspace_of(Workspace *work, const Kernel *kernel, ptrdiff_t num_
                          kernel->rows * work->num_keys_up, kernel->rows * work->dim_up};
     ptrdiff_t total = 0;
     for (int i = 0; i < 5; i++)
-        total += sizes[i];
-    float *memory = calloc(total, sizeof(float));
+        total += sizes[i] = rounded_up(sizes[i], LINE / sizeof(float));
+    float *memory = zeroed(total * sizeof(float));
     work->keys = memory;
     work->values = work->keys + sizes[0];
     work->queries = work->values + sizes[1];

@@ -1,16 +1,29 @@
-/* What both files need: code for the instructions of the CPU that it runs on, and exp. */
+/* What several files need: code for the instructions of the CPU that it runs on, and exp. */
 #ifndef NUMBERS_H
 #define NUMBERS_H
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 #if defined(__x86_64__)
 #define EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define EVERY_CPU
 #endif
+#define LINE 64 /* bytes of a cache line: a vector that lies in two is loaded twice */
 #define INLINE static inline __attribute__((always_inline))
+
+INLINE ptrdiff_t rounded_up(ptrdiff_t number, ptrdiff_t multiple) {
+    return (number + multiple - 1) / multiple * multiple;
+}
+
+/* Memory that begins with a line, `size` bytes of whole lines; or NULL */
+INLINE void *zeroed(size_t size) {
+    void *memory = aligned_alloc(LINE, size);
+    return memory ? memset(memory, 0, size) : NULL;
+}
 
 /* exp of what is not above 0, to 2e-7 of it (Cephes' expf) */
 INLINE float exp_of_negative(float x) {
