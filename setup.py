@@ -1,3 +1,4 @@
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -5,11 +6,13 @@ from setuptools import Extension, find_packages, setup
 HERE = Path(__file__).parent
 
 KERNELS = "fairseq_speedup/inference/kernels"
+SOURCES = sorted((HERE / KERNELS).glob("*.[ch]"))
 # Plain C, which ctypes calls; the inference forms do without it, slower, where no compiler is.
 EXTENSION = Extension(
     "fairseq_speedup.inference.kernels._kernels",
     [f"{KERNELS}/attention.c", f"{KERNELS}/rows.c"],
     depends=[f"{KERNELS}/numbers.h"],
+    define_macros=[("SOURCES", f"{zlib.crc32(b''.join(path.read_bytes() for path in SOURCES))}u")],
     extra_compile_args=[
         "-O3",
         "-fopenmp",
@@ -31,6 +34,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["fairseq_speedup", "fairseq_speedup.*"]),
     ext_modules=[EXTENSION],
+    package_data={"fairseq_speedup.inference.kernels": ["*.c", "*.h"]},
     entry_points={"console_scripts": ["fairseq-speedup = fairseq_speedup.commands:main"]},
     # fairseq itself is left to the user: several distributions provide it. The extra
     # `fairseq` names one that is prebuilt for Python 3.11 and 3.12.
