@@ -97,8 +97,8 @@ class FusedSharedAttention(FusedAttention):
         """As FusedAttention's.
 
         Returns:
-            as it, and what other layers weight their values by (B, heads, T, T); packed, of each
-            utterance
+            (T, B, C'), or so packed, and what other layers weight their values by (B, heads, T,
+            T), or of each utterance
         """
         projected = self._projected(frames)
         if packed_lengths is None:

@@ -90,6 +90,7 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
     if form == "bf16" and on_cpu and not multiplies_bf16():
         report["note"] = "this CPU has no instructions for bf16: fp32 is faster"
     if on_cpu:
+        model.float()
         report["kernels"] = kernels.how()
     report["front_end"] = _front_end(encoder, linear, on_cpu)
     report["positional_convolution"] = _positions(transformer, linear)

@@ -1,4 +1,7 @@
-"""What a form does to rows of frames between products: in C, one pass over memory each."""
+"""What a form does to rows of frames between products: in C, one pass over memory each.
+
+All tensors are fp32, and of a layer norm too; what is said to be contiguous has to be.
+"""
 
 import ctypes
 import functools
@@ -28,10 +31,10 @@ class _Norm(ctypes.Structure):
     _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_float)]
 
     @classmethod
-    def of(cls, norm: nn.LayerNorm | None):
-        if norm is None:
-            return ctypes.byref(cls())
-        return ctypes.byref(cls(norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps))
+    def of(cls, norm: nn.LayerNorm | None) -> "_Norm":
+        return (
+            cls() if norm is None else cls(norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps)
+        )
 
 
 _LEVELS, _NORM = ctypes.POINTER(_Levels), ctypes.POINTER(_Norm)
@@ -63,7 +66,7 @@ class Levels:
     def in_c(self):
         """What C is given."""
         lowest = 0.0 if self.lowest is None else self.lowest
-        return ctypes.byref(_Levels(self.count, self.offset, lowest, self.lowest is None))
+        return _Levels(self.count, self.offset, lowest, self.lowest is None)
 
 
 @dataclass
@@ -158,7 +161,7 @@ def convolve_gelu(
         return F.gelu(convolved if norm is None else norm(convolved))
     num_rows = conv_length(len(samples), kernel_size, stride)
     out = torch.empty(num_rows, width)
-    samples = samples.contiguous()
+    samples = samples.float().contiguous()
     given = samples.data_ptr(), stride, kernel_size, weight.data_ptr(), bias.data_ptr()
     kernels.LIBRARY.convolve_gelu(*given, num_rows, width, _Norm.of(norm), out.data_ptr())
     return out
