@@ -11,7 +11,7 @@ SOURCES = sorted((HERE / KERNELS).glob("*.[ch]"))
 EXTENSION = Extension(
     "fairseq_speedup.inference.kernels._kernels",
     [f"{KERNELS}/attention.c", f"{KERNELS}/rows.c"],
-    depends=[f"{KERNELS}/numbers.h"],
+    depends=[f"{KERNELS}/numbers.h", "setup.py"],
     define_macros=[("SOURCES", f"{zlib.crc32(b''.join(path.read_bytes() for path in SOURCES))}u")],
     extra_compile_args=[
         "-O3",

@@ -64,6 +64,17 @@ def test_the_fp32_form_gives_the_models_numbers(four_layers, options):
             torch.testing.assert_close(ours, theirs, atol=WEIGHTS["fp32"], rtol=0)
 
 
+@pytest.mark.parametrize("form", ["fp32", INT8])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_model_of_another_type_is_of_fp32_in_a_form(four_layers, form, dtype):
+    model = build_model(four_layers).to(dtype).float()
+    other = build_model(four_layers).to(dtype)
+    for each in (model, other):
+        to_inference_form(each, form)
+    net_input = batch_of(COUNTS)
+    assert torch.equal(run(other, net_input)[0], run(model, net_input)[0])
+
+
 @pytest.mark.parametrize("form", ["bf16", INT8])
 @pytest.mark.parametrize("name", [None, "conv", "conv_pool", "fbank", "upsample"])
 def test_other_forms_stay_near_and_give_the_same_in_any_batch(four_layers, form, name):

@@ -1,8 +1,10 @@
 """The forms' kernels: C and torch's operators give the same."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,6 +158,75 @@ def test_a_gelu_is_torchs(by_both):
     nothing = torch.zeros(rows.size(1))
     ours, theirs = by_both(lambda: rescale(rows.clone(), torch.ones(1), 1.0, nothing, gelu=True))
     assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """A folder with the sources, as a checkout that was not installed has them."""
+    for path in kernels.HERE.glob("*.[ch]"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(kernels, "HERE", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def library():
+    if kernels.LIBRARY is None:
+        pytest.skip("nothing was compiled")
+    return Path(kernels.LIBRARY._name)
+
+
+def test_a_checkout_has_the_library_of_the_installation(tmp_path, sources, library, monkeypatch):
+    monkeypatch.setattr(sys, "path", [])
+    assert kernels._load()[0] is None
+    assert "pip found no C compiler" in kernels._load()[1]
+    installed = tmp_path / "site/fairseq_speedup/inference/kernels"
+    installed.mkdir(parents=True)
+    shutil.copy(library, installed)
+    monkeypatch.setattr(sys, "path", ["/nowhere", str(tmp_path / "site")])
+    found, why = kernels._load()
+    assert Path(found._name).parent == installed and not why
+
+
+def test_a_library_of_other_sources_is_not_used(sources, library, monkeypatch):
+    monkeypatch.setattr(sys, "path", [])
+    shutil.copy(library, sources)
+    assert kernels._load()[0] is not None
+    with open(sources / "rows.c", "a") as file:
+        file.write("/* changed */")
+    found, why = kernels._load()
+    assert found is None and str(sources) in why and "other sources" in why
+
+
+@pytest.mark.parametrize("content", [b"", b"no library"])
+def test_what_is_no_library_is_named(sources, monkeypatch, content):
+    monkeypatch.setattr(sys, "path", [])
+    (sources / kernels.NAMES[0]).write_bytes(content)
+    found, why = kernels._load()
+    assert found is None and kernels.NAMES[0] in why and "cannot be loaded" in why
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_what_is_not_fp32_is_left_to_torch(dtype):
+    """And not read as if it were."""
+    sums, spans, step, bias = sums_of((5, 64))
+    norm = norm_of(64).to(dtype)
+    residual = torch.randn(5, 64)
+    added = rescale_add(sums.clone(), spans, step, bias, residual.to(dtype))
+    tolerance = {"atol": 0.1, "rtol": 0.02}
+    assert_close(added.float(), rescale_add(sums.clone(), spans, step, bias, residual), **tolerance)
+    if dtype == torch.float64:
+        convolved = convolve_gelu(
+            torch.ones(50).to(dtype), 5, torch.ones(10, 4).to(dtype), torch.zeros(4).to(dtype)
+        )
+        assert_close(convolved, torch.full_like(convolved, 10.0))
+    assert not kernels.takes(sums, *norm.parameters())
+
+
+def test_queries_keys_and_values_that_are_not_alike_are_refused():
+    query = torch.zeros(1, 2, 6, 8)
+    with pytest.raises(ValueError, match="several shapes"):
+        attend_in_c(query, torch.zeros(1, 2, 9, 8), query)
 
 
 def test_no_number_of_others_is_changed_by_it():

@@ -231,4 +231,4 @@ class Int8Linear(InferenceLinear):
         return rows if isinstance(frames, LevelRows) else rows.view(*frames.shape[:-1], -1)
 
     def _rows(self, residual):
-        return residual.reshape(-1, self.out_features).float().contiguous()
+        return residual.reshape(-1, self.out_features).contiguous()

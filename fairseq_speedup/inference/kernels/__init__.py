@@ -6,11 +6,13 @@ same, slower. Called through ctypes, it knows nothing of torch but where numbers
 
 import ctypes
 import importlib.machinery
-import importlib.metadata
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 POINTER, SIZE, FLOAT, INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
 HERE = Path(__file__).parent
@@ -18,13 +20,12 @@ NAMES = [f"_kernels{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXE
 
 
 def _candidates() -> Iterator[Path]:
-    """Beside this file, or where the plugin is installed: a user directory may be a checkout."""
-    yield from (path for name in NAMES if (path := HERE / name).exists())
-    try:
-        files = importlib.metadata.files("fairseq_speedup") or []
-    except importlib.metadata.PackageNotFoundError:
-        return
-    yield from (Path(str(each.locate())) for each in files if each.name in NAMES)
+    """Beside this file, or where the plugin is installed: a user directory may be a checkout, which
+    hides the installation and has no library."""
+    folders = [HERE, *(Path(each) / "fairseq_speedup/inference/kernels" for each in sys.path)]
+    for path in dict.fromkeys(folder / name for folder in folders for name in NAMES):
+        if path.is_file():
+            yield path
 
 
 def sources_of(folder: Path) -> int:
@@ -33,21 +34,19 @@ def sources_of(folder: Path) -> int:
 
 
 def _load() -> tuple[Any, str]:
-    """The library or None, and why in words. Torch is loaded before, so that both have the same
+    """The library or None, and why in words. It comes after torch, so that both have the same
     threads."""
-    import torch  # noqa: F401
-
-    why = "the plugin was installed without a C compiler"
+    why = ["pip found no C compiler, or one that it failed with (pip install -v says how)"]
     for path in _candidates():
         try:
             library = ctypes.CDLL(str(path))
             library.sources.restype = ctypes.c_uint32
             if library.sources() == sources_of(HERE):
                 return library, ""
-        except (OSError, AttributeError):  # of another system, or no library of this
-            pass
-        why = f"{path} was compiled from other sources: install the plugin again"
-    return None, why
+            why.append(f"{path} is of other sources: remove it, and install the plugin again")
+        except (OSError, AttributeError) as error:  # of another system, or no library of this
+            why.append(f"{path} cannot be loaded: {error}")
+    return None, why[-1]
 
 
 LIBRARY, _WHY_NOT = _load()
@@ -58,6 +57,13 @@ def declare(name: str, *arguments, returns=None) -> None:
     if LIBRARY is not None:
         function = getattr(LIBRARY, name)
         function.argtypes, function.restype = arguments, returns
+
+
+def takes(*tensors) -> bool:
+    """Whether the library is there, and all of these are as it reads them: fp32, on a CPU."""
+    return LIBRARY is not None and all(
+        each.dtype == torch.float32 and each.device.type == "cpu" for each in tensors
+    )
 
 
 def how() -> str:

@@ -32,8 +32,8 @@ typedef void Tile(const float *a, ptrdiff_t a_stride, const float *b, ptrdiff_t 
 #define MOST_COLUMNS 32
 
 #if defined(__x86_64__)
-DEFINE_TILE(tile_of_512_bits, __attribute__((target("arch=x86-64-v4"))), 16, 12)
-DEFINE_TILE(tile_of_256_bits, __attribute__((target("arch=x86-64-v3"))), 8, 6)
+DEFINE_TILE(tile_of_512_bits, OF_512_BITS, 16, 12)
+DEFINE_TILE(tile_of_256_bits, OF_256_BITS, 8, 6)
 #endif
 DEFINE_TILE(tile_of_128_bits, , 4, 4)
 
@@ -43,28 +43,31 @@ typedef struct {
 } Kernel;
 
 static Kernel kernel_here(int most_bits) {
+    const int has = vector_bits(), bits = has < most_bits ? has : most_bits;
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (most_bits >= 512 && __builtin_cpu_supports("x86-64-v4"))
+    if (bits >= 512)
         return (Kernel){tile_of_512_bits, 12, 32};
-    if (most_bits >= 256 && __builtin_cpu_supports("x86-64-v3"))
+    if (bits >= 256)
         return (Kernel){tile_of_256_bits, 6, 16};
-#else
-    (void)most_bits;
 #endif
+    (void)bits;
     return (Kernel){tile_of_128_bits, 4, 8};
 }
 
 /* As many rows as a tile has columns, transposed; or fewer */
-EVERY_CPU static void transpose(const float *rows, ptrdiff_t stride, ptrdiff_t num_rows,
-                                ptrdiff_t width, float *out, ptrdiff_t columns) {
+INLINE void transpose_any(const float *rows, ptrdiff_t stride, ptrdiff_t num_rows,
+                          ptrdiff_t width, float *out, ptrdiff_t columns) {
     for (ptrdiff_t i = 0; i < width; i++)
         for (ptrdiff_t row = 0; row < num_rows; row++)
             out[i * columns + row] = rows[row * stride + i];
 }
+ON_EVERY_CPU(void, transpose,
+             (const float *rows, ptrdiff_t stride, ptrdiff_t num_rows, ptrdiff_t
+              width, float *out, ptrdiff_t columns),
+             (rows, stride, num_rows, width, out, columns))
 
 /* exp of scores, less the largest, and the sum of them all */
-EVERY_CPU static float exp_row(float *scores, const float *bias, ptrdiff_t num_keys) {
+INLINE float exp_row_any(float *scores, const float *bias, ptrdiff_t num_keys) {
     if (bias)
         for (ptrdiff_t i = 0; i < num_keys; i++)
             scores[i] += bias[i];
@@ -77,11 +80,17 @@ EVERY_CPU static float exp_row(float *scores, const float *bias, ptrdiff_t num_k
     }
     return sum;
 }
+ON_EVERY_CPU(float, exp_row,
+             (float *scores, const float *bias, ptrdiff_t num_keys),
+             (scores, bias, num_keys))
 
-EVERY_CPU static void scale_row(const float *row, ptrdiff_t width, float scale, float *out) {
+INLINE void scale_row_any(const float *row, ptrdiff_t width, float scale, float *out) {
     for (ptrdiff_t i = 0; i < width; i++)
         out[i] = row[i] * scale;
 }
+ON_EVERY_CPU(void, scale_row,
+             (const float *row, ptrdiff_t width, float scale, float *out),
+             (row, width, scale, out))
 
 /* What a thread needs, and keys and values of the head that it is at. */
 typedef struct {

@@ -12,12 +12,7 @@ declare("attend", *[POINTER] * 3, *[SIZE] * 5, POINTER, POINTER, SIZE, INT, retu
 
 def can_attend(query, padding_mask) -> bool:
     """Whether :func:`attend_in_c` can be called: in fp32, on a CPU, without padding."""
-    return (
-        kernels.LIBRARY is not None
-        and padding_mask is None
-        and query.dtype == torch.float32
-        and query.device.type == "cpu"
-    )
+    return padding_mask is None and kernels.takes(query)
 
 
 def attend_in_c(query, key, value, bias=None) -> torch.Tensor:
@@ -28,8 +23,11 @@ def attend_in_c(query, key, value, bias=None) -> torch.Tensor:
     Returns:
         (B, T, C)
     Raises:
+        ValueError: not alike
         MemoryError
     """
+    if not (query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype):
+        raise ValueError("query, key and value are of several shapes or types")
     query, key, value = _of_one_layout(query, key, value)
     batch_size, num_heads, num_frames, dim = query.shape
     if bias is not None:

@@ -12,8 +12,8 @@ uint32_t sources(void) {
 typedef struct {
     float count;   /* of levels above 0, or above the lowest */
     float offset;  /* level of 0, or of the lowest */
-    float lowest;  /* -INFINITY where levels lie on both sides of 0 */
-    int32_t both_sides;
+    float lowest;  /* that any number can be */
+    int32_t both_sides; /* of 0: from minus the largest to plus that, whatever the lowest */
 } Levels;
 
 /* erf by Abramowitz and Stegun, 7.1.26, to 2e-7 */
@@ -52,11 +52,15 @@ INLINE void write_levels(const float *row, ptrdiff_t width, const Levels *levels
             floats[i] = row[i] * scale + offset;
 }
 
-EVERY_CPU static void row_to_levels(const float *row, ptrdiff_t width, const Levels *levels,
-                                    uint8_t *bytes, float *floats, float *span) {
+INLINE void row_to_levels_any(const float *row, ptrdiff_t width, const Levels *levels,
+                              uint8_t *bytes, float *floats, float *span) {
     *span = span_of(row, width, levels);
     write_levels(row, width, levels, *span, bytes, floats);
 }
+ON_EVERY_CPU(void, row_to_levels,
+             (const float *row, ptrdiff_t width, const Levels *levels, uint8_t *bytes,
+              float *floats, float *span),
+             (row, width, levels, bytes, floats, span))
 
 typedef struct {
     const float *weight; /* NULL where nothing is normalised */
@@ -81,8 +85,8 @@ INLINE void gelu(float *row, ptrdiff_t width) {
         row[i] = gelu_of(row[i]);
 }
 
-EVERY_CPU static void rescale_row(float *row, const float *bias, ptrdiff_t width, float scale,
-                                  const Norm *norm, int with_gelu) {
+INLINE void rescale_row_any(float *row, const float *bias, ptrdiff_t width, float scale,
+                            const Norm *norm, int with_gelu) {
     for (ptrdiff_t i = 0; i < width; i++)
         row[i] = row[i] * scale + bias[i];
     if (norm->weight)
@@ -90,18 +94,26 @@ EVERY_CPU static void rescale_row(float *row, const float *bias, ptrdiff_t width
     if (with_gelu)
         gelu(row, width);
 }
+ON_EVERY_CPU(void, rescale_row,
+             (float *row, const float *bias, ptrdiff_t width, float scale, const Norm
+              *norm, int with_gelu),
+             (row, bias, width, scale, norm, with_gelu))
 
-EVERY_CPU static void add_row(float *row, const float *bias, const float *residual,
-                              ptrdiff_t width, float scale, const Norm *norm, float *normalised) {
+INLINE void add_row_any(float *row, const float *bias, const float *residual,
+                        ptrdiff_t width, float scale, const Norm *norm, float *normalised) {
     for (ptrdiff_t i = 0; i < width; i++)
         row[i] = residual[i] + (row[i] * scale + bias[i]);
     if (normalised)
         normalise(row, width, norm, normalised);
 }
+ON_EVERY_CPU(void, add_row,
+             (float *row, const float *bias, const float *residual, ptrdiff_t width,
+              float scale, const Norm *norm, float *normalised),
+             (row, bias, residual, width, scale, norm, normalised))
 
-EVERY_CPU static void convolve_row(const float *samples, ptrdiff_t kernel_size,
-                                   const float *weight, const float *bias, ptrdiff_t width,
-                                   const Norm *norm, float *out) {
+INLINE void convolve_row_any(const float *samples, ptrdiff_t kernel_size,
+                             const float *weight, const float *bias, ptrdiff_t width,
+                             const Norm *norm, float *out) {
     for (ptrdiff_t i = 0; i < width; i++)
         out[i] = bias[i];
     for (ptrdiff_t k = 0; k < kernel_size; k++)
@@ -111,6 +123,10 @@ EVERY_CPU static void convolve_row(const float *samples, ptrdiff_t kernel_size,
         normalise(out, width, norm, out);
     gelu(out, width);
 }
+ON_EVERY_CPU(void, convolve_row,
+             (const float *samples, ptrdiff_t kernel_size, const float *weight, const
+              float *bias, ptrdiff_t width, const Norm *norm, float *out),
+             (samples, kernel_size, weight, bias, width, norm, out))
 
 #define EACH_ROW                                                                      \
     _Pragma("omp parallel for schedule(static) if (num_rows * width > SHARED_FROM)")  \

@@ -1,6 +1,7 @@
 """What a form does to rows of frames between products: in C, one pass over memory each.
 
-All tensors are fp32, and of a layer norm too; what is said to be contiguous has to be.
+What is not fp32, or where nothing was compiled, torch's operators do; what is said to be contiguous
+has to be.
 """
 
 import ctypes
@@ -86,7 +87,7 @@ def rows_to_levels(rows: torch.Tensor, levels: Levels, num_rows: int) -> LevelRo
         rows: (N, C), fp32; may overlap
         num_rows: of the levels, N or more
     """
-    if kernels.LIBRARY is None:
+    if not kernels.takes(rows):
         return _to_levels(rows, levels, num_rows)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
@@ -107,7 +108,7 @@ def rescale(
         spans: (N,)
         bias: (C,)
     """
-    if kernels.LIBRARY is None:
+    if not kernels.takes(sums, spans, bias, *_of(norm)):
         return _rescale(sums, spans, step, bias, norm, gelu)
     kernels.LIBRARY.rescale(*_given(sums, spans, step, bias), _Norm.of(norm), gelu)
     return sums
@@ -115,7 +116,7 @@ def rescale(
 
 def rescale_gelu_to_levels(sums, spans, step, bias, levels: Levels, num_rows: int) -> LevelRows:
     """The levels of what :func:`rescale` with a GELU gives; ``sums`` are lost."""
-    if kernels.LIBRARY is None:
+    if not kernels.takes(sums, spans, bias):
         gelus = _rescale(sums, spans, step, bias, None, True)
         return _to_levels(gelus, levels, num_rows)
     made = _empty(sums, levels, num_rows)
@@ -126,7 +127,7 @@ def rescale_gelu_to_levels(sums, spans, step, bias, levels: Levels, num_rows: in
 
 def rescale_add(sums, spans, step, bias, residual) -> torch.Tensor:
     """``residual`` (N, C), contiguous, and what :func:`rescale` gives, in place of ``sums``."""
-    if kernels.LIBRARY is None:
+    if not kernels.takes(sums, spans, bias, residual):
         return residual + _rescale(sums, spans, step, bias)
     given = _given(sums, spans, step, bias)
     kernels.LIBRARY.rescale_add(*given, residual.data_ptr(), None, None)
@@ -137,7 +138,7 @@ def rescale_add_normalise(
     sums, spans, step, bias, residual, norm: nn.LayerNorm
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What :func:`rescale_add` gives, and that normalised."""
-    if kernels.LIBRARY is None:
+    if not kernels.takes(sums, spans, bias, residual, *_of(norm)):
         added = residual + _rescale(sums, spans, step, bias)
         return added, norm(added)
     normalised = torch.empty_like(sums)
@@ -156,15 +157,19 @@ def convolve_gelu(
         bias: (C,)
     """
     kernel_size, width = weight.shape
-    if kernels.LIBRARY is None:
+    if not kernels.takes(samples, weight, bias, *_of(norm)):
         convolved = torch.addmm(bias, samples.unfold(0, kernel_size, stride), weight)
         return F.gelu(convolved if norm is None else norm(convolved))
     num_rows = conv_length(len(samples), kernel_size, stride)
     out = torch.empty(num_rows, width)
-    samples = samples.float().contiguous()
+    samples = samples.contiguous()
     given = samples.data_ptr(), stride, kernel_size, weight.data_ptr(), bias.data_ptr()
     kernels.LIBRARY.convolve_gelu(*given, num_rows, width, _Norm.of(norm), out.data_ptr())
     return out
+
+
+def _of(norm: nn.LayerNorm | None) -> tuple:
+    return () if norm is None else (norm.weight, norm.bias)
 
 
 def _given(sums, spans, step, bias) -> tuple:
