@@ -61,9 +61,9 @@ def declare(name: str, *arguments, returns=None) -> None:
 
 def takes(*tensors) -> bool:
     """Whether the library is there, and all of these are as it reads them: fp32, on a CPU."""
-    return LIBRARY is not None and all(
-        each.dtype == torch.float32 and each.device.type == "cpu" for each in tensors
-    )
+    if LIBRARY is None:
+        return False
+    return all(each.dtype is torch.float32 and each.is_cpu for each in tensors)
 
 
 def how() -> str:

@@ -73,7 +73,7 @@ class Levels:
 @dataclass
 class LevelRows:
     """
-    levels: (at least N, C), of N rows, the others hold anything
+    levels: (N or more, C); rows after the N-th are there for the product, and mean nothing
     spans: (N,), what ``Levels.count`` levels are of each row
     """
 
