@@ -29,7 +29,6 @@ typedef void Tile(const float *a, ptrdiff_t a_stride, const float *b, ptrdiff_t 
     }
 
 #define MOST_ROWS 12
-#define MOST_COLUMNS 32
 
 #if defined(__x86_64__)
 DEFINE_TILE(tile_of_512_bits, OF_512_BITS, 16, 12)

@@ -1,4 +1,4 @@
-"""Self-attention in C: two thirds to nine tenths of the time of torch's fused kernel."""
+"""Self-attention in C: half to nine tenths of the time of torch's fused kernel with AVX-512."""
 
 import torch
 
