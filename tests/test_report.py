@@ -51,6 +51,21 @@ def test_rows_are_read_with_their_seeds(runs):
     assert f"WER: {rows['full'].wers[1]:.2f}" in last
 
 
+class NamedRow:
+    def __init__(self, name):
+        self.name, self.test_set = name, "test"
+
+
+def test_a_row_is_found_by_its_name_without_its_inference_form():
+    """As of what optimize chose, which is in another form on another machine."""
+    rows = [NamedRow(name) for name in ("full", "full, int8", "faster, ONNX Runtime fp32", "fast")]
+    for name, expected in [("faster", "faster, ONNX Runtime fp32"), ("full", "full")]:
+        assert [row.name for row in command.named(name, rows, "--rows")] == [expected]
+    assert command.named("fas", rows, "--rows") == []
+    with pytest.raises(command.RunsError, match="fast, a, fast, b"):
+        command.named("fast", [NamedRow("fast, a"), NamedRow("fast, b")], "--rows")
+
+
 @pytest.mark.parametrize("form, name", [("int8", "full, int8"), ("fp32", "full"), (None, "full")])
 def test_what_was_decoded_in_a_form_that_rounds_is_a_row_of_its_own(tmp_path, form, name):
     for seed in (1, 2):

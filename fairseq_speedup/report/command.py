@@ -105,7 +105,8 @@ def read_names(path: str) -> dict[str, str]:
 
 def named(name: str, rows: list[Row], option: str) -> list[Row]:
     """Rows of a name, one of each test set: of the whole name or, where a test set has no such row,
-    of the one row below a folder of that name, as results without a seed are named ``full/test``.
+    of the one row below a folder of that name, as results without a seed are named ``full/test``,
+    or of that name in an inference form, ``full, int8``.
 
     Raises:
         RunsError: there are several below it
@@ -114,7 +115,7 @@ def named(name: str, rows: list[Row], option: str) -> list[Row]:
     for test_set in dict.fromkeys(row.test_set for row in rows):
         of_set = [row for row in rows if row.test_set == test_set]
         here = [row for row in of_set if row.name == name]
-        here = here or [row for row in of_set if row.name.startswith(f"{name}/")]
+        here = here or [row for row in of_set if row.name.startswith((f"{name}/", f"{name}, "))]
         if len(here) > 1:
             several = ", ".join(row.name for row in here)
             raise RunsError(f"{option} {name} may be any of {several}: give one of them")
