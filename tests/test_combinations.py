@@ -55,13 +55,13 @@ def test_it_trains_is_saved_reloaded_and_decodes(four_layers, tmp_path, options)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     frozen = {name for name in before if name.startswith(FROZEN)}
     sample = SAMPLE | {"net_input": batch_of(COUNTS)}
-    for num_updates in range(10):
+    for num_updates in range(10 if model.w2v_encoder.speeds.many else 2):
         model.set_num_updates(num_updates)
         optimizer.zero_grad()
         criterion(model, sample)[0].backward()
         optimizer.step()
         unchanged = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
-        if num_updates and unchanged == frozen:  # of many speeds, not every update has all
+        if num_updates and unchanged == frozen:  # of many speeds, sooner than by the last mostly
             break
     assert unchanged == frozen
 

@@ -147,7 +147,9 @@ def at_many(path, monkeypatch):
 
 @torch.no_grad()
 def logits_of(model):
-    output = model.eval()(**batch_of([9000, 6000]))
+    net_input = batch_of([9000, 6000])
+    net_input["source"] = net_input["source"].to(next(model.parameters()).dtype)
+    output = model.eval()(**net_input)
     return output["encoder_out"][~output["padding_mask"].T]
 
 
@@ -157,11 +159,12 @@ def macs_of(model) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_another_order_a_model_gives_the_same(whole, ordered, kind):
+    """In float64, as sums in another order round otherwise."""
     torch.testing.assert_close(
-        logits_of(load(ordered(kind), padding="masked")),
-        logits_of(load(whole(kind), padding="masked")),
-        rtol=1e-3,
-        atol=1e-3,
+        logits_of(load(ordered(kind), padding="masked").double()),
+        logits_of(load(whole(kind), padding="masked").double()),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
