@@ -165,12 +165,13 @@ def _check_dictionary(path: str, dictionary) -> None:
 
 def whole_config(model: dict, task: dict) -> dict:
     """A checkpoint's ``cfg`` as fairseq writes it: with all sections, by its defaults."""
-    cfg = OmegaConf.create(_default_sections() | {"model": model, "task": task})
+    cfg = OmegaConf.create(defaults_of(FairseqConfig) | {"model": model, "task": task})
     return OmegaConf.to_container(cfg, resolve=True)  # ${common.seed} and the like
 
 
-def _default_sections() -> dict:
-    return OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
+def defaults_of(config: type) -> dict:
+    """The fields of one of fairseq's dataclasses; enumerations as strings."""
+    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
 
 
 def state_without_training(weights: dict, **others) -> dict:
@@ -232,7 +233,7 @@ def _of_whole_config(upgrade):
         cfg = state.get("cfg")
         if isinstance(cfg, DictConfig):
             with open_dict(cfg):
-                for section, defaults in _default_sections().items():
+                for section, defaults in defaults_of(FairseqConfig).items():
                     if section not in cfg:
                         cfg[section] = defaults
                     elif isinstance(defaults, dict) and section != "model":

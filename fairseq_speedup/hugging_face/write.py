@@ -6,7 +6,7 @@ from fairseq.tasks.audio_finetuning import AudioFinetuningConfig
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from omegaconf import OmegaConf
 
-from fairseq_speedup.checkpoints import state_without_training, whole_config
+from fairseq_speedup.checkpoints import defaults_of, state_without_training, whole_config
 from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.models.config import SpeedupCtcConfig
 from fairseq_speedup.pretrained.families import RELATIVE_BIAS, Pretrained
@@ -22,11 +22,6 @@ def checkpoint_of(pretrained: Pretrained) -> dict:
     return PRETRAINED_FORMS.get(pretrained.family, _fairseq)(pretrained)
 
 
-def _defaults(config) -> dict:
-    """The fields of one of fairseq's dataclasses; enumerations as strings."""
-    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-
-
 def _fairseq(pretrained: Pretrained) -> dict:
     sections = OmegaConf.to_container(pretrained.cfg)
     cfg = whole_config(sections["model"] | {"_name": pretrained.family}, sections["task"])
@@ -37,7 +32,7 @@ def _hubert(pretrained: Pretrained) -> dict:
     """Its clusters are not known, nor needed."""
     state = _fairseq(pretrained)
     cfg, ours = state["cfg"], set(HubertConfig.__dataclass_fields__)
-    cfg["model"] = _defaults(HubertConfig) | {k: v for k, v in cfg["model"].items() if k in ours}
+    cfg["model"] = defaults_of(HubertConfig) | {k: v for k, v in cfg["model"].items() if k in ours}
     normalize = cfg["task"]["normalize"]
     task = HubertPretrainingConfig(data="", normalize=normalize, label_rate=50.0)
     cfg["task"] = vars(task) | {"_name": "hubert_pretraining"}
@@ -83,10 +78,10 @@ def _finetuned(pretrained: Pretrained) -> dict:
         names = {"model": "speedup_ctc", "task": "speedup_finetuning"}
     normalize = pretrained.cfg.task.normalize
     cfg = whole_config(
-        _defaults(model)
+        defaults_of(model)
         | {"_name": names["model"], "w2v_path": ""}
         | ({"padding": "stock"} if ours else {}),
-        _defaults(task)
+        defaults_of(task)
         | {"_name": names["task"], "data": "", "labels": "ltr", "normalize": normalize},
     )
     cfg["model"]["w2v_args"] = OmegaConf.to_container(pretrained.cfg)

@@ -9,6 +9,7 @@ from fairseq_speedup.inference.kernels.rows import (
     SMALLEST,
     LevelRows,
     Levels,
+    Sums,
     rescale,
     rescale_add,
     rescale_add_normalise,
@@ -188,44 +189,35 @@ class Int8Linear(InferenceLinear):
         return cls(linear, of_gelus)
 
     def forward(self, frames):
-        sums, spans = self._sums(frames)
-        return self._shaped(rescale(sums, spans, self._step, self.bias), frames)
+        return self._shaped(rescale(self._sums(frames)), frames)
 
     def gelu(self, frames, norm=None):
-        sums, spans = self._sums(frames)
-        return self._shaped(rescale(sums, spans, self._step, self.bias, norm, gelu=True), frames)
+        return self._shaped(rescale(self._sums(frames), norm, gelu=True), frames)
 
     def gelu_then(self, frames, second):
         """Of an int8 layer, its levels."""
         entry = second.entry
         if not isinstance(entry, Int8Linear):
             return super().gelu_then(frames, second)
-        sums, spans = self._sums(frames)
-        num_rows = entry.product.num_rows(len(sums))
-        return rescale_gelu_to_levels(sums, spans, self._step, self.bias, entry.levels, num_rows)
+        sums = self._sums(frames)
+        num_rows = entry.product.num_rows(len(sums.values))
+        return rescale_gelu_to_levels(sums, entry.levels, num_rows)
 
     def added(self, frames, residual):
-        sums, spans = self._sums(frames)
-        rows = self._rows(residual)
-        return rescale_add(sums, spans, self._step, self.bias, rows).view_as(residual)
+        return rescale_add(self._sums(frames), self._rows(residual)).view_as(residual)
 
     def added_and_normalised(self, frames, residual, norm):
-        sums, spans = self._sums(frames)
-        rows = self._rows(residual)
-        both = rescale_add_normalise(sums, spans, self._step, self.bias, rows, norm)
+        both = rescale_add_normalise(self._sums(frames), self._rows(residual), norm)
         added, normalised = (each.view_as(residual) for each in both)
         return added, normalised
 
-    @property
-    def _step(self) -> float:
-        return 1 / self.levels.count
-
-    def _sums(self, frames) -> tuple[torch.Tensor, torch.Tensor]:
-        """Products of levels (N, out_features), and spans (N,), of frames or of their levels."""
+    def _sums(self, frames) -> Sums:
+        """Of frames or of their levels."""
         if not isinstance(frames, LevelRows):
             rows = frames.reshape(-1, self.in_features).float()
             frames = rows_to_levels(rows, self.levels, self.product.num_rows(len(rows)))
-        return self.product(frames.levels)[: len(frames.spans)], frames.spans
+        values = self.product(frames.levels)[: len(frames.spans)]
+        return Sums(values, frames.spans, 1 / self.levels.count, self.bias)
 
     def _shaped(self, rows, frames):
         return rows if isinstance(frames, LevelRows) else rows.view(*frames.shape[:-1], -1)

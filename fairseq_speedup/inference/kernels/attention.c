@@ -61,8 +61,8 @@ INLINE void transpose_any(const float *rows, ptrdiff_t stride, ptrdiff_t num_row
             out[i * columns + row] = rows[row * stride + i];
 }
 ON_EVERY_CPU(void, transpose,
-             (const float *rows, ptrdiff_t stride, ptrdiff_t num_rows, ptrdiff_t
-              width, float *out, ptrdiff_t columns),
+             (const float *rows, ptrdiff_t stride, ptrdiff_t num_rows,
+              ptrdiff_t width, float *out, ptrdiff_t columns),
              (rows, stride, num_rows, width, out, columns))
 
 /* exp of scores, less the largest, and the sum of them all */

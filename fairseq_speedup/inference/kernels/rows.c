@@ -10,9 +10,9 @@ uint32_t sources(void) {
 }
 
 typedef struct {
-    float count;   /* of levels above 0, or above the lowest */
-    float offset;  /* level of 0, or of the lowest */
-    float lowest;  /* that any number can be */
+    float count;        /* of levels above 0, or above the lowest */
+    float offset;       /* level of 0, or of the lowest */
+    float lowest;       /* that any number can be */
     int32_t both_sides; /* of 0: from minus the largest to plus that, whatever the lowest */
 } Levels;
 
@@ -95,8 +95,8 @@ INLINE void rescale_row_any(float *row, const float *bias, ptrdiff_t width, floa
         gelu(row, width);
 }
 ON_EVERY_CPU(void, rescale_row,
-             (float *row, const float *bias, ptrdiff_t width, float scale, const Norm
-              *norm, int with_gelu),
+             (float *row, const float *bias, ptrdiff_t width, float scale,
+              const Norm *norm, int with_gelu),
              (row, bias, width, scale, norm, with_gelu))
 
 INLINE void add_row_any(float *row, const float *bias, const float *residual,
@@ -124,8 +124,8 @@ INLINE void convolve_row_any(const float *samples, ptrdiff_t kernel_size,
     gelu(out, width);
 }
 ON_EVERY_CPU(void, convolve_row,
-             (const float *samples, ptrdiff_t kernel_size, const float *weight, const
-              float *bias, ptrdiff_t width, const Norm *norm, float *out),
+             (const float *samples, ptrdiff_t kernel_size, const float *weight,
+              const float *bias, ptrdiff_t width, const Norm *norm, float *out),
              (samples, kernel_size, weight, bias, width, norm, out))
 
 #define EACH_ROW                                                                      \

@@ -81,6 +81,38 @@ class LevelRows:
     spans: torch.Tensor
 
 
+@dataclass
+class Sums:
+    """What a product of levels gives.
+
+    values: (N, C), contiguous
+    spans: (N,), of the rows that went into it
+    step: of the levels, as a part of a span
+    bias: (C,), to be added
+    """
+
+    values: torch.Tensor
+    spans: torch.Tensor
+    step: float
+    bias: torch.Tensor
+
+    def in_c(self, *others) -> bool:
+        """Whether C takes them, and ``others``."""
+        return kernels.takes(self.values, self.spans, self.bias, *others)
+
+    def given(self) -> tuple:
+        """What C is given of them."""
+        pointers = self.values.data_ptr(), self.spans.data_ptr(), self.step, self.bias.data_ptr()
+        return *pointers, *self.values.shape
+
+    def rescaled(self, norm: nn.LayerNorm | None = None, gelu: bool = False) -> torch.Tensor:
+        """What :func:`rescale` gives, by torch's operators."""
+        rescaled = torch.addcmul(self.bias, self.values, self.spans[:, None], value=self.step)
+        if norm is not None:
+            rescaled = norm(rescaled)
+        return F.gelu(rescaled) if gelu else rescaled
+
+
 def rows_to_levels(rows: torch.Tensor, levels: Levels, num_rows: int) -> LevelRows:
     """
     Args:
@@ -98,53 +130,44 @@ def rows_to_levels(rows: torch.Tensor, levels: Levels, num_rows: int) -> LevelRo
     return made
 
 
-def rescale(
-    sums, spans, step: float, bias, norm: nn.LayerNorm | None = None, gelu: bool = False
-) -> torch.Tensor:
-    """``sums * spans * step + bias``, in place of ``sums``; normalised, and its GELU, if asked for.
-
-    Args:
-        sums: (N, C), contiguous
-        spans: (N,)
-        bias: (C,)
-    """
-    if not kernels.takes(sums, spans, bias, *_of(norm)):
-        return _rescale(sums, spans, step, bias, norm, gelu)
-    kernels.LIBRARY.rescale(*_given(sums, spans, step, bias), _Norm.of(norm), gelu)
-    return sums
+def rescale(sums: Sums, norm: nn.LayerNorm | None = None, gelu: bool = False) -> torch.Tensor:
+    """``values * spans * step + bias``, in place of the values; normalised, and its GELU, if asked
+    for."""
+    if not sums.in_c(*_of(norm)):
+        return sums.rescaled(norm, gelu)
+    kernels.LIBRARY.rescale(*sums.given(), _Norm.of(norm), gelu)
+    return sums.values
 
 
-def rescale_gelu_to_levels(sums, spans, step, bias, levels: Levels, num_rows: int) -> LevelRows:
-    """The levels of what :func:`rescale` with a GELU gives; ``sums`` are lost."""
-    if not kernels.takes(sums, spans, bias):
-        gelus = _rescale(sums, spans, step, bias, None, True)
-        return _to_levels(gelus, levels, num_rows)
-    made = _empty(sums, levels, num_rows)
-    given = _given(sums, spans, step, bias)
-    kernels.LIBRARY.rescale_gelu_to_levels(*given, levels.in_c, *_pointers(made))
+def rescale_gelu_to_levels(sums: Sums, levels: Levels, num_rows: int) -> LevelRows:
+    """The levels of what :func:`rescale` with a GELU gives; the sums are lost."""
+    if not sums.in_c():
+        return _to_levels(sums.rescaled(gelu=True), levels, num_rows)
+    made = _empty(sums.values, levels, num_rows)
+    kernels.LIBRARY.rescale_gelu_to_levels(*sums.given(), levels.in_c, *_pointers(made))
     return made
 
 
-def rescale_add(sums, spans, step, bias, residual) -> torch.Tensor:
-    """``residual`` (N, C), contiguous, and what :func:`rescale` gives, in place of ``sums``."""
-    if not kernels.takes(sums, spans, bias, residual):
-        return residual + _rescale(sums, spans, step, bias)
-    given = _given(sums, spans, step, bias)
-    kernels.LIBRARY.rescale_add(*given, residual.data_ptr(), None, None)
-    return sums
+def rescale_add(sums: Sums, residual) -> torch.Tensor:
+    """``residual`` (N, C), contiguous, and what :func:`rescale` gives, in place of the values."""
+    if not sums.in_c(residual):
+        return residual + sums.rescaled()
+    kernels.LIBRARY.rescale_add(*sums.given(), residual.data_ptr(), None, None)
+    return sums.values
 
 
 def rescale_add_normalise(
-    sums, spans, step, bias, residual, norm: nn.LayerNorm
+    sums: Sums, residual, norm: nn.LayerNorm
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What :func:`rescale_add` gives, and that normalised."""
-    if not kernels.takes(sums, spans, bias, residual, *_of(norm)):
-        added = residual + _rescale(sums, spans, step, bias)
+    if not sums.in_c(residual, *_of(norm)):
+        added = residual + sums.rescaled()
         return added, norm(added)
-    normalised = torch.empty_like(sums)
-    given = _given(sums, spans, step, bias)
-    kernels.LIBRARY.rescale_add(*given, residual.data_ptr(), _Norm.of(norm), normalised.data_ptr())
-    return sums, normalised
+    normalised = torch.empty_like(sums.values)
+    kernels.LIBRARY.rescale_add(
+        *sums.given(), residual.data_ptr(), _Norm.of(norm), normalised.data_ptr()
+    )
+    return sums.values, normalised
 
 
 def convolve_gelu(
@@ -170,10 +193,6 @@ def convolve_gelu(
 
 def _of(norm: nn.LayerNorm | None) -> tuple:
     return () if norm is None else (norm.weight, norm.bias)
-
-
-def _given(sums, spans, step, bias) -> tuple:
-    return sums.data_ptr(), spans.data_ptr(), step, bias.data_ptr(), *sums.shape
 
 
 def _empty(rows, levels: Levels, num_rows: int) -> LevelRows:
@@ -203,10 +222,3 @@ def _to_levels(rows, levels: Levels, num_rows: int) -> LevelRows:
     if missing := num_rows - len(rows):
         made = F.pad(made, (0, 0, 0, missing))
     return LevelRows(made, spans[:, 0])
-
-
-def _rescale(sums, spans, step: float, bias, norm=None, gelu: bool = False) -> torch.Tensor:
-    rescaled = torch.addcmul(bias, sums, spans[:, None], value=step)
-    if norm is not None:
-        rescaled = norm(rescaled)
-    return F.gelu(rescaled) if gelu else rescaled
