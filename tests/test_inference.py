@@ -139,7 +139,7 @@ def test_with_avx2_alone_layers_that_fp32_is_faster_at_stay_in_fp32(monkeypatch)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     monkeypatch.setattr(FbgemmProduct, "LEAST_WEIGHTS", 2048)
     small, large = torch.nn.Linear(64, 31), torch.nn.Linear(64, 32)
-    assert type(Int8Linear.of(small)) is Fp32Linear
+    assert type(Int8Linear.of(small)) is type(Fp32Linear.of(small))
     assert type(Int8Linear.of(large, of_gelus=True)) is Int8Linear
 
 
@@ -167,16 +167,22 @@ def test_rows_of_one_value_are_as_exact_as_others(of_gelus, value):
 
 @pytest.mark.parametrize("product", [each for each in PRODUCTS if each.runs_here()])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_sums_of_the_largest_levels_and_weights_are_exact(product, sign):
-    weight = torch.full((32, 3072), sign * product.LARGEST, dtype=torch.int8)
-    weight[16:] = torch.randint(-product.LARGEST, product.LARGEST + 1, (16, 3072))
-    levels = torch.randint(0, product.LEVELS + 1, (5, 3072))
-    levels[0] = product.LEVELS
-    for zero_point in (0, (product.LEVELS + 1) // 2):
-        multiply = product(weight, torch.ones(32), zero_point)
-        inputs = levels - zero_point + multiply.offset
-        expected = ((levels - zero_point) @ weight.long().T).float()  # once rounded
-        assert torch.equal(multiply(inputs.to(product.DTYPE)), expected)
+@pytest.mark.parametrize("of_gelus", [False, True])
+def test_sums_of_the_largest_levels_and_weights_are_exact(product, sign, of_gelus):
+    """But for the rounding of fp32."""
+    largest, levels = product.LARGEST, product.LEVELS if of_gelus else product.LEVELS // 2
+    weight = torch.full((32, 3072), sign * largest)
+    weight[16:] = torch.randint(-largest, largest + 1, (16, 3072))
+    weight[:, 0] = largest  # scales are 1
+    frames = torch.randint(0 if of_gelus else -levels, levels + 1, (5, 3072))
+    frames[0] = levels
+    frames[:, 1] = levels  # spans are of all levels
+    step, lowest = (0.01, LOWEST_GELU) if of_gelus else (1.0, 0.0)
+    made = product(weight.float(), torch.zeros(32), of_gelus)
+    ours = made.outputs(frames * step + lowest)
+    expected = (frames * step).double() @ weight.double().T + lowest * weight.double().sum(dim=1)
+    error = (ours - expected).abs().max() / expected.abs().max()
+    assert error < 1e-6
 
 
 def test_every_cpu_has_the_product_it_is_fastest_with(monkeypatch):

@@ -15,6 +15,7 @@ from fairseq_speedup.inference.kernels import attention
 from fairseq_speedup.inference.kernels.attention import attend_in_c, can_attend
 from fairseq_speedup.inference.kernels.rows import (
     Levels,
+    NormInC,
     Sums,
     convolve_gelu,
     rescale,
@@ -221,10 +222,9 @@ def test_what_is_not_fp32_is_left_to_torch(dtype):
     assert not sums.in_c(*norm.parameters())
 
 
-def test_queries_keys_and_values_that_are_not_alike_are_refused():
-    query = torch.zeros(1, 2, 6, 8)
-    with pytest.raises(ValueError, match="several shapes"):
-        attend_in_c(query, torch.zeros(1, 2, 9, 8), query)
+def test_a_norm_that_is_not_fp32_is_not_read_as_if_it_were():
+    with pytest.raises(TypeError, match="float64"):
+        NormInC.of(norm_of(64).double())
 
 
 def test_no_number_of_others_is_changed_by_it():
@@ -240,7 +240,7 @@ def test_no_number_of_others_is_changed_by_it():
     ("num_frames", "num_heads", "dim"),
     [(1, 2, 8), (5, 1, 64), (33, 12, 64), (97, 3, 80), (200, 7, 24), (260, 4, 100)],
 )
-@pytest.mark.parametrize("layout", ["of one projection", "apart", "apart, not alike"])
+@pytest.mark.parametrize("layout", ["padded", "packed", "transposed"])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("most_bits", [512, 256, 128])
 def test_attention_is_torchs(
@@ -248,32 +248,41 @@ def test_attention_is_torchs(
 ):
     monkeypatch.setattr(attention, "MOST_BITS", most_bits)
     torch.manual_seed(0)
-    size = 2, num_heads, num_frames, dim
-    if layout == "of one projection":
-        projected = torch.randn(num_frames, 2, 3 * num_heads * dim) * 2
-        parts = projected.unflatten(2, (3, num_heads, dim)).permute(2, 1, 3, 0, 4).unbind(0)
-    else:
-        parts = [torch.randn(size) for _ in range(3)]
-        if layout == "apart, not alike":
-            parts[1] = parts[1].transpose(1, 2).contiguous().transpose(1, 2)
-    bias = torch.randn(1, num_heads, num_frames, num_frames) * 3 if with_bias else None
-    expected = attend(*parts, bias)
-    assert_close(attend_in_c(*parts, bias), expected, atol=1e-4, rtol=1e-4)
+    projected = torch.randn(num_frames, 2, 3 * num_heads * dim) * 2
+    biases = torch.randn(2, num_heads, num_frames, num_frames) * 3 if with_bias else None
+    parts = projected.unflatten(2, (3, num_heads, dim)).permute(2, 1, 3, 0, 4)
+    expected = attend(*parts, biases).transpose(0, 1)  # T x B x C
+    lengths = None
+    if layout == "packed":
+        projected, expected = (each.transpose(0, 1).flatten(0, 1) for each in (projected, expected))
+        projected, expected = projected[:, None], expected[:, None]
+        lengths = [num_frames, num_frames]
+    elif layout == "transposed":
+        projected = projected.transpose(0, 1).contiguous().transpose(0, 1)
+    ours = attend_in_c(projected, num_heads, lengths, biases)
+    assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_packed_utterances_may_be_of_several_lengths(threads, library):
+    projected = torch.randn(60, 1, 3 * 32)
+    together = attend_in_c(projected, 4, [17, 1, 42])
+    apart = [attend_in_c(each, 4) for each in projected.split([17, 1, 42])]
+    assert torch.equal(together, torch.cat(apart))
 
 
 def test_attention_to_one_frame_alone_and_to_all_alike(threads, library):
     """Scores that are far apart, and that are the same."""
-    value = torch.randn(1, 2, 50, 64)
-    alike = torch.zeros(1, 2, 50, 64)
-    mean = value.mean(dim=2, keepdim=True).expand_as(value).transpose(1, 2).flatten(2)
-    assert_close(attend_in_c(alike, alike, value), mean, atol=1e-6, rtol=1e-5)
-    apart = torch.zeros(1, 2, 50, 64)
-    apart[..., torch.arange(50), torch.arange(50)] = 1e4
-    assert_close(attend_in_c(apart, apart, value), value.transpose(1, 2).flatten(2))
+    value = torch.randn(50, 1, 64)
+    alike = torch.zeros(50, 1, 64)
+    of_alike = attend_in_c(torch.cat([alike, alike, value], dim=2), 1)
+    assert_close(of_alike, value.mean(dim=0, keepdim=True).expand_as(value), atol=1e-6, rtol=1e-5)
+    apart = torch.zeros(50, 1, 64)
+    apart[torch.arange(50), 0, torch.arange(50)] = 1e4
+    assert_close(attend_in_c(torch.cat([apart, apart, value], dim=2), 1), value)
 
 
 def test_attention_in_c_is_for_what_it_can():
-    query = torch.zeros(1, 1, 2, 8)
-    assert not can_attend(query, torch.zeros(1, 2, dtype=torch.bool))
-    assert not can_attend(query.bfloat16(), None)
-    assert not can_attend(query.to("meta"), None)
+    projected = torch.zeros(2, 1, 24)
+    assert not can_attend(projected, torch.zeros(1, 2, dtype=torch.bool))
+    assert not can_attend(projected.bfloat16(), None)
+    assert not can_attend(projected.to("meta"), None)

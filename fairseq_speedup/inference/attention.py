@@ -58,7 +58,11 @@ class FusedAttention(nn.Module):
         Returns:
             (T, B, C'), or so packed, and None for the weights
         """
-        projected = self._projected(frames)
+        projected = self.in_proj(frames).to(self.dtype)
+        if can_attend(projected, padding_mask):
+            biases = self._biases(frames, packed_lengths)
+            return attend_in_c(projected, self.num_heads, packed_lengths, biases), None
+        projected = self._by_head(projected)
         if packed_lengths is None:
             attended = self._attend(projected, frames, padding_mask)
         else:
@@ -70,16 +74,27 @@ class FusedAttention(nn.Module):
             attended = torch.cat([self._attend(*part, None) for part in parts], dim=1)
         return _for_out_proj(attended, frames), None
 
-    def _projected(self, frames):
+    def _by_head(self, projected):
         """Query, key and value (3, B, heads, T, C / heads)."""
-        projected = self.in_proj(frames).to(self.dtype).unflatten(2, (3, self.num_heads, -1))
-        return projected.permute(2, 1, 3, 0, 4)  # T x B x 3 x H x D -> 3 x B x H x T x D
+        # T x B x 3 x H x D -> 3 x B x H x T x D
+        return projected.unflatten(2, (3, self.num_heads, -1)).permute(2, 1, 3, 0, 4)
+
+    def _biases(self, frames, packed_lengths):
+        """For each utterance (heads, T, T), or None."""
+        if self.relative is None:
+            return None
+        parts = [frames] if packed_lengths is None else frames.split(packed_lengths)
+        return [
+            each for part in parts for each in self._bias(part).expand(part.size(1), -1, -1, -1)
+        ]
+
+    def _bias(self, frames):
+        """(B or 1, heads, T, T), or None"""
+        return None if self.relative is None else self.relative.bias_of(frames.transpose(0, 1))
 
     def _attend(self, projected, frames, padding_mask):
         query, key, value = projected
-        bias = None if self.relative is None else self.relative.bias_of(frames.transpose(0, 1))
-        if can_attend(query, padding_mask):
-            return attend_in_c(query, key, value, bias)
+        bias = self._bias(frames)
         if query.dtype == torch.bfloat16 and query.device.type == "cpu":
             return attend_in_parts(query, key, value, bias, padding_mask)
         return attend(query, key, value, bias, padding_mask)
@@ -100,7 +115,7 @@ class FusedSharedAttention(FusedAttention):
             (T, B, C'), or so packed, and what other layers weight their values by (B, heads, T,
             T), or of each utterance
         """
-        projected = self._projected(frames)
+        projected = self._by_head(self.in_proj(frames).to(self.dtype))
         if packed_lengths is None:
             query, key, value = projected
             attended, weights = attend_and_share(query, key, value, padding_mask)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fairseq_speedup.inference.kernels.linears import LinearInC, multiplies_floats
 from fairseq_speedup.inference_forms import LINEARS
 from fairseq_speedup.lengths import shared_length
 
@@ -181,6 +182,38 @@ class FloatLinear(InferenceLinear):
 @LINEARS.register("fp32")
 class Fp32Linear(FloatLinear):
     dtype = torch.float32
+
+    @classmethod
+    def of(cls, linear, of_gelus=False):
+        if linear.weight.device.type == "cpu" and multiplies_floats():
+            return CompiledLinear(linear)
+        return cls(linear)
+
+
+class CompiledLinear(InferenceLinear):
+    """In fp32, all of it in C.
+
+    Two threads of an Intel Xeon (Cascade Lake) took 0.4 to 0.65 of the time of oneDNN's product for
+    up to 40 frames, 0.65 to 0.8 for 133, and 0.85 to 1.0 for more (512 to 4096 channels).
+    """
+
+    def __init__(self, linear):
+        super().__init__(linear)
+        weight = linear.weight.detach()
+        self.in_c = LinearInC.of_floats(weight, self.bias)
+        self.weight = weight.to("meta")  # of the size that MACs ask for
+
+    def forward(self, frames):
+        return self.in_c.outputs(frames)
+
+    def gelu(self, frames, norm=None):
+        return self.in_c.outputs(frames, norm, gelu=True)
+
+    def added(self, frames, residual):
+        return self.in_c.added(frames, residual)
+
+    def added_and_normalised(self, frames, residual, norm):
+        return self.in_c.added_and_normalised(frames, residual, norm)
 
 
 @LINEARS.register("bf16")

@@ -158,7 +158,8 @@ static void attend_tile(const Workspace *work, const Kernel *kernel, const float
 
 int attend(const float *queries, const float *keys, const float *values, ptrdiff_t stride,
            ptrdiff_t head_stride, ptrdiff_t num_heads, ptrdiff_t num_frames, ptrdiff_t dim,
-           const float *bias, float *out, ptrdiff_t num_threads, int most_bits) {
+           const float *bias, float *out, ptrdiff_t out_stride, ptrdiff_t num_threads,
+           int most_bits) {
     const Kernel kernel = kernel_here(most_bits);
     ptrdiff_t num_tiles = (num_frames + kernel.rows - 1) / kernel.rows;
     /* a head is one task, or several where there are fewer heads than threads could share evenly */
@@ -188,8 +189,7 @@ int attend(const float *queries, const float *keys, const float *values, ptrdiff
                 attend_tile(&work, &kernel, queries + query * stride + head * head_stride, stride,
                             rest < kernel.rows ? rest : kernel.rows,
                             bias ? bias + (head * num_frames + query) * num_frames : NULL,
-                            num_frames, dim, out + (query * num_heads + head) * dim,
-                            num_heads * dim);
+                            num_frames, dim, out + query * out_stride + head * dim, out_stride);
             }
         }
         free(memory);

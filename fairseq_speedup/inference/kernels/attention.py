@@ -6,50 +6,47 @@ from fairseq_speedup.inference import kernels
 from fairseq_speedup.inference.kernels import INT, POINTER, SIZE, declare
 
 MOST_BITS = 512  # of the vectors that it computes in, where the CPU has them
+FLOAT_SIZE = 4
 
-declare("attend", *[POINTER] * 3, *[SIZE] * 5, POINTER, POINTER, SIZE, INT, returns=INT)
+declare("attend", *[POINTER] * 3, *[SIZE] * 5, *[POINTER] * 2, *[SIZE] * 2, INT, returns=INT)
 
 
-def can_attend(query, padding_mask) -> bool:
+def can_attend(projected, padding_mask) -> bool:
     """Whether :func:`attend_in_c` can be called: in fp32, on a CPU, without padding."""
-    return padding_mask is None and kernels.takes(query)
+    return padding_mask is None and kernels.takes(projected)
 
 
-def attend_in_c(query, key, value, bias=None) -> torch.Tensor:
+def attend_in_c(projected, num_heads: int, packed_lengths=None, biases=None) -> torch.Tensor:
     """
     Args:
-        query, key, value: (B, heads, T, C / heads), of one layout
-        bias: (B or 1, heads, T, T), added to the scaled products, or None
+        projected: (T, B, 3 * C), queries, keys and values, of all heads each; or packed, (sum of
+            lengths, 1, 3 * C)
+        packed_lengths: frames of each utterance, of packed ones
+        biases: for each utterance (heads, T, T), added to the scaled products; or None
     Returns:
-        (B, T, C)
+        (T, B, C), or so packed
     Raises:
-        ValueError: not alike
         MemoryError
     """
-    if not (query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype):
-        raise ValueError("query, key and value are of several shapes or types")
-    query, key, value = _of_one_layout(query, key, value)
-    batch_size, num_heads, num_frames, dim = query.shape
-    if bias is not None:
-        bias = bias.float().expand(batch_size, -1, -1, -1)
-    attended = query.new_empty(batch_size, num_frames, num_heads * dim)
-    for index, out in enumerate(attended):
-        of_utterance = None if bias is None else bias[index].contiguous()
+    projected = projected.contiguous()
+    num_frames, batch_size, width = projected.shape
+    out_width = width // 3
+    out = projected.new_empty(num_frames, batch_size, out_width)
+    row = 0  # of the first frame of an utterance
+    for index, length in enumerate(packed_lengths or [num_frames] * batch_size):
+        queries = projected.data_ptr() + row * width * FLOAT_SIZE
+        bias = None if biases is None else biases[index].float().contiguous()
         failed = kernels.LIBRARY.attend(
-            *(each[index].data_ptr() for each in (query, key, value)),
-            *(query.stride(2), query.stride(1), num_heads, num_frames, dim),
-            None if of_utterance is None else of_utterance.data_ptr(),
-            out.data_ptr(),
+            *(queries + part * out_width * FLOAT_SIZE for part in range(3)),
+            *(batch_size * width, out_width // num_heads),
+            *(num_heads, length, out_width // num_heads),
+            None if bias is None else bias.data_ptr(),
+            out.data_ptr() + row * out_width * FLOAT_SIZE,
+            batch_size * out_width,
             torch.get_num_threads(),
             MOST_BITS,
         )
         if failed:
-            raise MemoryError(f"attention of {num_frames} frames")
-    return attended
-
-
-def _of_one_layout(*tensors):
-    strides = {each.stride() for each in tensors}
-    if len(strides) == 1 and tensors[0].stride(3) == 1:
-        return tensors
-    return [each.contiguous() for each in tensors]
+            raise MemoryError(f"attention of {length} frames")
+        row += 1 if packed_lengths is None else length
+    return out

@@ -1,4 +1,5 @@
-/* What several files need: code for the instructions of the CPU that it runs on, and exp. */
+/* What several files need: code for the instructions of the CPU that it runs on, exp and
+ * GELU. */
 #ifndef NUMBERS_H
 #define NUMBERS_H
 
@@ -73,6 +74,19 @@ INLINE float exp_of_negative(float x) {
         float value;
     } scale = {(power + 127) << 23};
     return sum * scale.value;
+}
+
+/* erf by Abramowitz and Stegun, 7.1.26, to 2e-7 */
+INLINE float gelu_of(float x) {
+    float z = (x < 0 ? -x : x) * 0.70710678f;
+    float t = 1.0f / (1.0f + 0.3275911f * z);
+    float sum = 1.061405429f;
+    sum = sum * t - 1.453152027f;
+    sum = sum * t + 1.421413741f;
+    sum = sum * t - 0.284496736f;
+    sum = sum * t + 0.254829592f;
+    float tail = 0.5f * sum * t * exp_of_negative(-z * z); /* of the normal distribution */
+    return x < 0 ? x * tail : x - x * tail;
 }
 
 #endif

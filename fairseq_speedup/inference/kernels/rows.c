@@ -1,7 +1,6 @@
-/* What a form does to rows of frames between products, each in one pass over memory: several
- * passes over a row cost one, as it is in the first cache. rows.py calls it, and says what each
- * function gives. */
-#include "numbers.h"
+/* What a form does to rows of frames between products, each in one pass over memory. rows.py calls
+ * it, and says what each function gives. */
+#include "rows.h"
 
 #define SHARED_FROM (1 << 14) /* numbers: fewer are not worth a second thread */
 
@@ -9,81 +8,10 @@ uint32_t sources(void) {
     return SOURCES; /* setup.py defines it: __init__.py knows by it that they belong together */
 }
 
-typedef struct {
-    float count;        /* of levels above 0, or above the lowest */
-    float offset;       /* level of 0, or of the lowest */
-    float lowest;       /* that any number can be */
-    int32_t both_sides; /* of 0: from minus the largest to plus that, whatever the lowest */
-} Levels;
-
-/* erf by Abramowitz and Stegun, 7.1.26, to 2e-7 */
-INLINE float gelu_of(float x) {
-    float z = (x < 0 ? -x : x) * 0.70710678f;
-    float t = 1.0f / (1.0f + 0.3275911f * z);
-    float sum = 1.061405429f;
-    sum = sum * t - 1.453152027f;
-    sum = sum * t + 1.421413741f;
-    sum = sum * t - 0.284496736f;
-    sum = sum * t + 0.254829592f;
-    float tail = 0.5f * sum * t * exp_of_negative(-z * z); /* of the normal distribution */
-    return x < 0 ? x * tail : x - x * tail;
-}
-
-INLINE float span_of(const float *row, ptrdiff_t width, const Levels *levels) {
-    float highest = row[0], lowest = row[0];
-    for (ptrdiff_t i = 0; i < width; i++) {
-        highest = row[i] > highest ? row[i] : highest;
-        lowest = row[i] < lowest ? row[i] : lowest;
-    }
-    float span = levels->both_sides ? (-lowest > highest ? -lowest : highest)
-                                    : highest - levels->lowest;
-    return span < 1e-12f ? 1e-12f : span;
-}
-
-INLINE void write_levels(const float *row, ptrdiff_t width, const Levels *levels, float span,
-                         uint8_t *bytes, float *floats) {
-    float scale = levels->count / span;
-    float offset = levels->offset - (levels->both_sides ? 0.0f : levels->lowest * scale);
-    if (bytes)
-        for (ptrdiff_t i = 0; i < width; i++)
-            bytes[i] = (uint8_t)(int32_t)(row[i] * scale + offset);
-    else
-        for (ptrdiff_t i = 0; i < width; i++)
-            floats[i] = row[i] * scale + offset;
-}
-
-INLINE void row_to_levels_any(const float *row, ptrdiff_t width, const Levels *levels,
-                              uint8_t *bytes, float *floats, float *span) {
-    *span = span_of(row, width, levels);
-    write_levels(row, width, levels, *span, bytes, floats);
-}
 ON_EVERY_CPU(void, row_to_levels,
              (const float *row, ptrdiff_t width, const Levels *levels, uint8_t *bytes,
               float *floats, float *span),
              (row, width, levels, bytes, floats, span))
-
-typedef struct {
-    const float *weight; /* NULL where nothing is normalised */
-    const float *bias;
-    float eps;
-} Norm;
-
-INLINE void normalise(const float *row, ptrdiff_t width, const Norm *norm, float *out) {
-    float sum = 0, squares = 0;
-    for (ptrdiff_t i = 0; i < width; i++)
-        sum += row[i];
-    float mean = sum / width;
-    for (ptrdiff_t i = 0; i < width; i++)
-        squares += (row[i] - mean) * (row[i] - mean);
-    float scale = 1.0f / __builtin_sqrtf(squares / width + norm->eps);
-    for (ptrdiff_t i = 0; i < width; i++)
-        out[i] = (row[i] - mean) * scale * norm->weight[i] + norm->bias[i];
-}
-
-INLINE void gelu(float *row, ptrdiff_t width) {
-    for (ptrdiff_t i = 0; i < width; i++)
-        row[i] = gelu_of(row[i]);
-}
 
 INLINE void rescale_row_any(float *row, const float *bias, ptrdiff_t width, float scale,
                             const Norm *norm, int with_gelu) {

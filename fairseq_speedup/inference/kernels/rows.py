@@ -19,7 +19,9 @@ from fairseq_speedup.lengths import conv_length
 SMALLEST = 1e-12  # span of a row
 
 
-class _Levels(ctypes.Structure):
+class LevelsInC(ctypes.Structure):
+    """``Levels`` of rows.h."""
+
     _fields_ = [
         ("count", ctypes.c_float),
         ("offset", ctypes.c_float),
@@ -28,17 +30,21 @@ class _Levels(ctypes.Structure):
     ]
 
 
-class _Norm(ctypes.Structure):
+class NormInC(ctypes.Structure):
+    """``Norm`` of rows.h."""
+
     _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_float)]
 
     @classmethod
-    def of(cls, norm: nn.LayerNorm | None) -> "_Norm":
-        return (
-            cls() if norm is None else cls(norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps)
-        )
+    def of(cls, norm: nn.LayerNorm | None) -> "NormInC":
+        if norm is None:
+            return cls()
+        if not kernels.takes(*_of(norm)):
+            raise TypeError(f"a layer norm of {norm.weight.dtype} on {norm.weight.device}")
+        return cls(norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps)
 
 
-_LEVELS, _NORM = ctypes.POINTER(_Levels), ctypes.POINTER(_Norm)
+_LEVELS, _NORM = ctypes.POINTER(LevelsInC), ctypes.POINTER(NormInC)
 _SUMS = [POINTER, POINTER, FLOAT, POINTER, SIZE, SIZE]  # spans, step, bias, rows, width
 _INTO = [POINTER, POINTER, POINTER]  # bytes, floats, spans
 declare("rows_to_levels", POINTER, SIZE, SIZE, SIZE, _LEVELS, *_INTO)
@@ -67,7 +73,7 @@ class Levels:
     def in_c(self):
         """What C is given."""
         lowest = 0.0 if self.lowest is None else self.lowest
-        return _Levels(self.count, self.offset, lowest, self.lowest is None)
+        return LevelsInC(self.count, self.offset, lowest, self.lowest is None)
 
 
 @dataclass
@@ -135,7 +141,7 @@ def rescale(sums: Sums, norm: nn.LayerNorm | None = None, gelu: bool = False) ->
     for."""
     if not sums.in_c(*_of(norm)):
         return sums.rescaled(norm, gelu)
-    kernels.LIBRARY.rescale(*sums.given(), _Norm.of(norm), gelu)
+    kernels.LIBRARY.rescale(*sums.given(), NormInC.of(norm), gelu)
     return sums.values
 
 
@@ -165,7 +171,7 @@ def rescale_add_normalise(
         return added, norm(added)
     normalised = torch.empty_like(sums.values)
     kernels.LIBRARY.rescale_add(
-        *sums.given(), residual.data_ptr(), _Norm.of(norm), normalised.data_ptr()
+        *sums.given(), residual.data_ptr(), NormInC.of(norm), normalised.data_ptr()
     )
     return sums.values, normalised
 
@@ -187,7 +193,7 @@ def convolve_gelu(
     out = torch.empty(num_rows, width)
     samples = samples.contiguous()
     given = samples.data_ptr(), stride, kernel_size, weight.data_ptr(), bias.data_ptr()
-    kernels.LIBRARY.convolve_gelu(*given, num_rows, width, _Norm.of(norm), out.data_ptr())
+    kernels.LIBRARY.convolve_gelu(*given, num_rows, width, NormInC.of(norm), out.data_ptr())
     return out
 
 

@@ -1,0 +1,181 @@
+"""Linear layers in C, in fp32 for CPUs with AVX-512 and with int8 weights for those with VNNI: one
+call for the levels of what goes in, the products and what follows them."""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fairseq_speedup.inference import kernels
+from fairseq_speedup.inference.kernels import INT, POINTER, SIZE, declare
+from fairseq_speedup.inference.kernels.rows import LevelRows, Levels, LevelsInC, NormInC
+
+LANES = 16  # outputs that are computed at once
+GROUP = 4  # bytes of inputs that are multiplied at once
+
+
+class _Weights(ctypes.Structure):
+    _fields_ = [("packed", POINTER), ("inputs", SIZE), ("outputs", SIZE), ("size", SIZE)]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        ("weights", _Weights),
+        ("starts", POINTER),
+        ("scales", POINTER),
+        ("bias", POINTER),
+        ("levels", LevelsInC),
+        ("step", ctypes.c_float),
+    ]
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [
+        ("frames", POINTER),
+        ("stride", SIZE),
+        ("count", SIZE),
+        ("bytes", POINTER),
+        ("spans", POINTER),
+    ]
+
+
+class _After(ctypes.Structure):
+    _fields_ = [
+        ("residual", POINTER),
+        ("norm", NormInC),
+        ("normalised", POINTER),
+        ("levels", ctypes.POINTER(LevelsInC)),
+        ("bytes", POINTER),
+        ("spans", POINTER),
+        ("gelu", ctypes.c_int32),
+    ]
+
+
+declare("multiplies_floats", returns=INT)
+declare("multiplies_bytes", returns=INT)
+declare("packed_size", SIZE, SIZE, SIZE, returns=SIZE)
+declare("pack", POINTER, SIZE, SIZE, SIZE, POINTER)
+declare("linear", *map(ctypes.POINTER, (_Layer, _Rows, _After)), POINTER, returns=INT)
+
+
+def multiplies_floats() -> bool:
+    """Whether :meth:`LinearInC.of_floats` can be made: compiled, and on a CPU with AVX-512."""
+    return kernels.LIBRARY is not None and bool(kernels.LIBRARY.multiplies_floats())
+
+
+def multiplies_bytes() -> bool:
+    """Whether :meth:`LinearInC.of_bytes` can be made: on one with VNNI, too."""
+    return kernels.LIBRARY is not None and bool(kernels.LIBRARY.multiplies_bytes())
+
+
+class LinearInC:
+    """Made by :meth:`of_floats` or :meth:`of_bytes`.
+
+    Args:
+        weight: (out_features, in_features), fp32 or int8
+        starts: (out_features,), what sums begin with, fp32 or int32
+    """
+
+    def __init__(self, weight: torch.Tensor, starts: torch.Tensor):
+        self.out_features, self.in_features = weight.shape
+        size, weight = weight.element_size(), weight.contiguous()
+        shape = self.in_features, self.out_features, size
+        packed = torch.empty(kernels.LIBRARY.packed_size(*shape), dtype=torch.int8)
+        kernels.LIBRARY.pack(weight.data_ptr(), *shape, packed.data_ptr())
+        missing = -self.out_features % LANES
+        self._held = [packed, F.pad(starts, (0, missing))]
+        self._layer = _Layer(_Weights(packed.data_ptr(), *shape), self._held[1].data_ptr())
+
+    @classmethod
+    def of_floats(cls, weight, bias) -> "LinearInC":
+        """
+        Args:
+            bias: (out_features,)
+        """
+        return cls(weight.float(), bias.float())
+
+    @classmethod
+    def of_bytes(cls, weight, scales, zero_point: int, bias, levels: Levels) -> "LinearInC":
+        """
+        Args:
+            scales: (out_features,), of the weights
+            zero_point: level of what is 0, or of the lowest
+            bias: (out_features,)
+            levels: of its inputs
+        """
+        made = cls(weight, -zero_point * weight.int().sum(dim=1, dtype=torch.int32))
+        held = scales.float().contiguous(), bias.float().contiguous()
+        made._held += held
+        layer = made._layer
+        layer.scales, layer.bias = (each.data_ptr() for each in held)
+        layer.levels, layer.step = levels.in_c, 1 / levels.count
+        return made
+
+    def outputs(self, frames, norm: nn.LayerNorm | None = None, gelu: bool = False):
+        """(..., out_features), normalised and then its GELU, where asked for.
+
+        Args:
+            frames: (..., in_features), or (N, in_features) that overlap; or their levels
+        """
+        rows, shape = self._rows(frames)
+        return self._run(rows, shape, _After(norm=NormInC.of(norm), gelu=gelu))
+
+    def gelu_to_levels(self, frames, levels: Levels) -> LevelRows:
+        """Of its GELU, bytes for another of these."""
+        rows, shape = self._rows(frames)
+        # of the last row the group that is read may end behind it
+        num_rows = rows.count + (self.out_features % GROUP > 0)
+        made = LevelRows(
+            torch.empty(num_rows, self.out_features, dtype=torch.uint8), torch.empty(rows.count)
+        )
+        after = _After(
+            levels=ctypes.pointer(levels.in_c),
+            bytes=made.levels.data_ptr(),
+            spans=made.spans.data_ptr(),
+            gelu=True,
+        )
+        self._run(rows, shape, after)
+        return made
+
+    def added(self, frames, residual):
+        """``residual`` (..., out_features) and the outputs."""
+        rows, _ = self._rows(frames)
+        residual = _as_c_reads(residual)
+        return self._run(rows, residual.shape, _After(residual=residual.data_ptr()))
+
+    def added_and_normalised(self, frames, residual, norm: nn.LayerNorm):
+        """What :meth:`added` gives, and that normalised."""
+        rows, _ = self._rows(frames)
+        residual = _as_c_reads(residual)
+        normalised = torch.empty_like(residual)
+        after = _After(
+            residual=residual.data_ptr(),
+            norm=NormInC.of(norm),
+            normalised=normalised.data_ptr(),
+        )
+        return self._run(rows, residual.shape, after), normalised
+
+    def _rows(self, frames) -> tuple[_Rows, tuple]:
+        """And the shape of the outputs."""
+        if isinstance(frames, LevelRows):
+            count = len(frames.spans)
+            rows = _Rows(None, 0, count, frames.levels.data_ptr(), frames.spans.data_ptr())
+            return rows, (count, self.out_features)
+        overlapping = frames.dim() == 2 and frames.stride(1) == 1
+        if not overlapping or frames.dtype is not torch.float32:
+            frames = _as_c_reads(frames)
+        stride = frames.stride(0) if overlapping else self.in_features
+        rows = _Rows(frames.data_ptr(), stride, frames.numel() // self.in_features)
+        rows.held = frames  # the structure has an address alone
+        return rows, (*frames.shape[:-1], self.out_features)
+
+    def _run(self, rows: _Rows, shape, after: _After) -> torch.Tensor:
+        out = torch.empty(shape)
+        if kernels.LIBRARY.linear(self._layer, rows, after, out.data_ptr()):
+            raise MemoryError(f"levels of {rows.count} frames")
+        return out
+
+
+def _as_c_reads(frames) -> torch.Tensor:
+    return frames.float().contiguous()

@@ -1,0 +1,185 @@
+"""Linear layers in C give what torch's operators do."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.testing import assert_close
+
+from fairseq_speedup.inference.int8 import LOWEST_GELU, Product, VnniProduct
+from fairseq_speedup.inference.kernels.linears import (
+    LinearInC,
+    multiplies_bytes,
+    multiplies_floats,
+)
+
+# rows, inputs and outputs: of one tile, of parts of vectors and groups, of several parts of groups,
+# of several blocks of rows
+SIZES = [(1, 1, 1), (7, 5, 3), (6, 64, 64), (13, 66, 100), (50, 1023, 17), (40, 3100, 33)]
+SIZES += [(500, 3200, 80), (1200, 129, 200)]
+needs_floats = pytest.mark.skipif(not multiplies_floats(), reason="no compiled product of fp32")
+needs_bytes = pytest.mark.skipif(not multiplies_bytes(), reason="no compiled product of bytes")
+
+
+@pytest.fixture(params=[1, 2], autouse=True)
+def threads(request):
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+class PlainProduct(Product):
+    """By torch's operators, of the levels and weights of VnniProduct."""
+
+    LEVELS, LARGEST, DTYPE = VnniProduct.LEVELS, VnniProduct.LARGEST, VnniProduct.DTYPE
+
+    def _offset(self, zero_point):
+        return zero_point + 0.5
+
+    def _prepare(self, weight, scales, zero_point):
+        self.weight, self.scales, self.zero_point = weight, scales, zero_point
+
+    def _multiplied(self, levels):
+        sums = (levels.long() - self.zero_point) @ self.weight.long().T
+        return sums.float() * self.scales
+
+
+def norm_of(width):
+    norm = nn.LayerNorm(width)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def frames_of(num_rows, width, of_gelus):
+    """Numbers that are levels, so that no rounding differs."""
+    if of_gelus:
+        frames = torch.randint(0, 256, (num_rows, width))
+        frames[:, 0] = 255
+        return frames * 0.01 + LOWEST_GELU
+    frames = torch.randint(-127, 128, (num_rows, width)).float()
+    frames[:, 0] = 127
+    return frames
+
+
+def what_follows(width, num_rows):
+    """By name, what is asked of a product of frames."""
+    norm, residual = norm_of(width), torch.randn(num_rows, width) * 100
+    return {
+        "alone": lambda product, frames: product.outputs(frames),
+        "gelu": lambda product, frames: product.outputs(frames, gelu=True),
+        "norm": lambda product, frames: product.outputs(frames, norm),
+        "norm, gelu": lambda product, frames: product.outputs(frames, norm, gelu=True),
+        "added": lambda product, frames: product.added(frames, residual),
+        "added, norm": lambda product, frames: torch.cat(
+            product.added_and_normalised(frames, residual, norm)
+        ),
+    }
+
+
+class Plain:
+    """A linear layer of fp32 by torch's operators."""
+
+    def __init__(self, weight, bias):
+        self.weight, self.bias = weight, bias
+
+    def outputs(self, frames, norm=None, gelu=False):
+        outputs = F.linear(frames, self.weight, self.bias)
+        outputs = outputs if norm is None else norm(outputs)
+        return F.gelu(outputs) if gelu else outputs
+
+    def added(self, frames, residual):
+        return residual + self.outputs(frames)
+
+    def added_and_normalised(self, frames, residual, norm):
+        added = self.added(frames, residual)
+        return added, norm(added)
+
+
+@needs_floats
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_fp32_is_torchs(size):
+    num_rows, inputs, outputs = size
+    weight, bias = torch.randn(outputs, inputs) * inputs**-0.5, torch.randn(outputs)
+    ours, theirs = LinearInC.of_floats(weight, bias), Plain(weight, bias)
+    frames = torch.randn(num_rows, inputs)
+    for name, call in what_follows(outputs, num_rows).items():
+        expected = call(theirs, frames)
+        assert_close(call(ours, frames), expected, atol=2e-5, rtol=1e-5, msg=name)
+
+
+@needs_bytes
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("of_gelus", [False, True])
+def test_bytes_are_torchs(size, of_gelus):
+    num_rows, inputs, outputs = size
+    weight, bias = torch.randn(outputs, inputs) * inputs**-0.5, torch.randn(outputs)
+    ours, theirs = (product(weight, bias, of_gelus) for product in (VnniProduct, PlainProduct))
+    frames = frames_of(num_rows, inputs, of_gelus)
+    scale = theirs.outputs(frames).abs().max().item()
+    for name, call in what_follows(outputs, num_rows).items():
+        expected = call(theirs, frames)
+        assert_close(call(ours, frames), expected, atol=1e-5 * scale, rtol=1e-4, msg=name)
+
+
+@needs_bytes
+@pytest.mark.parametrize("width", [1, 63, 256])
+def test_the_levels_of_a_gelu_go_on_as_they_are(width):
+    first, second = torch.randn(width, 40) / 6, torch.randn(30, width) / width**0.5
+    frames = frames_of(21, 40, of_gelus=False) / 40
+    results = []
+    for product in (VnniProduct, PlainProduct):
+        one = product(first, torch.randn(1).expand(width) * 0, of_gelus=False)
+        two = product(second, torch.zeros(30), of_gelus=True)
+        levels = one.gelu_to_levels(frames, two)
+        assert levels.spans.shape == (21,)
+        results.append((levels, two.outputs(levels)))
+    (ours, our_outputs), (theirs, their_outputs) = results
+    # another order of operations may round another way
+    assert (ours.levels[:21].int() - theirs.levels[:21].int()).abs().max() <= 1
+    assert_close(our_outputs, their_outputs, atol=0.02, rtol=0)
+
+
+def products(inputs, outputs):
+    weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
+    if multiplies_floats():
+        yield LinearInC.of_floats(weight, bias)
+    if multiplies_bytes():
+        yield VnniProduct(weight, bias, of_gelus=False)
+
+
+def test_frames_may_lie_in_memory_in_any_way():
+    frames = torch.randn(1000)
+    overlapping = frames.as_strided((20, 96), (32, 1))
+    turned = torch.randn(96, 20).T
+    batch = torch.randn(5, 4, 96)
+    for product in products(96, 40):
+        for rows in (overlapping, turned):
+            assert torch.equal(product.outputs(rows), product.outputs(rows.contiguous()))
+        apart = torch.stack([product.outputs(each.contiguous()) for each in batch.unbind(1)], dim=1)
+        assert_close(product.outputs(batch), apart, atol=1e-5, rtol=1e-5)
+        assert torch.equal(product.outputs(batch.transpose(0, 1)).transpose(0, 1), apart)
+        residual = torch.randn(4, 5, 40).transpose(0, 1)
+        assert_close(product.added(batch, residual), residual + apart, atol=1e-5, rtol=1e-5)
+        assert_close(product.outputs(overlapping.double()), product.outputs(overlapping))
+
+
+def test_no_row_depends_on_what_others_there_are():
+    frames = torch.randn(300, 80)
+    for product in products(80, 50):
+        together = product.outputs(frames)
+        for first, last in ((0, 1), (7, 20), (100, 300)):
+            assert torch.equal(product.outputs(frames[first:last]), together[first:last])
+
+
+def test_of_no_frames_there_are_no_outputs():
+    for product in products(80, 50):
+        assert product.outputs(torch.randn(0, 80)).shape == (0, 50)
+        assert product.outputs(torch.randn(0, 2, 80), gelu=True).shape == (0, 2, 50)
