@@ -211,6 +211,33 @@ def draw(report: dict, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_by_length(report: dict, path: Path) -> None:
+    """Each engine as a fraction of the baseline at each length, a panel for each factor."""
+    factors = report["factors"]
+    figure, panels = plt.subplots(
+        1,
+        len(factors),
+        figsize=(4 * len(factors) + 3, 4),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    seconds = [samples / SAMPLE_RATE for samples in report["lengths_samples"]]
+    for factor, axes in zip(factors, panels[0], strict=True):
+        for row in report["engines"]:
+            axes.plot(seconds, row["ratio_by_batch"][str(factor)], marker="o", label=row["name"])
+        axes.set_xscale("log")
+        axes.set_xticks(seconds, [f"{each:.3g}" for each in seconds], minor=False)
+        axes.minorticks_off()
+        axes.set_xlabel("seconds of audio")
+        axes.set_title(f"{report['arch']}, x{factor}")
+        axes.grid(alpha=0.3)
+    panels[0, 0].set_ylabel(f"time, as a fraction of {BASELINE} there")
+    panels[0, 0].set_ylim(bottom=0)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
+    figure.savefig(path, dpi=120)
+
+
 def add_workload(
     parser,
     seconds: str,
@@ -294,6 +321,7 @@ def main() -> None:
     draw(report, args.folder / f"{name}.png")
     print(table(report))
     if args.batch_size == 1:
+        draw_by_length(report, args.folder / f"{name}_by_length.png")
         print(f"\nBy length, as a fraction of {BASELINE} at that length and factor:\n")
         print(table_by_length(report), end="\n\n")
     print(
