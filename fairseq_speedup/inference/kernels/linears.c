@@ -8,8 +8,8 @@
 #define LANES 16    /* sums in a vector */
 #define MOST_ROWS 6 /* of a tile: what stays in registers */
 #define MOST_VECTORS 4
-#define MOST_GROUPS 768   /* whose weights are taken at once */
-#define BLOCK (1 << 19)   /* bytes of rows that stay in the second cache */
+#define MOST_GROUPS 768       /* whose weights are taken at once */
+#define BLOCK (1 << 19)       /* bytes of rows that stay in the second cache */
 #define SHARED_FROM (1 << 17) /* multiplications: fewer are not worth a second thread */
 
 /* Weights lie as they are taken: of some groups of inputs after others panels of up to MOST_VECTORS
@@ -218,10 +218,12 @@ static void multiply_rows(const Layer *layer, const uint8_t *rows, ptrdiff_t str
                     else
                         memcpy(sums + i * width, out + (row + i) * weights->out + column,
                                columns * sizeof(int32_t));
-                (of_bytes ? tiles_of_bytes : tiles_of_floats)[rows_here - 1][width / LANES - 1](
-                    rows + row * stride + group * GROUP, stride, here, groups_here,
-                    here + bytes + beginning(bytes, tile, of_panel), width * GROUP / of_panel,
-                    sums);
+                const ptrdiff_t rows_index = rows_here - 1, vectors_index = width / LANES - 1;
+                Tile *multiply = of_bytes ? tiles_of_bytes[rows_index][vectors_index]
+                                          : tiles_of_floats[rows_index][vectors_index];
+                multiply(rows + row * stride + group * GROUP, stride, here, groups_here,
+                         here + bytes + beginning(bytes, tile, of_panel),
+                         width * GROUP / of_panel, sums);
                 for (ptrdiff_t i = 0; i < rows_here; i++, row++) {
                     float *outputs = out + row * weights->out + column;
                     if (part + 1 < parts)

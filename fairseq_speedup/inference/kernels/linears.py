@@ -125,7 +125,7 @@ class LinearInC:
         """Of its GELU, bytes for another of these."""
         rows, shape = self._rows(frames)
         # of the last row the group that is read may end behind it
-        num_rows = rows.count + (self.out_features % GROUP > 0)
+        num_rows = rows.count + -(-(GROUP - 1) // self.out_features)
         made = LevelRows(
             torch.empty(num_rows, self.out_features, dtype=torch.uint8), torch.empty(rows.count)
         )
