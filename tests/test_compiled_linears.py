@@ -40,9 +40,6 @@ class PlainProduct(Product):
 
     LEVELS, LARGEST, DTYPE = VnniProduct.LEVELS, VnniProduct.LARGEST, VnniProduct.DTYPE
 
-    def _offset(self, zero_point):
-        return zero_point + 0.5
-
     def _prepare(self, weight, scales, zero_point):
         self.weight, self.scales, self.zero_point = weight, scales, zero_point
 

@@ -17,8 +17,10 @@ from fairseq_speedup.inference.int8 import (
     FbgemmProduct,
     Int8Linear,
     OneDnnProduct,
+    VnniProduct,
     product_here,
 )
+from fairseq_speedup.inference.kernels.rows import LevelRows
 from fairseq_speedup.inference.linear import LINEARS, Fp32Linear
 from fairseq_speedup.inference.positions import BandedConv1d, FourierConv1d
 from fairseq_speedup.macs import MacCounter
@@ -169,20 +171,23 @@ def test_rows_of_one_value_are_as_exact_as_others(of_gelus, value):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("of_gelus", [False, True])
 def test_sums_of_the_largest_levels_and_weights_are_exact(product, sign, of_gelus):
-    """But for the rounding of fp32."""
-    largest, levels = product.LARGEST, product.LEVELS if of_gelus else product.LEVELS // 2
-    weight = torch.full((32, 3072), sign * largest)
-    weight[16:] = torch.randint(-largest, largest + 1, (16, 3072))
-    weight[:, 0] = largest  # scales are 1
-    frames = torch.randint(0 if of_gelus else -levels, levels + 1, (5, 3072))
-    frames[0] = levels
-    frames[:, 1] = levels  # spans are of all levels
-    step, lowest = (0.01, LOWEST_GELU) if of_gelus else (1.0, 0.0)
-    made = product(weight.float(), torch.zeros(32), of_gelus)
-    ours = made.outputs(frames * step + lowest)
-    expected = (frames * step).double() @ weight.double().T + lowest * weight.double().sum(dim=1)
-    error = (ours - expected).abs().max() / expected.abs().max()
-    assert error < 1e-6
+    weight = torch.full((32, 3072), sign * product.LARGEST)
+    weight[16:] = torch.randint(-product.LARGEST, product.LARGEST + 1, (16, 3072))
+    weight[16:, 0] = product.LARGEST  # scales are 1
+    levels = torch.randint(0, product.LEVELS + 1, (5, 3072))
+    levels[0] = product.LEVELS
+    zero_point = 0 if of_gelus else (product.LEVELS + 1) // 2
+    bias = -LOWEST_GELU * weight.float().sum(dim=1) * of_gelus  # it takes itself away
+    made = product(weight.float(), bias, of_gelus)
+    inputs = levels if torch.uint8 == product.DTYPE else levels - zero_point
+    inputs = inputs.to(product.DTYPE)
+    if product is VnniProduct:
+        spans = torch.full((5,), float(made.levels.count))
+        sums = made.outputs(LevelRows(inputs, spans))
+    else:
+        sums = made._multiplied(inputs)
+    expected = ((levels - zero_point) @ weight.long().T).float()  # once rounded
+    assert torch.equal(sums, expected)
 
 
 def test_every_cpu_has_the_product_it_is_fastest_with(monkeypatch):

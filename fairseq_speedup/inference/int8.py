@@ -69,7 +69,8 @@ class Product:
         self.bias = bias
         self.levels = Levels(
             count=self.LEVELS if of_gelus else self.LEVELS // 2,
-            offset=self._offset(zero_point),
+            # bytes are cut off, which rounds then; to floats the product adds the zero point
+            offset=zero_point + 0.5 if torch.uint8 == self.DTYPE else 0.0,
             lowest=LOWEST_GELU if of_gelus else None,
             dtype=self.DTYPE,
         )
@@ -108,10 +109,6 @@ class Product:
             rows = rows_to_levels(rows, self.levels, self._num_rows(len(rows)))
         values = self._multiplied(rows.levels)[: len(rows.spans)]
         return Sums(values, rows.spans, 1 / self.levels.count, self.bias)
-
-    def _offset(self, zero_point: int) -> float:
-        """Of levels, as the product is given them."""
-        raise NotImplementedError
 
     def _prepare(self, weight: torch.Tensor, scales: torch.Tensor, zero_point: int) -> None:
         """
@@ -156,9 +153,6 @@ class VnniProduct(Product):
     def added_and_normalised(self, frames, residual, norm):
         return self.linear.added_and_normalised(frames, residual, norm)
 
-    def _offset(self, zero_point):
-        return zero_point + 0.5  # cutting off rounds then
-
     def _prepare(self, weight, scales, zero_point):
         self.linear = LinearInC.of_bytes(weight, scales, zero_point, self.bias, self.levels)
 
@@ -172,9 +166,6 @@ class OneDnnProduct(Product):
     @classmethod
     def runs_here(cls):
         return multiplies_int8() and torch.backends.mkldnn.is_available()
-
-    def _offset(self, zero_point):
-        return zero_point + 0.5  # cutting off rounds then
 
     def _prepare(self, weight, scales, zero_point):
         self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
@@ -212,9 +203,6 @@ class FbgemmProduct(Product):
             and hasattr(torch, "_make_per_channel_quantized_tensor")
             and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
         )
-
-    def _offset(self, zero_point):
-        return 0.0  # it adds the zero point, and rounds
 
     def _prepare(self, weight, scales, zero_point):
         zero_points = torch.zeros(len(weight), dtype=torch.long)

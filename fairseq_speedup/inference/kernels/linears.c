@@ -92,8 +92,7 @@ typedef struct {
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define OF_VNNI \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,bmi2")))
+#define OF_VNNI __attribute__((target(WITH_512_BITS ",avx512vnni")))
 
 #define EACH_VECTOR _Pragma("GCC unroll 4") for (int vector = 0; vector < num_vectors; vector++)
 #define EACH_ROW _Pragma("GCC unroll 6") for (int row = 0; row < num_rows; row++)
@@ -259,7 +258,7 @@ OF_512_BITS static void row_to_bytes(const float *row, ptrdiff_t width, const Le
 int multiplies_floats(void) { return vector_bits() == 512; }
 
 int multiplies_bytes(void) {
-    return vector_bits() == 512 && __builtin_cpu_supports("avx512vnni");
+    return multiplies_floats() && __builtin_cpu_supports("avx512vnni");
 }
 
 /* Returns 1 where memory is at its end. */

@@ -10,7 +10,8 @@
 
 /* Instructions by lists that every gcc knows: levels of x86-64 by name it knows from 12 on. */
 #if defined(__x86_64__)
-#define OF_512_BITS __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")))
+#define WITH_512_BITS "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2"
+#define OF_512_BITS __attribute__((target(WITH_512_BITS)))
 #define OF_256_BITS __attribute__((target("avx2,fma,bmi2")))
 #endif
 #define LINE 64 /* bytes of a cache line: a vector that lies in two is loaded twice */
