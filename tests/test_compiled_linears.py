@@ -6,19 +6,38 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from fairseq_speedup.inference.int8 import LOWEST_GELU, Product, VnniProduct
+from fairseq_speedup.inference import kernels
+from fairseq_speedup.inference.int8 import LOWEST_GELU, PairsProduct, Product, VnniProduct
 from fairseq_speedup.inference.kernels.linears import (
     LinearInC,
-    multiplies_bytes,
-    multiplies_floats,
+    bytes_multiplier,
+    floats_multiplier,
 )
 
 # rows, inputs and outputs: of one tile, of parts of vectors and groups, of several parts of groups,
 # of several blocks of rows
 SIZES = [(1, 1, 1), (7, 5, 3), (6, 64, 64), (13, 66, 100), (50, 1023, 17), (40, 3100, 33)]
 SIZES += [(500, 3200, 80), (1200, 129, 200)]
-needs_floats = pytest.mark.skipif(not multiplies_floats(), reason="no compiled product of fp32")
-needs_bytes = pytest.mark.skipif(not multiplies_bytes(), reason="no compiled product of bytes")
+PRODUCTS = [VnniProduct, PairsProduct]
+
+
+@pytest.fixture(params=[512, 256], autouse=True)
+def bits(request, monkeypatch):
+    """Of vectors, as on a CPU that has no wider ones."""
+    widest = floats_multiplier()
+    monkeypatch.setattr(kernels, "MOST_BITS", request.param)
+    if request.param == 256 and floats_multiplier() == widest is not None:
+        pytest.skip("tried as the widest of this CPU")
+
+
+@pytest.fixture(params=PRODUCTS)
+def product(request):
+    if bytes_multiplier(request.param.IN_PAIRS) is None:
+        pytest.skip("no such compiled product")
+    return request.param
+
+
+needs_floats = pytest.mark.skipif(not floats_multiplier(), reason="no compiled product of fp32")
 
 
 @pytest.fixture(params=[1, 2], autouse=True)
@@ -36,9 +55,9 @@ def without_gradients():
 
 
 class PlainProduct(Product):
-    """By torch's operators, of the levels and weights of VnniProduct."""
+    """By torch's operators, in whole numbers."""
 
-    LEVELS, LARGEST, DTYPE = VnniProduct.LEVELS, VnniProduct.LARGEST, VnniProduct.DTYPE
+    DTYPE = torch.uint8
 
     def _prepare(self, weight, scales, zero_point):
         self.weight, self.scales, self.zero_point = weight, scales, zero_point
@@ -48,6 +67,15 @@ class PlainProduct(Product):
         return sums.float() * self.scales
 
 
+def in_torch(product):
+    """A product of the same levels and weights."""
+
+    class Plain(PlainProduct):
+        LEVELS, LARGEST = product.LEVELS, product.LARGEST
+
+    return Plain
+
+
 def norm_of(width):
     norm = nn.LayerNorm(width)
     nn.init.normal_(norm.weight)
@@ -55,14 +83,14 @@ def norm_of(width):
     return norm
 
 
-def frames_of(num_rows, width, of_gelus):
+def frames_of(num_rows, width, of_gelus, levels):
     """Numbers that are levels, so that no rounding differs."""
     if of_gelus:
-        frames = torch.randint(0, 256, (num_rows, width))
-        frames[:, 0] = 255
+        frames = torch.randint(0, levels + 1, (num_rows, width))
+        frames[:, 0] = levels
         return frames * 0.01 + LOWEST_GELU
-    frames = torch.randint(-127, 128, (num_rows, width)).float()
-    frames[:, 0] = 127
+    frames = torch.randint(-(levels // 2), levels // 2 + 1, (num_rows, width)).float()
+    frames[:, 0] = levels // 2
     return frames
 
 
@@ -112,29 +140,27 @@ def test_fp32_is_torchs(size):
         assert_close(call(ours, frames), expected, atol=2e-5, rtol=1e-5, msg=name)
 
 
-@needs_bytes
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("of_gelus", [False, True])
-def test_bytes_are_torchs(size, of_gelus):
+def test_bytes_are_torchs(product, size, of_gelus):
     num_rows, inputs, outputs = size
     weight, bias = torch.randn(outputs, inputs) * inputs**-0.5, torch.randn(outputs)
-    ours, theirs = (product(weight, bias, of_gelus) for product in (VnniProduct, PlainProduct))
-    frames = frames_of(num_rows, inputs, of_gelus)
+    ours, theirs = (each(weight, bias, of_gelus) for each in (product, in_torch(product)))
+    frames = frames_of(num_rows, inputs, of_gelus, product.LEVELS)
     scale = theirs.outputs(frames).abs().max().item()
     for name, call in what_follows(outputs, num_rows).items():
         expected = call(theirs, frames)
         assert_close(call(ours, frames), expected, atol=1e-5 * scale, rtol=1e-4, msg=name)
 
 
-@needs_bytes
 @pytest.mark.parametrize("width", [1, 63, 256])
-def test_the_levels_of_a_gelu_go_on_as_they_are(width):
+def test_the_levels_of_a_gelu_go_on_as_they_are(product, width):
     first, second = torch.randn(width, 40) / 6, torch.randn(30, width) / width**0.5
-    frames = frames_of(21, 40, of_gelus=False) / 40
+    frames = frames_of(21, 40, of_gelus=False, levels=product.LEVELS) / 40
     results = []
-    for product in (VnniProduct, PlainProduct):
-        one = product(first, torch.randn(1).expand(width) * 0, of_gelus=False)
-        two = product(second, torch.zeros(30), of_gelus=True)
+    for each in (product, in_torch(product)):
+        one = each(first, torch.zeros(width), of_gelus=False)
+        two = each(second, torch.zeros(30), of_gelus=True)
         levels = one.gelu_to_levels(frames, two)
         assert levels.spans.shape == (21,)
         results.append((levels, two.outputs(levels)))
@@ -146,10 +172,11 @@ def test_the_levels_of_a_gelu_go_on_as_they_are(width):
 
 def products(inputs, outputs):
     weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
-    if multiplies_floats():
+    if floats_multiplier():
         yield LinearInC.of_floats(weight, bias)
-    if multiplies_bytes():
-        yield VnniProduct(weight, bias, of_gelus=False)
+    for product in PRODUCTS:
+        if bytes_multiplier(product.IN_PAIRS):
+            yield product(weight, bias, of_gelus=False)
 
 
 def test_frames_may_lie_in_memory_in_any_way():

@@ -8,16 +8,17 @@ from helpers.reductions import REDUCTIONS, name_of
 pytest.importorskip("transformers")
 from public_checkpoints import FORMS, reference, write_form
 
+from fairseq_speedup.inference import kernels, to_inference_form
 from fairseq_speedup.inference import linear as linears
-from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.cnn import PIECE_FRAMES
 from fairseq_speedup.inference.int8 import (
     LOWEST_GELU,
     PRODUCTS,
+    CompiledProduct,
     FbgemmProduct,
     Int8Linear,
     OneDnnProduct,
-    VnniProduct,
+    PairsProduct,
     product_here,
 )
 from fairseq_speedup.inference.kernels.rows import LevelRows
@@ -139,6 +140,7 @@ def test_with_avx2_alone_layers_that_fp32_is_faster_at_stay_in_fp32(monkeypatch)
     if not FbgemmProduct.runs_here():
         pytest.skip("this torch has no FBGEMM")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    monkeypatch.setattr(kernels, "LIBRARY", None)
     monkeypatch.setattr(FbgemmProduct, "LEAST_WEIGHTS", 2048)
     small, large = torch.nn.Linear(64, 31), torch.nn.Linear(64, 32)
     assert type(Int8Linear.of(small)) is type(Fp32Linear.of(small))
@@ -170,7 +172,13 @@ def test_rows_of_one_value_are_as_exact_as_others(of_gelus, value):
 @pytest.mark.parametrize("product", [each for each in PRODUCTS if each.runs_here()])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("of_gelus", [False, True])
-def test_sums_of_the_largest_levels_and_weights_are_exact(product, sign, of_gelus):
+@pytest.mark.parametrize("bits", [512, 256])
+def test_sums_of_the_largest_levels_and_weights_are_exact(
+    monkeypatch, product, sign, of_gelus, bits
+):
+    monkeypatch.setattr(kernels, "MOST_BITS", bits)
+    if not product.runs_here():
+        pytest.skip("of wider vectors alone")
     weight = torch.full((32, 3072), sign * product.LARGEST)
     weight[16:] = torch.randint(-product.LARGEST, product.LARGEST + 1, (16, 3072))
     weight[16:, 0] = product.LARGEST  # scales are 1
@@ -181,7 +189,7 @@ def test_sums_of_the_largest_levels_and_weights_are_exact(product, sign, of_gelu
     made = product(weight.float(), bias, of_gelus)
     inputs = levels if torch.uint8 == product.DTYPE else levels - zero_point
     inputs = inputs.to(product.DTYPE)
-    if product is VnniProduct:
+    if issubclass(product, CompiledProduct):
         spans = torch.full((5,), float(made.levels.count))
         sums = made.outputs(LevelRows(inputs, spans))
     else:
@@ -198,7 +206,11 @@ def test_every_cpu_has_the_product_it_is_fastest_with(monkeypatch):
     engine = torch.backends.quantized.engine
     if not torch.backends.mkldnn.is_available() or engine not in ("x86", "fbgemm"):
         pytest.skip("this torch has neither oneDNN nor FBGEMM")
-    assert found(avx2=True) is found(avx2=True, avx512_f=True) is FbgemmProduct
+    alone = {"avx2": True}
+    if kernels.LIBRARY is not None:
+        assert found(**alone) is found(**alone, avx512_f=True) is PairsProduct
+        monkeypatch.setattr(kernels, "LIBRARY", None)
+    assert found(**alone) is found(**alone, avx512_f=True) is FbgemmProduct
     assert found(avx2=True, avx_vnni=True) is found(avx2=True, amx_int8=True) is OneDnnProduct
     assert found(sse4_2=True) is found() is None
 

@@ -11,7 +11,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from fairseq_speedup.inference import kernels
-from fairseq_speedup.inference.kernels import attention
 from fairseq_speedup.inference.kernels.attention import attend_in_c, can_attend
 from fairseq_speedup.inference.kernels.rows import (
     Levels,
@@ -246,7 +245,7 @@ def test_no_number_of_others_is_changed_by_it():
 def test_attention_is_torchs(
     threads, library, monkeypatch, num_frames, num_heads, dim, layout, with_bias, most_bits
 ):
-    monkeypatch.setattr(attention, "MOST_BITS", most_bits)
+    monkeypatch.setattr(kernels, "MOST_BITS", most_bits)
     torch.manual_seed(0)
     projected = torch.randn(num_frames, 2, 3 * num_heads * dim) * 2
     biases = torch.randn(2, num_heads, num_frames, num_frames) * 3 if with_bias else None

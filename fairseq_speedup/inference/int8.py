@@ -5,8 +5,7 @@ import warnings
 import torch
 from torch import nn
 
-from fairseq_speedup.inference.kernels import linears
-from fairseq_speedup.inference.kernels.linears import LinearInC
+from fairseq_speedup.inference.kernels.linears import LinearInC, bytes_multiplier
 from fairseq_speedup.inference.kernels.rows import (
     SMALLEST,
     LevelRows,
@@ -128,18 +127,19 @@ class Product:
         raise NotImplementedError
 
 
-class VnniProduct(Product):
-    """All of it in C, for CPUs with AVX-512 VNNI; AMX, which multiplies faster, oneDNN has.
+class CompiledProduct(Product):
+    """All of it in C.
 
-    Two threads of an Intel Xeon (Cascade Lake) took 0.3 to 0.6 of the time of oneDNN's product
-    alone for up to 40 frames, 0.7 to 0.9 for 133, and as long for more (512 to 4096 channels).
+    Attributes:
+        IN_PAIRS: sums of two products go through 16 bits
     """
 
-    LEVELS, LARGEST, DTYPE = 255, 127, torch.uint8
+    DTYPE = torch.uint8
+    IN_PAIRS: bool
 
     @classmethod
     def runs_here(cls):
-        return cpu_has("avx512_vnni") and not cpu_has("amx_int8") and linears.multiplies_bytes()
+        return bytes_multiplier(cls.IN_PAIRS) is not None
 
     def outputs(self, frames, norm=None, gelu=False):
         return self.linear.outputs(frames, norm, gelu)
@@ -154,7 +154,34 @@ class VnniProduct(Product):
         return self.linear.added_and_normalised(frames, residual, norm)
 
     def _prepare(self, weight, scales, zero_point):
-        self.linear = LinearInC.of_bytes(weight, scales, zero_point, self.bias, self.levels)
+        self.linear = LinearInC.of_bytes(
+            weight, scales, zero_point, self.bias, self.levels, self.IN_PAIRS
+        )
+
+
+class VnniProduct(CompiledProduct):
+    """For CPUs with AVX-512 VNNI; AMX, which multiplies faster, oneDNN has.
+
+    Two threads of an Intel Xeon (Cascade Lake) took 0.3 to 0.6 of the time of oneDNN's product
+    alone for up to 40 frames, 0.7 to 0.9 for 133, and as long for more (512 to 4096 channels).
+    """
+
+    LEVELS, LARGEST, IN_PAIRS = 255, 127, False
+
+    @classmethod
+    def runs_here(cls):
+        return super().runs_here() and cpu_has("avx512_vnni") and not cpu_has("amx_int8")
+
+
+class PairsProduct(CompiledProduct):
+    """For CPUs with AVX2 or AVX-512 alone. As sums of two products go through 16 bits there, inputs
+    have 182 levels and weights 181: 2 * 181 * 90 < 2 ** 15."""
+
+    LEVELS, LARGEST, IN_PAIRS = 181, 90, True
+
+    @classmethod
+    def runs_here(cls):
+        return super().runs_here() and cpu_has("avx2")
 
 
 class OneDnnProduct(Product):
@@ -221,7 +248,7 @@ class FbgemmProduct(Product):
 
 
 # the faster first
-PRODUCTS: list[type[Product]] = [VnniProduct, OneDnnProduct, FbgemmProduct]
+PRODUCTS: list[type[Product]] = [VnniProduct, OneDnnProduct, PairsProduct, FbgemmProduct]
 
 
 def product_here() -> type[Product] | None:

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fairseq_speedup.inference.kernels.linears import LinearInC, multiplies_floats
+from fairseq_speedup.inference import kernels
+from fairseq_speedup.inference.kernels.linears import LinearInC, floats_multiplier
 from fairseq_speedup.inference_forms import LINEARS
 from fairseq_speedup.lengths import shared_length
 
@@ -27,8 +28,14 @@ def stacked(linears: list[nn.Linear]) -> nn.Linear:
 
 
 def cpu_has(*instructions: str) -> bool:
-    """Whether this CPU has one of these instruction sets, by torch's names."""
+    """Whether this CPU has one of these instruction sets, by torch's names; with
+    ``ATEN_CPU_CAPABILITY=avx2``, as if it were one with AVX2 alone."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if kernels.MOST_BITS < 512:
+        wider = "avx512", "avx10", "avx_vnni", "amx"
+        capabilities = {
+            name: capabilities[name] for name in capabilities if not name.startswith(wider)
+        }
     return any(capabilities.get(name) for name in instructions)
 
 
@@ -185,7 +192,7 @@ class Fp32Linear(FloatLinear):
 
     @classmethod
     def of(cls, linear, of_gelus=False):
-        if linear.weight.device.type == "cpu" and multiplies_floats():
+        if linear.weight.device.type == "cpu" and floats_multiplier():
             return CompiledLinear(linear)
         return cls(linear)
 

@@ -16,6 +16,8 @@ import torch
 
 POINTER, SIZE, FLOAT, INT = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_float, ctypes.c_int
 HERE = Path(__file__).parent
+# of the vectors that matrices are multiplied in; torch's, which ATEN_CPU_CAPABILITY can be less of
+MOST_BITS = {"DEFAULT": 128, "AVX2": 256}.get(torch.backends.cpu.get_cpu_capability(), 512)
 NAMES = [f"_kernels{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
 
 

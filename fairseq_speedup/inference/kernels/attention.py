@@ -5,7 +5,6 @@ import torch
 from fairseq_speedup.inference import kernels
 from fairseq_speedup.inference.kernels import INT, POINTER, SIZE, declare
 
-MOST_BITS = 512  # of the vectors that it computes in, where the CPU has them
 FLOAT_SIZE = 4
 
 declare("attend", *[POINTER] * 3, *[SIZE] * 5, *[POINTER] * 2, *[SIZE] * 2, INT, returns=INT)
@@ -44,7 +43,7 @@ def attend_in_c(projected, num_heads: int, packed_lengths=None, biases=None) -> 
             out.data_ptr() + row * out_width * FLOAT_SIZE,
             batch_size * out_width,
             torch.get_num_threads(),
-            MOST_BITS,
+            kernels.MOST_BITS,
         )
         if failed:
             raise MemoryError(f"attention of {length} frames")

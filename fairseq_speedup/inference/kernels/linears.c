@@ -1,30 +1,52 @@
-/* Linear layers in fp32, and with int8 weights and inputs of a byte by the instruction that sums four
- * products of them (VNNI), both with AVX-512: with what comes before and after, by one team of
- * threads. Weights are fetched from memory ahead of their turn, as an utterance's few frames do not
- * give enough to do while they come. linears.py calls it, and says what each function gives. */
+/* Linear layers in fp32, and with int8 weights and inputs of a byte, with AVX2 and AVX-512: with what
+ * comes before and after, by one team of threads. Weights are fetched from memory ahead of their
+ * turn, as an utterance's few frames do not give enough to do while they come. linears.py calls it,
+ * and says what each function gives. */
 #include "rows.h"
 
-#define GROUP 4     /* bytes of inputs that are multiplied at once: a float, or four bytes */
-#define LANES 16    /* sums in a vector */
-#define MOST_ROWS 6 /* of a tile: what stays in registers */
+#define GROUP 4               /* bytes of inputs that are multiplied at once: a float, or four bytes */
+#define MOST_ROWS 6           /* of a tile of any of those below */
 #define MOST_VECTORS 4
+#define MOST_LANES 16
 #define MOST_GROUPS 768       /* whose weights are taken at once */
 #define BLOCK (1 << 19)       /* bytes of rows that stay in the second cache */
 #define SHARED_FROM (1 << 17) /* multiplications: fewer are not worth a second thread */
 
-/* Weights lie as they are taken: of some groups of inputs after others panels of up to MOST_VECTORS
- * vectors of outputs, in each group after group those of an output side by side. */
+/* Sums in vectors, be they of floats or of int32; rows are `stride` apart, or all the same one */
+typedef struct {
+    void *first;
+    ptrdiff_t stride;
+} Sums;
+
+/* To the sums `from`, what groups of some rows and a panel of columns add. `ahead` is fetched,
+ * `stride_ahead` bytes of it for each group. */
+#define TILE_PARAMETERS                                                            \
+    const uint8_t *rows, ptrdiff_t stride, const uint8_t *panel, ptrdiff_t groups, \
+        const uint8_t *ahead, ptrdiff_t stride_ahead, Sums from, Sums to
+typedef void Tile(TILE_PARAMETERS);
+
+/* The instructions that weights are multiplied by, and the tiles whose sums stay in registers */
+typedef struct {
+    ptrdiff_t size;         /* of a weight: of an int8 or a float */
+    ptrdiff_t lanes;        /* sums in a vector */
+    ptrdiff_t most_vectors; /* of a tile, side by side */
+    Tile *tiles[MOST_ROWS][MOST_VECTORS];
+} Multiplier;
+
+/* Weights lie as they are taken: of some groups of inputs after others panels of as many vectors of
+ * outputs as a tile has, in each group after group those of an output side by side. */
 typedef struct {
     const uint8_t *packed;
-    ptrdiff_t in, out, size; /* size of one: of an int8 or a float */
+    ptrdiff_t in, out;
+    const Multiplier *by;
 } Weights;
 
 INLINE ptrdiff_t groups_of(const Weights *weights) {
-    return rounded_up(weights->in * weights->size, GROUP) / GROUP;
+    return rounded_up(weights->in * weights->by->size, GROUP) / GROUP;
 }
 
 INLINE ptrdiff_t vectors_of(const Weights *weights) {
-    return rounded_up(weights->out, LANES) / LANES;
+    return rounded_up(weights->out, weights->by->lanes) / weights->by->lanes;
 }
 
 INLINE ptrdiff_t parts_of(ptrdiff_t whole, ptrdiff_t most) { return rounded_up(whole, most) / most; }
@@ -34,26 +56,28 @@ INLINE ptrdiff_t beginning(ptrdiff_t whole, ptrdiff_t part, ptrdiff_t parts) {
     return whole * part / parts;
 }
 
-ptrdiff_t packed_size(ptrdiff_t in, ptrdiff_t out, ptrdiff_t size) {
-    const Weights weights = {NULL, in, out, size};
-    return vectors_of(&weights) * LANES * groups_of(&weights) * GROUP;
+ptrdiff_t packed_size(ptrdiff_t in, ptrdiff_t out, const Multiplier *by) {
+    const Weights weights = {NULL, in, out, by};
+    return vectors_of(&weights) * by->lanes * groups_of(&weights) * GROUP;
 }
 
-void pack(const uint8_t *rows, ptrdiff_t in, ptrdiff_t out, ptrdiff_t size, uint8_t *packed) {
-    const Weights weights = {packed, in, out, size};
+void pack(const uint8_t *rows, ptrdiff_t in, ptrdiff_t out, const Multiplier *by, uint8_t *packed) {
+    const Weights weights = {packed, in, out, by};
+    const ptrdiff_t bytes = in * by->size;
     const ptrdiff_t groups = groups_of(&weights), vectors = vectors_of(&weights);
-    const ptrdiff_t parts = parts_of(groups, MOST_GROUPS), panels = parts_of(vectors, MOST_VECTORS);
+    const ptrdiff_t parts = parts_of(groups, MOST_GROUPS);
+    const ptrdiff_t panels = parts_of(vectors, by->most_vectors);
     for (ptrdiff_t part = 0; part < parts; part++)
         for (ptrdiff_t panel = 0; panel < panels; panel++) {
-            ptrdiff_t first = beginning(vectors, panel, panels) * LANES;
-            ptrdiff_t last = beginning(vectors, panel + 1, panels) * LANES;
+            ptrdiff_t first = beginning(vectors, panel, panels) * by->lanes;
+            ptrdiff_t last = beginning(vectors, panel + 1, panels) * by->lanes;
             ptrdiff_t end = beginning(groups, part + 1, parts);
             for (ptrdiff_t group = beginning(groups, part, parts); group < end; group++)
                 for (ptrdiff_t column = first; column < last; column++, packed += GROUP) {
-                    ptrdiff_t rest = in * size - group * GROUP;
+                    ptrdiff_t rest = bytes - group * GROUP;
                     memset(packed, 0, GROUP);
                     if (column < out)
-                        memcpy(packed, rows + column * in * size + group * GROUP,
+                        memcpy(packed, rows + column * bytes + group * GROUP,
                                rest < GROUP ? rest : GROUP);
                 }
         }
@@ -94,94 +118,121 @@ typedef struct {
 #include <immintrin.h>
 #define OF_VNNI __attribute__((target(WITH_512_BITS ",avx512vnni")))
 
-#define EACH_VECTOR _Pragma("GCC unroll 4") for (int vector = 0; vector < num_vectors; vector++)
-#define EACH_ROW _Pragma("GCC unroll 6") for (int row = 0; row < num_rows; row++)
-
 /* gcc copies the sums before each of its own _mm512_dpbusd_epi32, and spills them */
-INLINE OF_VNNI __m512i add_bytes(__m512i sums, __m512i row, __m512i weights) {
+INLINE OF_VNNI __m512i add_fours(__m512i sums, __m512i row, __m512i weights) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(row), "v"(weights));
     return sums;
 }
 
-INLINE OF_512_BITS __m512i add_floats(__m512i sums, __m512i row, __m512i weights) {
+/* Sums of two products are in 16 bits: who calls sees to it that they fit. */
+INLINE OF_512_BITS __m512i add_pairs_512(__m512i sums, __m512i row, __m512i weights) {
+    __m512i pairs = _mm512_maddubs_epi16(row, weights);
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+
+INLINE OF_256_BITS __m256i add_pairs_256(__m256i sums, __m256i row, __m256i weights) {
+    __m256i pairs = _mm256_maddubs_epi16(row, weights);
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+INLINE OF_512_BITS __m512i add_floats_512(__m512i sums, __m512i row, __m512i weights) {
     return _mm512_castps_si512(_mm512_fmadd_ps(_mm512_castsi512_ps(row),
                                                _mm512_castsi512_ps(weights),
                                                _mm512_castsi512_ps(sums)));
 }
 
-/* To `sums` what groups of some rows and a panel of columns add, rows and vectors of columns as many
- * as are known when it is compiled. `ahead` is fetched, `stride_ahead` bytes of it for each group. */
-#define TILE_BODY(ADD)                                                                   \
-    __m512i kept[MOST_ROWS][MOST_VECTORS], weights[MOST_VECTORS];                        \
-    EACH_ROW EACH_VECTOR kept[row][vector] =                                             \
-        _mm512_loadu_si512(sums + (row * num_vectors + vector) * LANES);                 \
-    for (ptrdiff_t group = 0; group < groups; group++) {                                 \
-        EACH_VECTOR weights[vector] = _mm512_loadu_si512(panel + vector * LANES * GROUP); \
-        panel += num_vectors * LANES * GROUP;                                            \
-        _mm_prefetch((const char *)ahead, _MM_HINT_T1);                                  \
-        _mm_prefetch((const char *)ahead + stride_ahead / 2, _MM_HINT_T1);               \
-        ahead += stride_ahead;                                                           \
-        EACH_ROW {                                                                       \
-            int32_t inputs;                                                              \
-            memcpy(&inputs, rows + row * stride + group * GROUP, GROUP);                 \
-            const __m512i of_row = _mm512_set1_epi32(inputs);                            \
-            EACH_VECTOR kept[row][vector] = ADD(kept[row][vector], of_row, weights[vector]); \
-        }                                                                                \
-    }                                                                                    \
-    EACH_ROW EACH_VECTOR                                                                 \
-    _mm512_storeu_si512(sums + (row * num_vectors + vector) * LANES, kept[row][vector])
-#define TILE_PARAMETERS                                                                    \
-    const uint8_t *rows, ptrdiff_t stride, const uint8_t *panel, ptrdiff_t groups,         \
-        const uint8_t *ahead, ptrdiff_t stride_ahead, int32_t *sums
-
-INLINE OF_VNNI void multiply_bytes(const int num_rows, const int num_vectors, TILE_PARAMETERS) {
-    TILE_BODY(add_bytes);
+INLINE OF_256_BITS __m256i add_floats_256(__m256i sums, __m256i row, __m256i weights) {
+    return _mm256_castps_si256(_mm256_fmadd_ps(_mm256_castsi256_ps(row),
+                                               _mm256_castsi256_ps(weights),
+                                               _mm256_castsi256_ps(sums)));
 }
 
-INLINE OF_512_BITS void multiply_floats(const int num_rows, const int num_vectors,
-                                        TILE_PARAMETERS) {
-    TILE_BODY(add_floats);
-}
-
-typedef void Tile(TILE_PARAMETERS);
-
-#define DEFINE_TILE(OF, ROWS, VECTORS)                                             \
-    static void tile_of_##OF##_##ROWS##_##VECTORS(TILE_PARAMETERS) {               \
-        multiply_##OF(ROWS, VECTORS, rows, stride, panel, groups, ahead, stride_ahead, sums); \
+/* A tile of vectors of BITS bits, rows and vectors as many as are known when it is compiled */
+#define EACH_VECTOR _Pragma("GCC unroll 4") for (int vector = 0; vector < num_vectors; vector++)
+#define EACH_ROW _Pragma("GCC unroll 6") for (int row = 0; row < num_rows; row++)
+#define DEFINE_MULTIPLY(ATTRIBUTES, NAME, ADD, BITS)                                           \
+    INLINE ATTRIBUTES void multiply_##NAME(const int num_rows, const int num_vectors,          \
+                                           TILE_PARAMETERS) {                                  \
+        typedef __m##BITS##i Vector;                                                           \
+        typedef __m##BITS##i_u Anywhere;                                                       \
+        const int lanes = BITS / 32;                                                           \
+        Vector kept[MOST_ROWS][MOST_VECTORS], weights[MOST_VECTORS];                           \
+        EACH_ROW EACH_VECTOR kept[row][vector] =                                               \
+            ((const Anywhere *)((const char *)from.first + row * from.stride))[vector];        \
+        _Pragma("GCC unroll 4") for (ptrdiff_t group = 0; group < groups; group++) {           \
+            EACH_VECTOR weights[vector] = *(const Anywhere *)(panel + vector * lanes * GROUP); \
+            panel += num_vectors * lanes * GROUP;                                              \
+            _mm_prefetch((const char *)ahead, _MM_HINT_T1);                                    \
+            if (num_vectors * lanes * GROUP > LINE)                                            \
+                _mm_prefetch((const char *)ahead + stride_ahead / 2, _MM_HINT_T1);             \
+            ahead += stride_ahead;                                                             \
+            EACH_ROW {                                                                         \
+                int32_t inputs;                                                                \
+                memcpy(&inputs, rows + row * stride + group * GROUP, GROUP);                   \
+                const Vector of_row = _mm##BITS##_set1_epi32(inputs);                          \
+                EACH_VECTOR kept[row][vector] = ADD(kept[row][vector], of_row, weights[vector]); \
+            }                                                                                  \
+        }                                                                                      \
+        EACH_ROW EACH_VECTOR                                                                   \
+        ((Anywhere *)((char *)to.first + row * to.stride))[vector] = kept[row][vector];        \
     }
-#define DEFINE_ROWS(ATTRIBUTES, OF, ROWS)           \
-    ATTRIBUTES DEFINE_TILE(OF, ROWS, 1)             \
-    ATTRIBUTES DEFINE_TILE(OF, ROWS, 2)             \
-    ATTRIBUTES DEFINE_TILE(OF, ROWS, 3)             \
-    ATTRIBUTES DEFINE_TILE(OF, ROWS, 4)
-#define NAMES(OF, ROWS)                                                  \
-    {tile_of_##OF##_##ROWS##_1, tile_of_##OF##_##ROWS##_2, tile_of_##OF##_##ROWS##_3, \
-     tile_of_##OF##_##ROWS##_4}
-#define DEFINE_TILES(ATTRIBUTES, OF)                                                   \
-    DEFINE_ROWS(ATTRIBUTES, OF, 1)                                                     \
-    DEFINE_ROWS(ATTRIBUTES, OF, 2)                                                     \
-    DEFINE_ROWS(ATTRIBUTES, OF, 3)                                                     \
-    DEFINE_ROWS(ATTRIBUTES, OF, 4)                                                     \
-    DEFINE_ROWS(ATTRIBUTES, OF, 5)                                                     \
-    DEFINE_ROWS(ATTRIBUTES, OF, 6)                                                     \
-    static Tile *const tiles_of_##OF[MOST_ROWS][MOST_VECTORS] = {                      \
-        NAMES(OF, 1), NAMES(OF, 2), NAMES(OF, 3), NAMES(OF, 4), NAMES(OF, 5), NAMES(OF, 6)};
+#define DEFINE_TILE(NAME, ROWS, VECTORS)                                                      \
+    static void tile_of_##NAME##_##ROWS##_##VECTORS(TILE_PARAMETERS) {                        \
+        multiply_##NAME(ROWS, VECTORS, rows, stride, panel, groups, ahead, stride_ahead, from, \
+                        to);                                                                  \
+    }
+#define DEFINE_TWO(ATTRIBUTES, NAME, ROWS) \
+    ATTRIBUTES DEFINE_TILE(NAME, ROWS, 1) ATTRIBUTES DEFINE_TILE(NAME, ROWS, 2)
+#define DEFINE_FOUR(ATTRIBUTES, NAME, ROWS) \
+    DEFINE_TWO(ATTRIBUTES, NAME, ROWS)      \
+    ATTRIBUTES DEFINE_TILE(NAME, ROWS, 3) ATTRIBUTES DEFINE_TILE(NAME, ROWS, 4)
+#define TWO(NAME, ROWS) tile_of_##NAME##_##ROWS##_1, tile_of_##NAME##_##ROWS##_2
+#define FOUR(NAME, ROWS) TWO(NAME, ROWS), tile_of_##NAME##_##ROWS##_3, tile_of_##NAME##_##ROWS##_4
+/* VECTORS is TWO or FOUR, the most that a tile has */
+#define DEFINE_MULTIPLIER(ATTRIBUTES, NAME, ADD, BITS, SIZE, VECTORS, MOST)                   \
+    DEFINE_MULTIPLY(ATTRIBUTES, NAME, ADD, BITS)                                              \
+    DEFINE_##VECTORS(ATTRIBUTES, NAME, 1) DEFINE_##VECTORS(ATTRIBUTES, NAME, 2)               \
+    DEFINE_##VECTORS(ATTRIBUTES, NAME, 3) DEFINE_##VECTORS(ATTRIBUTES, NAME, 4)               \
+    DEFINE_##VECTORS(ATTRIBUTES, NAME, 5) DEFINE_##VECTORS(ATTRIBUTES, NAME, 6)               \
+    static const Multiplier NAME = {SIZE, BITS / 32, MOST,                                    \
+                                    {{VECTORS(NAME, 1)}, {VECTORS(NAME, 2)}, {VECTORS(NAME, 3)}, \
+                                     {VECTORS(NAME, 4)}, {VECTORS(NAME, 5)}, {VECTORS(NAME, 6)}}};
 
-DEFINE_TILES(OF_VNNI, bytes)
-DEFINE_TILES(OF_512_BITS, floats)
+DEFINE_MULTIPLIER(OF_512_BITS, floats_512, add_floats_512, 512, 4, FOUR, 4)
+DEFINE_MULTIPLIER(OF_256_BITS, floats_256, add_floats_256, 256, 4, TWO, 2)
+DEFINE_MULTIPLIER(OF_VNNI, fours_512, add_fours, 512, 1, FOUR, 4)
+DEFINE_MULTIPLIER(OF_512_BITS, pairs_512, add_pairs_512, 512, 1, FOUR, 4)
+DEFINE_MULTIPLIER(OF_256_BITS, pairs_256, add_pairs_256, 256, 1, TWO, 2)
+#endif
 
-/* Outputs of the sums, of `columns` columns from `column` on */
-OF_512_BITS static void finish_sums(const int32_t *sums, const Layer *layer, float span,
-                                    int with_gelu, ptrdiff_t column, ptrdiff_t columns,
-                                    float *out) {
-    if (layer->scales) {
-        const float *scales = layer->scales + column, *bias = layer->bias + column;
-        for (ptrdiff_t i = 0; i < columns; i++)
-            out[i] = sums[i] * scales[i] * (span * layer->step) + bias[i];
-    } else
-        memcpy(out, sums, columns * sizeof(float));
-    if (with_gelu)
-        gelu(out, columns);
+/* A tile among the outputs; of the `width` columns that are summed there are `columns` */
+typedef struct {
+    ptrdiff_t row, rows, column, columns, width;
+} Place;
+
+/* Outputs of a tile's sums: of those of bytes, which lie `width` apart; or where those in fp32 are */
+INLINE void finish_tile_any(const int32_t *sums, const Place *at, const Layer *layer,
+                            const float *spans, int with_gelu, float *outputs) {
+    for (ptrdiff_t i = 0; i < at->rows; i++, sums += at->width, outputs += layer->weights.out) {
+        if (layer->scales) {
+            const float *scales = layer->scales + at->column, *bias = layer->bias + at->column;
+            const float step = spans[at->row + i] * layer->step;
+            for (ptrdiff_t j = 0; j < at->columns; j++)
+                outputs[j] = sums[j] * scales[j] * step + bias[j];
+        }
+        if (with_gelu)
+            gelu(outputs, at->columns);
+    }
+}
+ON_EVERY_CPU(void, finish_tile,
+             (const int32_t *sums, const Place *at, const Layer *layer, const float *spans,
+              int with_gelu, float *outputs),
+             (sums, at, layer, spans, with_gelu, outputs))
+
+/* Rows of `bytes` bytes */
+INLINE void copy_rows(Sums from, Sums to, ptrdiff_t rows, ptrdiff_t bytes) {
+    for (ptrdiff_t i = 0; i < rows; i++)
+        memcpy((char *)to.first + i * to.stride, (const char *)from.first + i * from.stride, bytes);
 }
 
 /* The tiles of some rows: every thread calls it, and has as many of them. Between parts of the groups
@@ -190,52 +241,52 @@ static void multiply_rows(const Layer *layer, const uint8_t *rows, ptrdiff_t str
                           const float *spans, ptrdiff_t first_row, ptrdiff_t last_row,
                           int with_gelu, float *out) {
     const Weights *weights = &layer->weights;
-    const int of_bytes = layer->scales != NULL;
+    const ptrdiff_t lanes = weights->by->lanes;
     const ptrdiff_t num_rows = last_row - first_row, vectors = vectors_of(weights);
-    const ptrdiff_t panels = parts_of(vectors, MOST_VECTORS), groups = groups_of(weights);
+    const ptrdiff_t panels = parts_of(vectors, weights->by->most_vectors);
+    const ptrdiff_t groups = groups_of(weights);
     const ptrdiff_t parts = parts_of(groups, MOST_GROUPS), of_panel = parts_of(num_rows, MOST_ROWS);
     for (ptrdiff_t part = 0; part < parts; part++) {
         const ptrdiff_t group = beginning(groups, part, parts);
         const ptrdiff_t groups_here = beginning(groups, part + 1, parts) - group;
-        const uint8_t *packed = weights->packed + vectors * LANES * group * GROUP;
+        const uint8_t *packed = weights->packed + vectors * lanes * group * GROUP;
+        const int is_last = part + 1 == parts;
         _Pragma("omp for schedule(static) collapse(2) nowait")
         for (ptrdiff_t panel = 0; panel < panels; panel++)
             for (ptrdiff_t tile = 0; tile < of_panel; tile++) {
-                ptrdiff_t row = first_row + beginning(num_rows, tile, of_panel);
-                ptrdiff_t rows_here = first_row + beginning(num_rows, tile + 1, of_panel) - row;
-                ptrdiff_t column = beginning(vectors, panel, panels) * LANES;
-                ptrdiff_t width = beginning(vectors, panel + 1, panels) * LANES - column;
-                ptrdiff_t columns = column + width < weights->out ? width : weights->out - column;
-                const uint8_t *here = packed + column * groups_here * GROUP;
+                Place at = {.row = first_row + beginning(num_rows, tile, of_panel),
+                            .column = beginning(vectors, panel, panels) * lanes};
+                at.rows = first_row + beginning(num_rows, tile + 1, of_panel) - at.row;
+                at.width = beginning(vectors, panel + 1, panels) * lanes - at.column;
+                const ptrdiff_t rest = weights->out - at.column;
+                at.columns = at.width < rest ? at.width : rest;
+                const uint8_t *here = packed + at.column * groups_here * GROUP;
                 /* each of the panel's tiles fetches its part of what comes behind it */
-                const ptrdiff_t bytes = width * groups_here * GROUP;
-                int32_t sums[MOST_ROWS * MOST_VECTORS * LANES];
-                for (ptrdiff_t i = 0; i < rows_here; i++)
-                    if (part == 0)
-                        memcpy(sums + i * width, (const int32_t *)layer->starts + column,
-                               width * sizeof(int32_t));
-                    else
-                        memcpy(sums + i * width, out + (row + i) * weights->out + column,
-                               columns * sizeof(int32_t));
-                const ptrdiff_t rows_index = rows_here - 1, vectors_index = width / LANES - 1;
-                Tile *multiply = of_bytes ? tiles_of_bytes[rows_index][vectors_index]
-                                          : tiles_of_floats[rows_index][vectors_index];
-                multiply(rows + row * stride + group * GROUP, stride, here, groups_here,
+                const ptrdiff_t bytes = at.width * groups_here * GROUP;
+                int32_t summed[MOST_ROWS * MOST_VECTORS * MOST_LANES];
+                const Sums aside = {summed, at.width * sizeof(int32_t)};
+                const Sums outputs = {out + at.row * weights->out + at.column,
+                                      weights->out * sizeof(float)};
+                const int fits = at.columns == at.width;
+                const Sums to = fits && !(is_last && layer->scales) ? outputs : aside;
+                Sums from = {(float *)layer->starts + at.column, 0};
+                if (part > 0)
+                    from = fits ? outputs : aside;
+                if (part > 0 && !fits)
+                    copy_rows(outputs, aside, at.rows, at.columns * sizeof(int32_t));
+                Tile *multiply = weights->by->tiles[at.rows - 1][at.width / lanes - 1];
+                multiply(rows + at.row * stride + group * GROUP, stride, here, groups_here,
                          here + bytes + beginning(bytes, tile, of_panel),
-                         width * GROUP / of_panel, sums);
-                for (ptrdiff_t i = 0; i < rows_here; i++, row++) {
-                    float *outputs = out + row * weights->out + column;
-                    if (part + 1 < parts)
-                        memcpy(outputs, sums + i * width, columns * sizeof(int32_t));
-                    else
-                        finish_sums(sums + i * width, layer, spans ? spans[row] : 0, with_gelu,
-                                    column, columns, outputs);
-                }
+                         at.width * GROUP / of_panel, from, to);
+                if (!fits && !(is_last && layer->scales))
+                    copy_rows(aside, outputs, at.rows, at.columns * sizeof(int32_t));
+                if (is_last && (layer->scales || with_gelu))
+                    finish_tile(summed, &at, layer, spans, with_gelu, outputs.first);
             }
     }
 }
 
-OF_512_BITS static void finish_row(const After *after, ptrdiff_t row, ptrdiff_t width, float *out) {
+INLINE void finish_row_any(const After *after, ptrdiff_t row, ptrdiff_t width, float *out) {
     if (after->residual)
         for (ptrdiff_t i = 0; i < width; i++)
             out[i] = after->residual[row * width + i] + out[i];
@@ -249,16 +300,29 @@ OF_512_BITS static void finish_row(const After *after, ptrdiff_t row, ptrdiff_t 
         row_to_levels_any(out, width, after->levels, after->bytes + row * width, NULL,
                           after->spans + row);
 }
+ON_EVERY_CPU(void, finish_row, (const After *after, ptrdiff_t row, ptrdiff_t width, float *out),
+             (after, row, width, out))
 
-OF_512_BITS static void row_to_bytes(const float *row, ptrdiff_t width, const Levels *levels,
-                                     uint8_t *bytes, float *span) {
-    row_to_levels_any(row, width, levels, bytes, NULL, span);
+const Multiplier *floats_multiplier(int most_bits) {
+    const int has = vector_bits(), bits = has < most_bits ? has : most_bits;
+#if defined(__x86_64__)
+    if (bits >= 256)
+        return bits >= 512 ? &floats_512 : &floats_256;
+#endif
+    (void)bits;
+    return NULL;
 }
 
-int multiplies_floats(void) { return vector_bits() == 512; }
-
-int multiplies_bytes(void) {
-    return multiplies_floats() && __builtin_cpu_supports("avx512vnni");
+const Multiplier *bytes_multiplier(int most_bits, int in_pairs) {
+    const int has = vector_bits(), bits = has < most_bits ? has : most_bits;
+#if defined(__x86_64__)
+    if (!in_pairs)
+        return bits >= 512 && __builtin_cpu_supports("avx512vnni") ? &fours_512 : NULL;
+    if (bits >= 256)
+        return bits >= 512 ? &pairs_512 : &pairs_256;
+#endif
+    (void)bits, (void)in_pairs;
+    return NULL;
 }
 
 /* Returns 1 where memory is at its end. */
@@ -282,14 +346,14 @@ int linear(const Layer *layer, const Rows *given, const After *after, float *out
     } else if (given->frames)
         rows = (const uint8_t *)given->frames, stride = given->stride * sizeof(float);
     const ptrdiff_t parts = parts_of(groups_of(&layer->weights), MOST_GROUPS);
-    const ptrdiff_t blocks = num_rows * in * layer->weights.size / parts / BLOCK + 1;
+    const ptrdiff_t blocks = num_rows * in * layer->weights.by->size / parts / BLOCK + 1;
     const int finishes = after->residual || after->norm.weight || after->levels;
     _Pragma("omp parallel if (num_rows * in * width > SHARED_FROM)") {
         if (needs_levels)
             _Pragma("omp for schedule(static)")
             for (ptrdiff_t row = 0; row < num_rows; row++)
-                row_to_bytes(given->frames + row * given->stride, in, &layer->levels,
-                             made + row * in, made_spans + row);
+                row_to_levels(given->frames + row * given->stride, in, &layer->levels,
+                              made + row * in, NULL, made_spans + row);
         for (ptrdiff_t block = 0; block < blocks; block++)
             multiply_rows(layer, rows, stride, spans, beginning(num_rows, block, blocks),
                           beginning(num_rows, block + 1, blocks),
@@ -304,8 +368,3 @@ int linear(const Layer *layer, const Rows *given, const After *after, float *out
     free(made), free(made_spans);
     return 0;
 }
-#else
-int multiplies_floats(void) { return 0; }
-int multiplies_bytes(void) { return 0; }
-int linear(const Layer *layer, const Rows *given, const After *after, float *out) { return 1; }
-#endif

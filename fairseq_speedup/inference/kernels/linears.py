@@ -1,5 +1,5 @@
-"""Linear layers in C, in fp32 for CPUs with AVX-512 and with int8 weights for those with VNNI: one
-call for the levels of what goes in, the products and what follows them."""
+"""Linear layers in C, in fp32 and with int8 weights, for CPUs with AVX2 or AVX-512: one call for
+the levels of what goes in, the products and what follows them."""
 
 import ctypes
 
@@ -11,12 +11,12 @@ from fairseq_speedup.inference import kernels
 from fairseq_speedup.inference.kernels import INT, POINTER, SIZE, declare
 from fairseq_speedup.inference.kernels.rows import LevelRows, Levels, LevelsInC, NormInC
 
-LANES = 16  # outputs that are computed at once
+MOST_LANES = 16  # outputs that are computed at once
 GROUP = 4  # bytes of inputs that are multiplied at once
 
 
 class _Weights(ctypes.Structure):
-    _fields_ = [("packed", POINTER), ("inputs", SIZE), ("outputs", SIZE), ("size", SIZE)]
+    _fields_ = [("packed", POINTER), ("inputs", SIZE), ("outputs", SIZE), ("by", POINTER)]
 
 
 class _Layer(ctypes.Structure):
@@ -52,21 +52,27 @@ class _After(ctypes.Structure):
     ]
 
 
-declare("multiplies_floats", returns=INT)
-declare("multiplies_bytes", returns=INT)
-declare("packed_size", SIZE, SIZE, SIZE, returns=SIZE)
-declare("pack", POINTER, SIZE, SIZE, SIZE, POINTER)
+declare("floats_multiplier", INT, returns=POINTER)
+declare("bytes_multiplier", INT, INT, returns=POINTER)
+declare("packed_size", SIZE, SIZE, POINTER, returns=SIZE)
+declare("pack", POINTER, SIZE, SIZE, POINTER, POINTER)
 declare("linear", *map(ctypes.POINTER, (_Layer, _Rows, _After)), POINTER, returns=INT)
 
 
-def multiplies_floats() -> bool:
-    """Whether :meth:`LinearInC.of_floats` can be made: compiled, and on a CPU with AVX-512."""
-    return kernels.LIBRARY is not None and bool(kernels.LIBRARY.multiplies_floats())
+def floats_multiplier() -> int | None:
+    """What :meth:`LinearInC.of_floats` multiplies by, or None where nothing was compiled that this
+    CPU can run."""
+    return kernels.LIBRARY and kernels.LIBRARY.floats_multiplier(kernels.MOST_BITS)
 
 
-def multiplies_bytes() -> bool:
-    """Whether :meth:`LinearInC.of_bytes` can be made: on one with VNNI, too."""
-    return kernels.LIBRARY is not None and bool(kernels.LIBRARY.multiplies_bytes())
+def bytes_multiplier(in_pairs: bool) -> int | None:
+    """What :meth:`LinearInC.of_bytes` multiplies by, or None.
+
+    Args:
+        in_pairs: sums of two products go through 16 bits, in which they have to fit; if not, the
+            CPU needs an instruction that sums four in 32 (VNNI)
+    """
+    return kernels.LIBRARY and kernels.LIBRARY.bytes_multiplier(kernels.MOST_BITS, in_pairs)
 
 
 class LinearInC:
@@ -75,15 +81,17 @@ class LinearInC:
     Args:
         weight: (out_features, in_features), fp32 or int8
         starts: (out_features,), what sums begin with, fp32 or int32
+        multiplier: of what weights are
     """
 
-    def __init__(self, weight: torch.Tensor, starts: torch.Tensor):
+    def __init__(self, weight: torch.Tensor, starts: torch.Tensor, multiplier: int | None):
+        if multiplier is None:
+            raise RuntimeError("no compiled product for this CPU")
         self.out_features, self.in_features = weight.shape
-        size, weight = weight.element_size(), weight.contiguous()
-        shape = self.in_features, self.out_features, size
+        shape, weight = (self.in_features, self.out_features, multiplier), weight.contiguous()
         packed = torch.empty(kernels.LIBRARY.packed_size(*shape), dtype=torch.int8)
         kernels.LIBRARY.pack(weight.data_ptr(), *shape, packed.data_ptr())
-        missing = -self.out_features % LANES
+        missing = -self.out_features % MOST_LANES
         self._held = [packed, F.pad(starts, (0, missing))]
         self._layer = _Layer(_Weights(packed.data_ptr(), *shape), self._held[1].data_ptr())
 
@@ -93,18 +101,22 @@ class LinearInC:
         Args:
             bias: (out_features,)
         """
-        return cls(weight.float(), bias.float())
+        return cls(weight.float(), bias.float(), floats_multiplier())
 
     @classmethod
-    def of_bytes(cls, weight, scales, zero_point: int, bias, levels: Levels) -> "LinearInC":
+    def of_bytes(
+        cls, weight, scales, zero_point: int, bias, levels: Levels, in_pairs: bool
+    ) -> "LinearInC":
         """
         Args:
             scales: (out_features,), of the weights
             zero_point: level of what is 0, or of the lowest
             bias: (out_features,)
             levels: of its inputs
+            in_pairs: see :func:`bytes_multiplier`
         """
-        made = cls(weight, -zero_point * weight.int().sum(dim=1, dtype=torch.int32))
+        starts = -zero_point * weight.int().sum(dim=1, dtype=torch.int32)
+        made = cls(weight, starts, bytes_multiplier(in_pairs))
         held = scales.float().contiguous(), bias.float().contiguous()
         made._held += held
         layer = made._layer

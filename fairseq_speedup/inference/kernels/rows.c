@@ -8,11 +8,6 @@ uint32_t sources(void) {
     return SOURCES; /* setup.py defines it: __init__.py knows by it that they belong together */
 }
 
-ON_EVERY_CPU(void, row_to_levels,
-             (const float *row, ptrdiff_t width, const Levels *levels, uint8_t *bytes,
-              float *floats, float *span),
-             (row, width, levels, bytes, floats, span))
-
 INLINE void rescale_row_any(float *row, const float *bias, ptrdiff_t width, float scale,
                             const Norm *norm, int with_gelu) {
     for (ptrdiff_t i = 0; i < width; i++)

@@ -40,6 +40,10 @@ INLINE void row_to_levels_any(const float *row, ptrdiff_t width, const Levels *l
     *span = span_of(row, width, levels);
     write_levels(row, width, levels, *span, bytes, floats);
 }
+ON_EVERY_CPU(void, row_to_levels,
+             (const float *row, ptrdiff_t width, const Levels *levels, uint8_t *bytes,
+              float *floats, float *span),
+             (row, width, levels, bytes, floats, span))
 
 typedef struct {
     const float *weight; /* NULL where nothing is normalised */
