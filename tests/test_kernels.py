@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.models import build_model, write_pretrained
 from helpers.processes import run_forked
 from torch import nn
 from torch.testing import assert_close
 
-from fairseq_speedup.inference import kernels
+from fairseq_speedup.inference import kernels, to_inference_form
 from fairseq_speedup.inference.kernels.attention import attend_in_c, can_attend
 from fairseq_speedup.inference.kernels.rows import (
     Levels,
@@ -202,6 +203,16 @@ def test_what_is_no_library_is_named(sources, monkeypatch, content):
     (sources / kernels.NAMES[0]).write_bytes(content)
     found, why = kernels._load()
     assert found is None and kernels.NAMES[0] in why and "cannot be loaded" in why
+
+
+def test_a_form_without_them_says_so_once(tmp_path, monkeypatch, caplog):
+    path = write_pretrained(tmp_path / "pretrained.pt")
+    monkeypatch.setattr(kernels, "LIBRARY", None)
+    monkeypatch.setattr(kernels, "_WHY_NOT", "no compiler in this test")
+    for _ in range(2):
+        report = to_inference_form(build_model(path), "fp32")
+        assert report["kernels"] == "torch's operators: no compiler in this test"
+    assert caplog.text.count("takes longer here than it need: torch's operators: no compiler") == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

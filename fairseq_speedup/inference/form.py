@@ -1,6 +1,8 @@
 """Turns a loaded model into its inference form."""
 
+import logging
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from fairseq.dataclass import FairseqDataclass
@@ -21,6 +23,8 @@ from fairseq_speedup.inference.transformer import MaskedLayers, PackedLayers
 from fairseq_speedup.models.exported_ctc import ExportedCtc
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.pruning.cut import cut
+
+logger = logging.getLogger(__name__)
 
 AS_SAVED = "auto"
 
@@ -92,6 +96,7 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
     if on_cpu:
         model.float()
         report["kernels"] = kernels.how()
+        _warn_of_slow_kernels(kernels.how())
     report["front_end"] = _front_end(encoder, linear, on_cpu)
     report["positional_convolution"] = _positions(transformer, linear)
     report["layers"] = _layers(transformer.layers, linear)
@@ -101,6 +106,13 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
         use_type_throughout(encoder, linear.dtype)
         report["graphs"] = _capture(encoder, report["layers"])
     return report
+
+
+@cache
+def _warn_of_slow_kernels(how: str) -> None:
+    """Once, where none are compiled."""
+    if kernels.LIBRARY is None:
+        logger.warning("--inference takes longer here than it need: %s", how)
 
 
 def is_on_cpu(model: nn.Module) -> bool:

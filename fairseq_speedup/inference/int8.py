@@ -174,11 +174,11 @@ class VnniProduct(CompiledProduct):
 
 
 class PairsProduct(CompiledProduct):
-    """For CPUs with AVX2 or AVX-512 alone. As sums of two products go through 16 bits there, weights
-    have 129 levels: 2 * 255 * 64 < 2 ** 15. Fewer of the inputs, in whose rows one number is often
-    far from the others, cost more (three models of 256 channels, fine-tuned on AN4, divergence of
-    their posteriors from those in fp32: 181 levels of weights and 182 of inputs 1.17 to 1.43 times
-    as much, 255 and 128 2 to 2.9 times).
+    """For CPUs with AVX2 or AVX-512 alone. As sums of two products go through 16 bits there,
+    weights have 129 levels: 2 * 255 * 64 < 2 ** 15. Fewer for inputs, in whose rows one number is
+    often far from the others, cost more: with 181 and 182 posteriors are 1.17 to 1.43 times as far
+    from those in fp32, with 255 and 128 2 to 2.9 times (divergence; three models of 256 channels,
+    fine-tuned on AN4).
 
     One thread of an Intel Xeon kept to AVX2 took 0.6 to 0.9 of the time of FBGEMM's product with
     what is around it for 16 and 40 frames, 0.85 to 0.95 for 133 and 0.9 to 1.1 for more (768 to
