@@ -19,11 +19,12 @@ from fairseq_speedup.inference.int8 import (
     Int8Linear,
     OneDnnProduct,
     PairsProduct,
+    VnniProduct,
     product_here,
 )
 from fairseq_speedup.inference.kernels.rows import LevelRows
 from fairseq_speedup.inference.linear import LINEARS, Fp32Linear
-from fairseq_speedup.inference.positions import BandedConv1d, FourierConv1d
+from fairseq_speedup.inference.positions import BandedConv1d, FourierConv1d, Int8Conv1d
 from fairseq_speedup.macs import MacCounter
 
 needs_int8 = pytest.mark.skipif(product_here() is None, reason="this CPU cannot multiply int8")
@@ -270,6 +271,34 @@ def test_a_long_convolution_is_the_convolution_at_every_length(kernel_size, grou
     for num_frames in (1, 2, 3, 20, 127, 128, 129, 130, 258, 259, 600):
         frames = torch.randn(2, 32, num_frames)
         torch.testing.assert_close(made(frames), conv(frames), atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not VnniProduct.runs_here(), reason="of CPUs with VNNI")
+@pytest.mark.parametrize("kernel_size, groups, stride", KERNELS)
+@pytest.mark.parametrize("num_threads", [1, 2])
+@torch.no_grad()
+def test_a_long_convolution_in_int8_is_the_convolution_of_its_levels(
+    kernel_size, groups, stride, num_threads
+):
+    conv = torch.nn.Conv1d(
+        32, 64, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups
+    )
+    conv.weight.copy_(torch.randint(-127, 128, conv.weight.shape))
+    conv.weight[:, 0, 0] = 127  # scales are 1
+    made = torch.nn.Conv1d(32, 64, kernel_size, padding=kernel_size // 2, groups=groups)
+    made.load_state_dict(conv.state_dict())
+    Int8Conv1d.convert(made, torch.float32)
+    made.stride = (stride,)
+    torch.set_num_threads(num_threads)
+    for num_frames in (1, 3, 20, 128, 129, 600):
+        frames = torch.randint(-127, 128, (2, 32, num_frames)).float()
+        frames[:, :: 32 // groups, num_frames // 2] = 127
+        frames[1, : 32 // groups] *= 0.01  # a group of one utterance has a scale of its own
+        given, expected = made(frames), conv(frames)
+        torch.testing.assert_close(given, expected, atol=0.01, rtol=1e-5)
+        frames[0] *= 100
+        torch.testing.assert_close(made(frames)[1], given[1], atol=0, rtol=0)
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("form", ["fp32", "bf16", INT8])

@@ -151,7 +151,7 @@ def _positions(transformer, linear) -> str:
         return "none"
     modules = transformer.pos_conv.modules()
     convs = [module for module in modules if isinstance(module, nn.Conv1d)]
-    kind = kind_for(convs[0].bias.device, linear.dtype)
+    kind = kind_for(convs[0].bias.device, linear)
     for conv in convs:
         kind.convert(conv, linear.dtype)
     return f"weight norm folded, {kind.how}"

@@ -6,13 +6,21 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import remove_weight_norm
 
+from fairseq_speedup.inference.int8 import Int8Linear, VnniProduct, product_here
+from fairseq_speedup.inference.kernels.linears import GroupedConvInC
+from fairseq_speedup.inference.linear import InferenceLinear
 from fairseq_speedup.lengths import conv_length
 
 
-def kind_for(device: torch.device, dtype: torch.dtype) -> "type[LongConv1d]":
-    """Of a form in ``dtype``."""
-    on_gpu = device.type != "cpu"
-    return BandedConv1d if on_gpu and dtype != torch.float32 else FourierConv1d
+def kind_for(device: torch.device, linear: type[InferenceLinear]) -> "type[LongConv1d]":
+    """
+    Args:
+        linear: the form's linear layers
+    """
+    if device.type != "cpu":
+        return FourierConv1d if linear.dtype == torch.float32 else BandedConv1d
+    in_int8 = issubclass(linear, Int8Linear) and product_here() is VnniProduct
+    return Int8Conv1d if in_int8 else FourierConv1d
 
 
 class LongConv1d(nn.Conv1d):
@@ -137,6 +145,34 @@ class BandedConv1d(LongConv1d):
         products = products.view(self.groups, batch_size, num_windows * self.STEP, -1)
         outputs = products[:, :, :num_outputs].permute(1, 2, 0, 3).flatten(2)
         return outputs.to(frames.dtype)
+
+
+class Int8Conv1d(LongConv1d):
+    """With int8 weights and inputs of a byte, on CPUs with VNNI: a product of windows of frames for
+    each group. Levels have one scale for an utterance's frames in a group.
+
+    The spectra that Fourier transforms are multiplied with are eight times the weights in fp32, and
+    come from memory. Two threads of an Intel Xeon (Cascade Lake) took 0.2 to 0.35 of their time for
+    up to 50 frames, 0.4 for 133, 0.6 for 400 and 0.75 to 1.05 for 3000 (768 and 1024 channels).
+    """
+
+    how = "in int8"
+
+    def prepare(self, weight, bias, dtype):
+        windows = weight.transpose(1, 2).flatten(1)  # (C', K * C / G)
+        parts = zip(windows.chunk(self.groups), bias.chunk(self.groups), strict=True)
+        products = [VnniProduct(*part, of_gelus=False) for part in parts]
+        self.in_c = GroupedConvInC([product.linear for product in products])
+
+    def outputs(self, frames):
+        """At the stride of the convolution."""
+        (kernel_size,), (padding,), (stride,) = self.kernel_size, self.padding, self.stride
+        num_outputs = conv_length(frames.size(1) + 2 * padding, kernel_size, stride)
+        shape = kernel_size, stride, padding, num_outputs
+        return torch.stack([self.in_c.outputs(each, *shape) for each in frames])
+
+    def forward(self, frames):
+        return self.outputs(frames.transpose(1, 2)).transpose(1, 2)
 
 
 def banded(weight: torch.Tensor, groups: int, step: int) -> torch.Tensor:

@@ -94,7 +94,8 @@ typedef struct {
     float step;
 } Layer;
 
-/* Rows of frames; or of bytes, with their spans, where there are no frames */
+/* Rows of frames; or of bytes, with their spans, where there are no frames. They are `stride` floats
+ * or bytes apart. */
 typedef struct {
     const float *frames;
     ptrdiff_t stride, count;
@@ -210,10 +211,11 @@ typedef struct {
     ptrdiff_t row, rows, column, columns, width;
 } Place;
 
-/* Outputs of a tile's sums: of those of bytes, which lie `width` apart; or where those in fp32 are */
+/* Outputs of a tile's sums, in rows `pitch` apart: of those of bytes, which lie `width` apart; or where
+ * those in fp32 are */
 INLINE void finish_tile_any(const int32_t *sums, const Place *at, const Layer *layer,
-                            const float *spans, int with_gelu, float *outputs) {
-    for (ptrdiff_t i = 0; i < at->rows; i++, sums += at->width, outputs += layer->weights.out) {
+                            const float *spans, int with_gelu, float *outputs, ptrdiff_t pitch) {
+    for (ptrdiff_t i = 0; i < at->rows; i++, sums += at->width, outputs += pitch) {
         if (layer->scales) {
             const float *scales = layer->scales + at->column, *bias = layer->bias + at->column;
             const float step = spans[at->row + i] * layer->step;
@@ -226,8 +228,8 @@ INLINE void finish_tile_any(const int32_t *sums, const Place *at, const Layer *l
 }
 ON_EVERY_CPU(void, finish_tile,
              (const int32_t *sums, const Place *at, const Layer *layer, const float *spans,
-              int with_gelu, float *outputs),
-             (sums, at, layer, spans, with_gelu, outputs))
+              int with_gelu, float *outputs, ptrdiff_t pitch),
+             (sums, at, layer, spans, with_gelu, outputs, pitch))
 
 /* Rows of `bytes` bytes */
 INLINE void copy_rows(Sums from, Sums to, ptrdiff_t rows, ptrdiff_t bytes) {
@@ -236,10 +238,11 @@ INLINE void copy_rows(Sums from, Sums to, ptrdiff_t rows, ptrdiff_t bytes) {
 }
 
 /* The tiles of some rows: every thread calls it, and has as many of them. Between parts of the groups
- * a thread's sums are where its outputs will be: it is given the same tiles again. */
+ * a thread's sums are where its outputs will be, in rows `pitch` apart: it is given the same tiles
+ * again. */
 static void multiply_rows(const Layer *layer, const uint8_t *rows, ptrdiff_t stride,
                           const float *spans, ptrdiff_t first_row, ptrdiff_t last_row,
-                          int with_gelu, float *out) {
+                          int with_gelu, float *out, ptrdiff_t pitch) {
     const Weights *weights = &layer->weights;
     const ptrdiff_t lanes = weights->by->lanes;
     const ptrdiff_t num_rows = last_row - first_row, vectors = vectors_of(weights);
@@ -265,8 +268,7 @@ static void multiply_rows(const Layer *layer, const uint8_t *rows, ptrdiff_t str
                 const ptrdiff_t bytes = at.width * groups_here * GROUP;
                 int32_t summed[MOST_ROWS * MOST_VECTORS * MOST_LANES];
                 const Sums aside = {summed, at.width * sizeof(int32_t)};
-                const Sums outputs = {out + at.row * weights->out + at.column,
-                                      weights->out * sizeof(float)};
+                const Sums outputs = {out + at.row * pitch + at.column, pitch * sizeof(float)};
                 const int fits = at.columns == at.width;
                 const Sums to = fits && !(is_last && layer->scales) ? outputs : aside;
                 Sums from = {(float *)layer->starts + at.column, 0};
@@ -281,7 +283,7 @@ static void multiply_rows(const Layer *layer, const uint8_t *rows, ptrdiff_t str
                 if (!fits && !(is_last && layer->scales))
                     copy_rows(aside, outputs, at.rows, at.columns * sizeof(int32_t));
                 if (is_last && (layer->scales || with_gelu))
-                    finish_tile(summed, &at, layer, spans, with_gelu, outputs.first);
+                    finish_tile(summed, &at, layer, spans, with_gelu, outputs.first, pitch);
             }
     }
 }
@@ -332,7 +334,7 @@ int linear(const Layer *layer, const Rows *given, const After *after, float *out
     const int needs_levels = layer->scales && given->frames;
     const uint8_t *rows = given->bytes;
     const float *spans = given->spans;
-    ptrdiff_t stride = in;
+    ptrdiff_t stride = given->stride;
     uint8_t *made = NULL;
     float *made_spans = NULL;
     if (needs_levels) {
@@ -342,9 +344,9 @@ int linear(const Layer *layer, const Rows *given, const After *after, float *out
             free(made), free(made_spans);
             return 1;
         }
-        rows = made, spans = made_spans;
+        rows = made, spans = made_spans, stride = in;
     } else if (given->frames)
-        rows = (const uint8_t *)given->frames, stride = given->stride * sizeof(float);
+        rows = (const uint8_t *)given->frames, stride *= sizeof(float);
     const ptrdiff_t parts = parts_of(groups_of(&layer->weights), MOST_GROUPS);
     const ptrdiff_t blocks = num_rows * in * layer->weights.by->size / parts / BLOCK + 1;
     const int finishes = after->residual || after->norm.weight || after->levels;
@@ -357,7 +359,7 @@ int linear(const Layer *layer, const Rows *given, const After *after, float *out
         for (ptrdiff_t block = 0; block < blocks; block++)
             multiply_rows(layer, rows, stride, spans, beginning(num_rows, block, blocks),
                           beginning(num_rows, block + 1, blocks),
-                          after->gelu && !after->norm.weight, out);
+                          after->gelu && !after->norm.weight, out, width);
         if (finishes) {
             _Pragma("omp barrier")
             _Pragma("omp for schedule(static)")
@@ -367,4 +369,57 @@ int linear(const Layer *layer, const Rows *given, const After *after, float *out
     }
     free(made), free(made_spans);
     return 0;
+}
+
+/* A convolution over time of one utterance, in groups of channels */
+typedef struct {
+    ptrdiff_t groups, kernel, stride, padding;
+} Convolution;
+
+INLINE void group_to_levels_any(const float *frames, ptrdiff_t num_frames, ptrdiff_t pitch,
+                                ptrdiff_t width, ptrdiff_t padding, const Levels *levels,
+                                uint8_t *bytes, float *span) {
+    *span = 0;
+    for (ptrdiff_t i = 0; i < num_frames; i++) {
+        float of_row = span_of(frames + i * pitch, width, levels);
+        *span = of_row > *span ? of_row : *span;
+    }
+    memset(bytes, (uint8_t)levels->offset, padding * width);
+    bytes += padding * width;
+    for (ptrdiff_t i = 0; i < num_frames; i++, bytes += width)
+        write_levels(frames + i * pitch, width, levels, *span, bytes, NULL);
+    memset(bytes, (uint8_t)levels->offset, padding * width);
+}
+ON_EVERY_CPU(void, group_to_levels,
+             (const float *frames, ptrdiff_t num_frames, ptrdiff_t pitch, ptrdiff_t width,
+              ptrdiff_t padding, const Levels *levels, uint8_t *bytes, float *span),
+             (frames, num_frames, pitch, width, padding, levels, bytes, span))
+
+/* A layer for each group, whose inputs are the frames that the kernel covers, one behind another; their
+ * levels are of one scale for all of the group's. Returns 1 where memory is at its end. */
+int convolve_groups(const Layer *layers, const Convolution *by, const float *frames,
+                    ptrdiff_t num_frames, ptrdiff_t num_outputs, float *out) {
+    const ptrdiff_t in = layers->weights.in / by->kernel, width = layers->weights.out;
+    /* a group of inputs of the last window may end behind it */
+    const ptrdiff_t size = (num_frames + 2 * by->padding) * in + GROUP;
+    uint8_t *bytes = malloc(by->groups * size);
+    float *spans = malloc(by->groups * num_outputs * sizeof(float));
+    const int failed = !bytes || !spans;
+    if (!failed)
+        _Pragma("omp parallel") {
+            _Pragma("omp for schedule(static)")
+            for (ptrdiff_t group = 0; group < by->groups; group++) {
+                float span;
+                group_to_levels(frames + group * in, num_frames, by->groups * in, in, by->padding,
+                                &layers->levels, bytes + group * size, &span);
+                for (ptrdiff_t i = 0; i < num_outputs; i++)
+                    spans[group * num_outputs + i] = span;
+            }
+            for (ptrdiff_t group = 0; group < by->groups; group++)
+                multiply_rows(layers + group, bytes + group * size, by->stride * in,
+                              spans + group * num_outputs, 0, num_outputs, 0, out + group * width,
+                              by->groups * width);
+        }
+    free(bytes), free(spans);
+    return failed;
 }

@@ -52,11 +52,21 @@ class _After(ctypes.Structure):
     ]
 
 
+class _Convolution(ctypes.Structure):
+    _fields_ = [("groups", SIZE), ("kernel", SIZE), ("stride", SIZE), ("padding", SIZE)]
+
+
 declare("floats_multiplier", INT, returns=POINTER)
 declare("bytes_multiplier", INT, INT, returns=POINTER)
 declare("packed_size", SIZE, SIZE, POINTER, returns=SIZE)
 declare("pack", POINTER, SIZE, SIZE, POINTER, POINTER)
 declare("linear", *map(ctypes.POINTER, (_Layer, _Rows, _After)), POINTER, returns=INT)
+declare(
+    "convolve_groups",
+    *map(ctypes.POINTER, (_Layer, _Convolution)),
+    *(POINTER, SIZE, SIZE, POINTER),
+    returns=INT,
+)
 
 
 def floats_multiplier() -> int | None:
@@ -171,8 +181,8 @@ class LinearInC:
     def _rows(self, frames) -> tuple[_Rows, tuple]:
         """And the shape of the outputs."""
         if isinstance(frames, LevelRows):
-            count = len(frames.spans)
-            rows = _Rows(None, 0, count, frames.levels.data_ptr(), frames.spans.data_ptr())
+            count, stride = len(frames.spans), frames.levels.stride(0)
+            rows = _Rows(None, stride, count, frames.levels.data_ptr(), frames.spans.data_ptr())
             return rows, (count, self.out_features)
         overlapping = frames.dim() == 2 and frames.stride(1) == 1
         if not overlapping or frames.dtype is not torch.float32:
@@ -186,6 +196,32 @@ class LinearInC:
         out = torch.empty(shape)
         if kernels.LIBRARY.linear(self._layer, rows, after, out.data_ptr()):
             raise MemoryError(f"levels of {rows.count} frames")
+        return out
+
+
+class GroupedConvInC:
+    """A convolution over time in groups of channels, with int8 weights: every group's inputs are
+    levels of one scale for all frames of an utterance.
+
+    Args:
+        groups: a layer of bytes for each group, of (K * C / G) inputs: the frames that the kernel
+            covers, one behind another
+    """
+
+    def __init__(self, groups: list[LinearInC]):
+        self._held = groups
+        self._layers = (_Layer * len(groups))(*(each._layer for each in groups))
+        self.out_channels = sum(each.out_features for each in groups)
+
+    def outputs(self, frames, kernel_size: int, stride: int, padding: int, num_outputs: int):
+        """(T, C) -> (num_outputs, C')"""
+        frames = _as_c_reads(frames)
+        out = torch.empty(num_outputs, self.out_channels)
+        by = _Convolution(len(self._layers), kernel_size, stride, padding)
+        if kernels.LIBRARY.convolve_groups(
+            self._layers, by, frames.data_ptr(), len(frames), num_outputs, out.data_ptr()
+        ):
+            raise MemoryError(f"levels of {len(frames)} frames")
         return out
 
 
