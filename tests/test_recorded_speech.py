@@ -157,6 +157,8 @@ def test_an4_in_every_form_of_its_audio(tmp_path, prepare, ending):
     assert {name.split("-")[1] for name in found["valid"]} == VALID
     assert {name.split("-")[1] for name in found["train"]} == set(SPEAKERS["train"]) - VALID
     assert {name.split("-")[1] for name in found["test"]} == set(SPEAKERS["test"])
+    train = list(found["train"].items())
+    assert list(rows(data, "train_tenth").items()) == train[::10] != train
     every = found["train"] | found["valid"] | found["test"]
     assert set(every) == set(samples)
     for name, (path, count, words, letters) in every.items():
@@ -303,6 +305,8 @@ def test_a_folder_is_prepared_once_and_of_one_thing(tmp_path, prepare):
     written = (data / "train.tsv").stat().st_mtime_ns
     assert prepare("an4", root, data).said.endswith(f"{data} is prepared already\n")
     assert (data / "train.tsv").stat().st_mtime_ns == written
+    (data / "train_tenth.tsv").unlink()  # of before there was one
+    assert not prepare("an4", root, data).error and rows(data, "train_tenth")
     shutil.copytree(root, tmp_path / "other")
     error = prepare("an4", tmp_path / "other", data).error
     assert f"{data} was prepared of {root} with other texts or options" in error
