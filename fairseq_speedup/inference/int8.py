@@ -287,6 +287,11 @@ class Int8Linear(InferenceLinear):
         self.product = product(weight, self.bias, of_gelus)
         self.weight = weight.to("meta")  # of the size that MACs ask for: the product has its own
 
+    @property
+    def in_c(self) -> LinearInC | None:
+        """Where all of it is in C."""
+        return self.product.linear if isinstance(self.product, CompiledProduct) else None
+
     @classmethod
     def of(cls, linear, of_gelus=False):
         product = product_here()

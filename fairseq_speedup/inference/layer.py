@@ -3,6 +3,9 @@
 from fairseq import utils
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 
+from fairseq_speedup.inference import kernels
+from fairseq_speedup.inference.attention import FusedAttention
+from fairseq_speedup.inference.kernels.layers import LayerInC
 from fairseq_speedup.inference.linear import Constant
 from fairseq_speedup.inference.low_rank import in_form
 
@@ -30,7 +33,20 @@ class FusedLayer(TransformerSentenceEncoderLayer):
             fused.fc2 = in_form(layer.fc2, linear, of_gelus=fused.uses_gelu)
         else:  # all units were pruned
             fused.fc2 = Constant(layer.fc2.bias)
+        fused.in_c = fused._in_c()
         return fused
+
+    def _in_c(self) -> LayerInC | None:
+        """All of it in one call, where each part can be."""
+        attention = self.self_attn
+        if type(attention) is not FusedAttention or attention.relative or not self.uses_gelu:
+            return None
+        parts = attention.in_proj, attention.out_proj, self.fc1, self.fc2
+        linears = [part.in_c for part in parts if getattr(part, "in_c", None) is not None]
+        norms = [self.self_attn_layer_norm, self.final_layer_norm]
+        if len(linears) < len(parts) or not kernels.takes(*(norm.weight for norm in norms)):
+            return None
+        return LayerInC(linears, norms, attention.num_heads, self.layer_norm_first)
 
     def forward(self, x, self_attn_padding_mask=None, packed_lengths=None, **unused):
         """
@@ -43,6 +59,9 @@ class FusedLayer(TransformerSentenceEncoderLayer):
             (T, B, C), and (attention weights to share or None, None), as fairseq's layer
         """
         batch = self_attn_padding_mask, packed_lengths
+        unpadded = self_attn_padding_mask is None and x.size(1) == 1
+        if self.in_c is not None and unpadded and kernels.takes(x):
+            return self.in_c.outputs(x, packed_lengths or [len(x)]), (None, None)
         if self.layer_norm_first:
             attended, weights = self.self_attn(self.self_attn_layer_norm(x), *batch)
             x, normalised = self.self_attn.out_proj.added_and_normalised(

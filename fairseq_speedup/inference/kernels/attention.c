@@ -1,7 +1,7 @@
 /* Self-attention of one utterance after another, in fp32: for each head and a few queries the
  * scores with all keys, their softmax and the weighted values, while all of it is in the cache.
  * attention.py calls it, and says what it gives. */
-#include "numbers.h"
+#include "attention.h"
 
 /* C (rows, columns) = A (rows, depth) B (depth, columns), B contiguous: the tile of products that
  * stays in registers. Two vectors wide, and so many rows that loading costs less than multiplying. */

@@ -2,9 +2,8 @@
  * comes before and after, by one team of threads. Weights are fetched from memory ahead of their
  * turn, as an utterance's few frames do not give enough to do while they come. linears.py calls it,
  * and says what each function gives. */
-#include "rows.h"
+#include "linears.h"
 
-#define GROUP 4               /* bytes of inputs that are multiplied at once: a float, or four bytes */
 #define MOST_ROWS 6           /* of a tile of any of those below */
 #define MOST_VECTORS 4
 #define MOST_LANES 16
@@ -25,21 +24,13 @@ typedef struct {
         const uint8_t *ahead, ptrdiff_t stride_ahead, Sums from, Sums to
 typedef void Tile(TILE_PARAMETERS);
 
-/* The instructions that weights are multiplied by, and the tiles whose sums stay in registers */
-typedef struct {
+/* And the tiles whose sums stay in registers */
+struct Multiplier {
     ptrdiff_t size;         /* of a weight: of an int8 or a float */
     ptrdiff_t lanes;        /* sums in a vector */
     ptrdiff_t most_vectors; /* of a tile, side by side */
     Tile *tiles[MOST_ROWS][MOST_VECTORS];
-} Multiplier;
-
-/* Weights lie as they are taken: of some groups of inputs after others panels of as many vectors of
- * outputs as a tile has, in each group after group those of an output side by side. */
-typedef struct {
-    const uint8_t *packed;
-    ptrdiff_t in, out;
-    const Multiplier *by;
-} Weights;
+};
 
 INLINE ptrdiff_t groups_of(const Weights *weights) {
     return rounded_up(weights->in * weights->by->size, GROUP) / GROUP;
@@ -82,38 +73,6 @@ void pack(const uint8_t *rows, ptrdiff_t in, ptrdiff_t out, const Multiplier *by
                 }
         }
 }
-
-/* What is known of a layer before its inputs are. Sums of products begin with `starts`: in fp32 that
- * is the bias; of bytes, the column's scale and `step` of the row's span make the output of a sum,
- * with the bias added. */
-typedef struct {
-    Weights weights;
-    const void *starts;
-    const float *scales, *bias; /* NULL in fp32 */
-    Levels levels;              /* of its inputs */
-    float step;
-} Layer;
-
-/* Rows of frames; or of bytes, with their spans, where there are no frames. They are `stride` floats
- * or bytes apart. */
-typedef struct {
-    const float *frames;
-    ptrdiff_t stride, count;
-    const uint8_t *bytes;
-    const float *spans;
-} Rows;
-
-/* What is made of outputs, in this order, of what there is: `residual` is added; what is normalised
- * of that goes to `normalised`, or else in its place; the GELU; of what was not normalised, levels. */
-typedef struct {
-    const float *residual;
-    Norm norm;
-    float *normalised;
-    const Levels *levels;
-    uint8_t *bytes;
-    float *spans;
-    int32_t gelu;
-} After;
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -327,7 +286,6 @@ const Multiplier *bytes_multiplier(int most_bits, int in_pairs) {
     return NULL;
 }
 
-/* Returns 1 where memory is at its end. */
 int linear(const Layer *layer, const Rows *given, const After *after, float *out) {
     const ptrdiff_t in = layer->weights.in, width = layer->weights.out;
     const ptrdiff_t num_rows = given->count;

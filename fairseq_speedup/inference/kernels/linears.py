@@ -19,7 +19,9 @@ class _Weights(ctypes.Structure):
     _fields_ = [("packed", POINTER), ("inputs", SIZE), ("outputs", SIZE), ("by", POINTER)]
 
 
-class _Layer(ctypes.Structure):
+class LinearStruct(ctypes.Structure):
+    """``Layer`` of linears.h."""
+
     _fields_ = [
         ("weights", _Weights),
         ("starts", POINTER),
@@ -60,10 +62,10 @@ declare("floats_multiplier", INT, returns=POINTER)
 declare("bytes_multiplier", INT, INT, returns=POINTER)
 declare("packed_size", SIZE, SIZE, POINTER, returns=SIZE)
 declare("pack", POINTER, SIZE, SIZE, POINTER, POINTER)
-declare("linear", *map(ctypes.POINTER, (_Layer, _Rows, _After)), POINTER, returns=INT)
+declare("linear", *map(ctypes.POINTER, (LinearStruct, _Rows, _After)), POINTER, returns=INT)
 declare(
     "convolve_groups",
-    *map(ctypes.POINTER, (_Layer, _Convolution)),
+    *map(ctypes.POINTER, (LinearStruct, _Convolution)),
     *(POINTER, SIZE, SIZE, POINTER),
     returns=INT,
 )
@@ -103,7 +105,7 @@ class LinearInC:
         kernels.LIBRARY.pack(weight.data_ptr(), *shape, packed.data_ptr())
         missing = -self.out_features % MOST_LANES
         self._held = [packed, F.pad(starts, (0, missing))]
-        self._layer = _Layer(_Weights(packed.data_ptr(), *shape), self._held[1].data_ptr())
+        self.struct = LinearStruct(_Weights(packed.data_ptr(), *shape), self._held[1].data_ptr())
 
     @classmethod
     def of_floats(cls, weight, bias) -> "LinearInC":
@@ -129,7 +131,7 @@ class LinearInC:
         made = cls(weight, starts, bytes_multiplier(in_pairs))
         held = scales.float().contiguous(), bias.float().contiguous()
         made._held += held
-        layer = made._layer
+        layer = made.struct
         layer.scales, layer.bias = (each.data_ptr() for each in held)
         layer.levels, layer.step = levels.in_c, 1 / levels.count
         return made
@@ -194,7 +196,7 @@ class LinearInC:
 
     def _run(self, rows: _Rows, shape, after: _After) -> torch.Tensor:
         out = torch.empty(shape)
-        if kernels.LIBRARY.linear(self._layer, rows, after, out.data_ptr()):
+        if kernels.LIBRARY.linear(self.struct, rows, after, out.data_ptr()):
             raise MemoryError(f"levels of {rows.count} frames")
         return out
 
@@ -210,7 +212,7 @@ class GroupedConvInC:
 
     def __init__(self, groups: list[LinearInC]):
         self._held = groups
-        self._layers = (_Layer * len(groups))(*(each._layer for each in groups))
+        self._layers = (LinearStruct * len(groups))(*(each.struct for each in groups))
         self.out_channels = sum(each.out_features for each in groups)
 
     def outputs(self, frames, kernel_size: int, stride: int, padding: int, num_outputs: int):

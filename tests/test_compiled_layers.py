@@ -1,0 +1,66 @@
+"""A transformer layer in one call of C gives what its parts do."""
+
+import pytest
+import torch
+from helpers.models import FRONT_ENDS, build_model, write_four_layers, write_wavlm
+from torch.testing import assert_close
+
+from fairseq_speedup.inference import kernels, to_inference_form
+from fairseq_speedup.inference.int8 import CompiledProduct, product_here
+from fairseq_speedup.inference.kernels.linears import floats_multiplier
+from fairseq_speedup.inference.layer import FusedLayer
+
+pytestmark = pytest.mark.skipif(not floats_multiplier(), reason="no compiled linear layers")
+FORMS = ["fp32"]
+if (product := product_here()) is not None and issubclass(product, CompiledProduct):
+    FORMS.append("int8")
+
+
+def layers_of(path, form, **options):
+    model = build_model(path, **options)
+    to_inference_form(model, form)
+    return [module for module in model.modules() if isinstance(module, FusedLayer)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@pytest.mark.parametrize("bits", [512, 256])
+@pytest.mark.parametrize("lengths", [[1], [37], [5, 40, 1], [500]], ids=str)
+@torch.no_grad()
+def test_a_layer_gives_what_its_parts_do(tmp_path, monkeypatch, form, front_end, bits, lengths):
+    monkeypatch.setattr(kernels, "MOST_BITS", bits)
+    layers = layers_of(write_four_layers(tmp_path / "four.pt", front_end), form)
+    assert len(layers) == 4
+    x = torch.randn(sum(lengths), 1, layers[0].fc1.in_features)
+    packed = {"packed_lengths": lengths} if len(lengths) > 1 else {}
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        for layer in layers:
+            together = layer.in_c
+            given, (weights, _) = layer(x, **packed)
+            assert given.shape == x.shape and weights is None
+            assert together is not None
+            layer.in_c = None
+            expected, _ = layer(x, **packed)
+            layer.in_c = together
+            # levels may round another way
+            tolerance = 1e-5 if form == "fp32" else 0.02
+            assert_close(given, expected, atol=tolerance, rtol=tolerance)
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_what_c_cannot_do_is_done_in_parts(tmp_path, form):
+    """A bias for each distance, frames in batches, and those that are padded."""
+    assert all(layer.in_c is None for layer in layers_of(write_wavlm(tmp_path / "wavlm.pt"), form))
+    layer = layers_of(write_four_layers(tmp_path / "four.pt", "group_norm"), form)[0]
+    x = torch.randn(20, 2, layer.fc1.in_features)
+    batch = layer(x)[0]
+    for index in range(2):
+        alone = layer(x[:, index : index + 1])[0]
+        assert_close(batch[:, index : index + 1], alone, atol=0.02, rtol=0.02)
+    mask = torch.zeros(1, 20, dtype=torch.bool)
+    mask[0, 15:] = True
+    padded = layer(x[:, :1], self_attn_padding_mask=mask)[0][:15]
+    assert_close(padded, layer(x[:15, :1])[0], atol=0.02, rtol=0.02)
