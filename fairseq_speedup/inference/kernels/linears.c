@@ -212,7 +212,8 @@ static void multiply_rows(const Layer *layer, const uint8_t *rows, ptrdiff_t str
         const ptrdiff_t group = beginning(groups, part, parts);
         const ptrdiff_t groups_here = beginning(groups, part + 1, parts) - group;
         const uint8_t *packed = weights->packed + vectors * lanes * group * GROUP;
-        const int is_last = part + 1 == parts;
+        /* sums of bytes are no outputs yet */
+        const int is_last = part + 1 == parts, rescales = is_last && layer->scales;
         _Pragma("omp for schedule(static) collapse(2) nowait")
         for (ptrdiff_t panel = 0; panel < panels; panel++)
             for (ptrdiff_t tile = 0; tile < of_panel; tile++) {
@@ -229,7 +230,7 @@ static void multiply_rows(const Layer *layer, const uint8_t *rows, ptrdiff_t str
                 const Sums aside = {summed, at.width * sizeof(int32_t)};
                 const Sums outputs = {out + at.row * pitch + at.column, pitch * sizeof(float)};
                 const int fits = at.columns == at.width;
-                const Sums to = fits && !(is_last && layer->scales) ? outputs : aside;
+                const Sums to = fits && !rescales ? outputs : aside;
                 Sums from = {(float *)layer->starts + at.column, 0};
                 if (part > 0)
                     from = fits ? outputs : aside;
@@ -239,9 +240,9 @@ static void multiply_rows(const Layer *layer, const uint8_t *rows, ptrdiff_t str
                 multiply(rows + at.row * stride + group * GROUP, stride, here, groups_here,
                          here + bytes + beginning(bytes, tile, of_panel),
                          at.width * GROUP / of_panel, from, to);
-                if (!fits && !(is_last && layer->scales))
+                if (!fits && !rescales)
                     copy_rows(aside, outputs, at.rows, at.columns * sizeof(int32_t));
-                if (is_last && (layer->scales || with_gelu))
+                if (rescales || (is_last && with_gelu))
                     finish_tile(summed, &at, layer, spans, with_gelu, outputs.first, pitch);
             }
     }
