@@ -64,3 +64,26 @@ def test_what_c_cannot_do_is_done_in_parts(tmp_path, form):
     mask[0, 15:] = True
     padded = layer(x[:, :1], self_attn_padding_mask=mask)[0][:15]
     assert_close(padded, layer(x[:15, :1])[0], atol=0.02, rtol=0.02)
+
+
+@torch.no_grad()
+def test_a_model_that_is_given_other_storage_gives_the_same(tmp_path):
+    path = write_four_layers(tmp_path / "four.pt", "group_norm")
+    layer = layers_of(path, "fp32")[0]
+    x = torch.randn(30, 1, layer.fc1.in_features)
+    expected = layer(x)[0]
+    layer.double().float()
+    torch.full((1 << 16,), torch.nan)  # where it may have been
+    assert torch.equal(layer(x)[0], expected)
+    layer.share_memory()
+    assert torch.equal(layer(x)[0], expected)
+
+
+@torch.no_grad()
+def test_frames_that_do_not_fit_are_refused(tmp_path):
+    layer = layers_of(write_four_layers(tmp_path / "four.pt", "group_norm"), "fp32")[0]
+    width = layer.fc1.in_features
+    with pytest.raises(ValueError, match=r"30 frames of .* channels, 29 of"):
+        layer(torch.randn(30, 1, width), packed_lengths=[20, 9])
+    with pytest.raises(ValueError, match="channels"):
+        layer(torch.randn(30, 1, width - 1))

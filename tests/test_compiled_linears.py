@@ -207,3 +207,38 @@ def test_of_no_frames_there_are_no_outputs():
     for product in products(80, 50):
         assert product.outputs(torch.randn(0, 80)).shape == (0, 50)
         assert product.outputs(torch.randn(0, 2, 80), gelu=True).shape == (0, 2, 50)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_no_number_stays_none(number):
+    """The frame that has it gives none, others what they gave."""
+    frames = torch.randn(9, 40)
+    for product in products(40, 24):
+        followed = what_follows(24, 9)
+        if not isinstance(product, LinearInC):
+            second = type(product)(torch.randn(7, 24), torch.zeros(7), of_gelus=True)
+            followed["levels of the GELU"] = lambda product, frames, second=second: second.outputs(
+                product.gelu_to_levels(frames, second)
+            )
+        for name, call in followed.items():
+            expected, others = call(product, frames), torch.arange(len(frames)) != 4
+            broken = frames.clone()
+            broken[4, 11] = number
+            given = call(product, broken)
+            for one, other in zip(given.split(9), expected.split(9), strict=True):
+                assert torch.equal(one[others], other[others]), name
+                if name != "gelu" or number > 0 or number != number:  # GELU(-inf) is 0
+                    assert not one[4].isfinite().all(), name
+
+
+def test_what_does_not_fit_is_refused():
+    for product in products(80, 8):
+        for frames in (torch.randn(10, 40), torch.randn(10, 160), torch.randn(3, 7)):
+            with pytest.raises(ValueError, match="channels, 80 needed"):
+                product.outputs(frames)
+        frames = torch.randn(10, 80)
+        for residual in (torch.randn(1, 8), torch.randn(8, 10), torch.randn(11, 8)):
+            with pytest.raises(ValueError, match="a residual of"):
+                product.added(frames, residual)
+            with pytest.raises(ValueError, match="a residual of"):
+                product.added_and_normalised(frames, residual, norm_of(8))

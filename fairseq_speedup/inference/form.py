@@ -97,6 +97,8 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
         model.float()
         report["kernels"] = kernels.how()
         _warn_of_slow_kernels(kernels.how())
+    if form == "int8" and (product := product_here()) is not None:
+        report["products"] = product.HOW
     report["front_end"] = _front_end(encoder, linear, on_cpu)
     report["positional_convolution"] = _positions(transformer, linear)
     report["layers"] = _layers(transformer.layers, linear)
@@ -112,7 +114,7 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
 def _warn_of_slow_kernels(how: str) -> None:
     """Once, where none are compiled."""
     if kernels.LIBRARY is None:
-        logger.warning("--inference takes longer here than it need: %s", how)
+        logger.warning("--inference takes longer here than it needs to: %s", how)
 
 
 def is_on_cpu(model: nn.Module) -> bool:

@@ -46,6 +46,7 @@ class Product:
         LARGEST: weights are from -LARGEST to this
         DTYPE: of the levels that it is given
         LEAST_WEIGHTS: with fewer, fp32 is faster
+        HOW: it multiplies, in words
         levels: of its inputs
 
     Args:
@@ -58,6 +59,7 @@ class Product:
     LARGEST: int
     DTYPE: torch.dtype
     LEAST_WEIGHTS = 0
+    HOW: str
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, of_gelus: bool):
         scales = weight.abs().amax(dim=1).clamp(min=SMALLEST) / self.LARGEST
@@ -167,6 +169,7 @@ class VnniProduct(CompiledProduct):
     """
 
     LEVELS, LARGEST, IN_PAIRS = 255, 127, False
+    HOW = "in C, four at once (VNNI)"
 
     @classmethod
     def runs_here(cls):
@@ -186,6 +189,7 @@ class PairsProduct(CompiledProduct):
     """
 
     LEVELS, LARGEST, IN_PAIRS = 255, 64, True
+    HOW = "in C, two at once"
 
     @classmethod
     def runs_here(cls):
@@ -197,6 +201,7 @@ class OneDnnProduct(Product):
     of two products go through 16 bits, and are cut off."""
 
     LEVELS, LARGEST, DTYPE = 255, 127, torch.uint8
+    HOW = "oneDNN's"
 
     @classmethod
     def runs_here(cls):
@@ -228,6 +233,7 @@ class FbgemmProduct(Product):
 
     LEVELS, LARGEST, DTYPE = PairsProduct.LEVELS, PairsProduct.LARGEST, torch.float32
     LEAST_WEIGHTS = 1 << 17
+    HOW = "FBGEMM's"
 
     @classmethod
     def runs_here(cls):

@@ -24,7 +24,7 @@ def kind_for(device: torch.device, linear: type[InferenceLinear]) -> "type[LongC
 
 
 class LongConv1d(nn.Conv1d):
-    """What the two have in common: all outputs at stride 1, of which a stride takes its own.
+    """What they have in common.
 
     Attributes:
         how: it computes, in words
@@ -51,17 +51,16 @@ class LongConv1d(nn.Conv1d):
         raise NotImplementedError
 
     def outputs(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B, T, C) -> (B, T', C'), at stride 1, padding included."""
+        """(B, T, C) -> (B, T', C'), padding included."""
         raise NotImplementedError
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """(B, C, T) -> (B, C', T')"""
-        (stride,) = self.stride
-        return self.outputs(frames.transpose(1, 2))[:, ::stride].transpose(1, 2)
+        return self.outputs(frames.transpose(1, 2)).transpose(1, 2)
 
-    def num_outputs(self, num_frames: int) -> int:
+    def num_outputs(self, num_frames: int, stride: int = 1) -> int:
         (padding,), (kernel_size,) = self.padding, self.kernel_size
-        return conv_length(num_frames + 2 * padding, kernel_size, 1)
+        return conv_length(num_frames + 2 * padding, kernel_size, stride)
 
 
 class FourierConv1d(LongConv1d):
@@ -87,7 +86,7 @@ class FourierConv1d(LongConv1d):
         self.bias = bias
 
     def outputs(self, frames):
-        (padding,), frames = self.padding, frames.float()
+        (padding,), (stride,), frames = self.padding, self.stride, frames.float()
         batch_size, num_frames, dim = frames.shape
         num_outputs = self.num_outputs(num_frames)
         num_blocks = -(-num_outputs // self.step)
@@ -105,7 +104,7 @@ class FourierConv1d(LongConv1d):
         outputs = outputs.unflatten(2, (batch_size, num_blocks))
         # step x G x B x blocks x C' / G -> B x blocks * step x C'
         outputs = outputs.permute(2, 3, 0, 1, 4).reshape(batch_size, -1, self.out_channels)
-        return outputs[:, :num_outputs] + self.bias
+        return outputs[:, :num_outputs:stride] + self.bias
 
 
 class BandedConv1d(LongConv1d):
@@ -129,7 +128,7 @@ class BandedConv1d(LongConv1d):
         self.bias = bias.to(dtype).view(self.groups, 1, -1).repeat(1, 1, self.STEP)
 
     def outputs(self, frames):
-        (padding,), (kernel_size,) = self.padding, self.kernel_size
+        (padding,), (kernel_size,), (stride,) = self.padding, self.kernel_size, self.stride
         batch_size, num_frames, _ = frames.shape
         num_outputs = self.num_outputs(num_frames)
         num_windows = -(-num_outputs // self.STEP)
@@ -143,7 +142,7 @@ class BandedConv1d(LongConv1d):
         products = torch.baddbmm(self.bias, windows, self.matrix)  # rounded once
         # G x B * windows x STEP * C' / G -> B x windows * STEP x C'
         products = products.view(self.groups, batch_size, num_windows * self.STEP, -1)
-        outputs = products[:, :, :num_outputs].permute(1, 2, 0, 3).flatten(2)
+        outputs = products[:, :, :num_outputs:stride].permute(1, 2, 0, 3).flatten(2)
         return outputs.to(frames.dtype)
 
 
@@ -165,14 +164,9 @@ class Int8Conv1d(LongConv1d):
         self.in_c = GroupedConvInC([product.linear for product in products])
 
     def outputs(self, frames):
-        """At the stride of the convolution."""
         (kernel_size,), (padding,), (stride,) = self.kernel_size, self.padding, self.stride
-        num_outputs = conv_length(frames.size(1) + 2 * padding, kernel_size, stride)
-        shape = kernel_size, stride, padding, num_outputs
+        shape = kernel_size, stride, padding, self.num_outputs(frames.size(1), stride)
         return torch.stack([self.in_c.outputs(each, *shape) for each in frames])
-
-    def forward(self, frames):
-        return self.outputs(frames.transpose(1, 2)).transpose(1, 2)
 
 
 def banded(weight: torch.Tensor, groups: int, step: int) -> torch.Tensor:

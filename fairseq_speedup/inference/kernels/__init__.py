@@ -38,7 +38,10 @@ def sources_of(folder: Path) -> int:
 def _load() -> tuple[Any, str]:
     """The library or None, and why in words. It comes after torch, so that both have the same
     threads."""
-    why = ["pip found no C compiler, or one that it failed with (pip install -v says how)"]
+    why = [
+        "no library was found: pip had no C compiler, or one that it failed with (pip install -v "
+        "says how), or what runs is a checkout that was never installed"
+    ]
     for path in _candidates():
         try:
             library = ctypes.CDLL(str(path))
@@ -70,4 +73,6 @@ def takes(*tensors) -> bool:
 
 def how() -> str:
     """What computes it here, in words."""
-    return f"torch's operators: {_WHY_NOT}" if LIBRARY is None else "compiled"
+    if LIBRARY is None:
+        return f"torch's operators: {_WHY_NOT}"
+    return f"compiled, in vectors of up to {MOST_BITS} bits"

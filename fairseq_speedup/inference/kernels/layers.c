@@ -76,13 +76,17 @@ int transformer_layer(const TransformerLayer *layer, const float *frames,
         for (ptrdiff_t row = 0; row < num_frames; row++)
             normalise_row(frames + row * width, width, &layer->attention_norm,
                           between.normalised + row * width);
-    const Rows given = {layer->norm_first ? between.normalised : frames, width, num_frames};
-    const Rows attended = {between.attended, layer->out.weights.in, num_frames};
-    const Rows hidden = {layer->norm_first ? between.normalised : between.hidden, width, num_frames};
-    Rows units = {between.units, layer->first.weights.out, num_frames};
+    Rows given = {.frames = frames, .stride = width, .count = num_frames};
+    Rows hidden = {.frames = between.hidden, .stride = width, .count = num_frames};
+    if (layer->norm_first)
+        given.frames = hidden.frames = between.normalised;
+    const Rows attended = {
+        .frames = between.attended, .stride = layer->out.weights.in, .count = num_frames};
+    Rows units = {
+        .frames = between.units, .stride = layer->first.weights.out, .count = num_frames};
     After after_first = {.gelu = 1};
     if (in_bytes) {
-        units = (Rows){NULL, units.stride, num_frames, between.levels, between.spans};
+        units.frames = NULL, units.bytes = between.levels, units.spans = between.spans;
         after_first.levels = &layer->second.levels;
         after_first.bytes = between.levels, after_first.spans = between.spans;
     }

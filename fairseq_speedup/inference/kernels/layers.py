@@ -47,7 +47,8 @@ class LayerInC:
     ):
         structs = (each.struct for each in linears)
         self._struct = _Layer(*structs, *map(NormInC.of, norms), num_heads, norm_first)
-        self._held = linears, norms  # the structure has addresses alone
+        # the structure has addresses alone, and a model may be given other storage
+        self._held = linears, [part.detach() for norm in norms for part in norm.parameters()]
         self.width = linears[-1].out_features
 
     def outputs(self, frames: torch.Tensor, lengths: list[int]) -> torch.Tensor:
@@ -57,8 +58,14 @@ class LayerInC:
             frames: of one utterance, or of several one behind another
             lengths: of each
         Raises:
+            ValueError: frames of another width or number
             MemoryError
         """
+        if frames.size(-1) != self.width or sum(lengths) != len(frames):
+            raise ValueError(
+                f"{len(frames)} frames of {frames.size(-1)} channels, {sum(lengths)} of "
+                f"{self.width} needed"
+            )
         frames = frames.contiguous()
         out = torch.empty_like(frames)
         if kernels.LIBRARY.transformer_layer(

@@ -339,10 +339,8 @@ INLINE void group_to_levels_any(const float *frames, ptrdiff_t num_frames, ptrdi
                                 ptrdiff_t width, ptrdiff_t padding, const Levels *levels,
                                 uint8_t *bytes, float *span) {
     *span = 0;
-    for (ptrdiff_t i = 0; i < num_frames; i++) {
-        float of_row = span_of(frames + i * pitch, width, levels);
-        *span = of_row > *span ? of_row : *span;
-    }
+    for (ptrdiff_t i = 0; i < num_frames; i++)
+        *span = larger_span(*span, span_of(frames + i * pitch, width, levels));
     memset(bytes, (uint8_t)levels->offset, padding * width);
     bytes += padding * width;
     for (ptrdiff_t i = 0; i < num_frames; i++, bytes += width)

@@ -2,6 +2,7 @@
 the levels of what goes in, the products and what follows them."""
 
 import ctypes
+import math
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,8 @@ def bytes_multiplier(in_pairs: bool) -> int | None:
 
 
 class LinearInC:
-    """Made by :meth:`of_floats` or :meth:`of_bytes`.
+    """Made by :meth:`of_floats` or :meth:`of_bytes`. Its methods raise ValueError for frames of
+    another width, or a residual of other sizes than the outputs.
 
     Args:
         weight: (out_features, in_features), fp32 or int8
@@ -164,14 +166,14 @@ class LinearInC:
 
     def added(self, frames, residual):
         """``residual`` (..., out_features) and the outputs."""
-        rows, _ = self._rows(frames)
-        residual = _as_c_reads(residual)
+        rows, shape = self._rows(frames)
+        residual = self._residual(residual, shape)
         return self._run(rows, residual.shape, _After(residual=residual.data_ptr()))
 
     def added_and_normalised(self, frames, residual, norm: nn.LayerNorm):
         """What :meth:`added` gives, and that normalised."""
-        rows, _ = self._rows(frames)
-        residual = _as_c_reads(residual)
+        rows, shape = self._rows(frames)
+        residual = self._residual(residual, shape)
         normalised = torch.empty_like(residual)
         after = _After(
             residual=residual.data_ptr(),
@@ -182,6 +184,9 @@ class LinearInC:
 
     def _rows(self, frames) -> tuple[_Rows, tuple]:
         """And the shape of the outputs."""
+        levels = frames.levels if isinstance(frames, LevelRows) else frames
+        if levels.size(-1) != self.in_features:
+            raise ValueError(f"frames of {levels.size(-1)} channels, {self.in_features} needed")
         if isinstance(frames, LevelRows):
             count, stride = len(frames.spans), frames.levels.stride(0)
             rows = _Rows(None, stride, count, frames.levels.data_ptr(), frames.spans.data_ptr())
@@ -193,6 +198,11 @@ class LinearInC:
         rows = _Rows(frames.data_ptr(), stride, frames.numel() // self.in_features)
         rows.held = frames  # the structure has an address alone
         return rows, (*frames.shape[:-1], self.out_features)
+
+    def _residual(self, residual, shape):
+        if residual.numel() != math.prod(shape) or residual.size(-1) != shape[-1]:
+            raise ValueError(f"a residual of {tuple(residual.shape)} to outputs of {shape}")
+        return _as_c_reads(residual)
 
     def _run(self, rows: _Rows, shape, after: _After) -> torch.Tensor:
         out = torch.empty(shape)
@@ -218,6 +228,9 @@ class GroupedConvInC:
     def outputs(self, frames, kernel_size: int, stride: int, padding: int, num_outputs: int):
         """(T, C) -> (num_outputs, C')"""
         frames = _as_c_reads(frames)
+        num_channels = len(self._held) * (self._held[0].in_features // kernel_size)
+        if frames.size(-1) != num_channels:
+            raise ValueError(f"frames of {frames.size(-1)} channels, {num_channels} needed")
         out = torch.empty(num_outputs, self.out_channels)
         by = _Convolution(len(self._layers), kernel_size, stride, padding)
         if kernels.LIBRARY.convolve_groups(

@@ -37,7 +37,7 @@ INLINE int vector_bits(void) {
 #define ON_EVERY_CPU(RETURNS, NAME, PARAMETERS, ARGUMENTS)                                        \
     OF_512_BITS static RETURNS NAME##_512 PARAMETERS { return NAME##_any ARGUMENTS; }             \
     OF_256_BITS static RETURNS NAME##_256 PARAMETERS { return NAME##_any ARGUMENTS; }             \
-    static RETURNS NAME PARAMETERS {                                                              \
+    __attribute__((unused)) static RETURNS NAME PARAMETERS {                                      \
         const int bits = vector_bits();                                                           \
         if (bits == 512)                                                                          \
             return NAME##_512 ARGUMENTS;                                                          \
@@ -45,7 +45,7 @@ INLINE int vector_bits(void) {
     }
 #else
 #define ON_EVERY_CPU(RETURNS, NAME, PARAMETERS, ARGUMENTS)                                        \
-    static RETURNS NAME PARAMETERS { return NAME##_any ARGUMENTS; }
+    __attribute__((unused)) static RETURNS NAME PARAMETERS { return NAME##_any ARGUMENTS; }
 #endif
 
 INLINE ptrdiff_t rounded_up(ptrdiff_t number, ptrdiff_t multiple) {

@@ -12,15 +12,36 @@ typedef struct {
     int32_t both_sides; /* of 0: from minus the largest to plus that, whatever the lowest */
 } Levels;
 
+/* Numbers that are not below 0 are ordered as their bits are, and infinities and NaN come after all
+ * others. Comparing bits keeps them, which comparing numbers does not: what has a span of no number
+ * becomes none. */
+INLINE int32_t bits_of(float number) {
+    int32_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    return bits;
+}
+
+INLINE float with_bits(int32_t bits) {
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+INLINE float larger_span(float one, float other) {
+    return with_bits(bits_of(one) > bits_of(other) ? bits_of(one) : bits_of(other));
+}
+
 INLINE float span_of(const float *row, ptrdiff_t width, const Levels *levels) {
-    float highest = row[0], lowest = row[0];
+    int32_t largest = 0; /* of the numbers without their signs */
+    float highest = row[0];
     for (ptrdiff_t i = 0; i < width; i++) {
+        int32_t bits = bits_of(row[i]) & INT32_MAX;
+        largest = bits > largest ? bits : largest;
         highest = row[i] > highest ? row[i] : highest;
-        lowest = row[i] < lowest ? row[i] : lowest;
     }
-    float span = levels->both_sides ? (-lowest > highest ? -lowest : highest)
-                                    : highest - levels->lowest;
-    return span < 1e-12f ? 1e-12f : span;
+    const int is_finite = largest < 0x7f800000;
+    float span = levels->both_sides || !is_finite ? with_bits(largest) : highest - levels->lowest;
+    return larger_span(span, 1e-12f);
 }
 
 INLINE void write_levels(const float *row, ptrdiff_t width, const Levels *levels, float span,
