@@ -212,7 +212,9 @@ def test_a_form_without_them_says_so_once(tmp_path, monkeypatch, caplog):
     for _ in range(2):
         report = to_inference_form(build_model(path), "fp32")
         assert report["kernels"] == "torch's operators: no compiler in this test"
-    assert caplog.text.count("takes longer here than it needs to: torch's operators: no compiler") == 1
+    assert (
+        caplog.text.count("takes longer here than it needs to: torch's operators: no compiler") == 1
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

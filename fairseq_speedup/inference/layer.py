@@ -1,5 +1,6 @@
 """The transformer's layers in their inference form."""
 
+import torch
 from fairseq import utils
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 
@@ -37,9 +38,11 @@ class FusedLayer(TransformerSentenceEncoderLayer):
         return fused
 
     def _in_c(self) -> LayerInC | None:
-        """All of it in one call, where each part can be."""
+        """All of it in one call, where each part can be, attention in fp32 among them."""
         attention = self.self_attn
-        if type(attention) is not FusedAttention or attention.relative or not self.uses_gelu:
+        if type(attention) is not FusedAttention or attention.relative is not None:
+            return None
+        if attention.dtype is not torch.float32 or not self.uses_gelu:
             return None
         parts = attention.in_proj, attention.out_proj, self.fc1, self.fc2
         linears = [part.in_c for part in parts if getattr(part, "in_c", None) is not None]
