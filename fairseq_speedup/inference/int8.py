@@ -178,17 +178,17 @@ class VnniProduct(CompiledProduct):
 
 class PairsProduct(CompiledProduct):
     """For CPUs with AVX2 or AVX-512 alone. As sums of two products go through 16 bits there,
-    weights have 129 levels: 2 * 255 * 64 < 2 ** 15. Fewer for inputs, in whose rows one number is
-    often far from the others, cost more: with 181 and 182 posteriors are 1.17 to 1.43 times as far
-    from those in fp32, with 255 and 128 2 to 2.9 times (divergence; three models of 256 channels,
-    fine-tuned on AN4).
+    inputs have 218 levels and weights 151: 2 * 217 * 75 < 2 ** 15. In rows of inputs one number is
+    often far from the others: with 182 and 181 posteriors are 1.1 to 1.3 times as far from those in
+    fp32 (divergence; three models of 256 channels, fine-tuned on AN4). With 256 and 129 they are
+    0.8 to 1.05 times as far, and a WavLM of random weights errs more.
 
     One thread of an Intel Xeon kept to AVX2 took 0.6 to 0.9 of the time of FBGEMM's product with
     what is around it for 16 and 40 frames, 0.85 to 0.95 for 133 and 0.9 to 1.1 for more (768 to
     4096 channels).
     """
 
-    LEVELS, LARGEST, IN_PAIRS = 255, 64, True
+    LEVELS, LARGEST, IN_PAIRS = 217, 75, True
     HOW = "in C, two at once"
 
     @classmethod

@@ -31,7 +31,7 @@ def cpu_has(*instructions: str) -> bool:
     """Whether this CPU has one of these instruction sets, by torch's names; with
     ``ATEN_CPU_CAPABILITY=avx2``, as if it were one with AVX2 alone."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if kernels.MOST_BITS < 512:
+    if kernels.MOST_BITS < 512 and capabilities.get("avx512_f"):  # it has more than is asked for
         wider = "avx512", "avx10", "avx_vnni", "amx"
         capabilities = {
             name: capabilities[name] for name in capabilities if not name.startswith(wider)
