@@ -1,5 +1,5 @@
-/* A transformer layer of wav2vec 2.0's, of its linear layers and attention: one call in place of five,
- * each of which costs as much, before anything is computed, as a few frames. layers.py calls it. */
+/* A transformer layer of wav2vec 2.0's, of its linear layers and attention: one call in place of five.
+ * layers.py calls it. */
 #include "attention.h"
 #include "linears.h"
 
