@@ -42,7 +42,7 @@ typedef struct {
 } Kernel;
 
 static Kernel kernel_here(int most_bits) {
-    const int has = vector_bits(), bits = has < most_bits ? has : most_bits;
+    const int bits = vector_bits_within(most_bits);
 #if defined(__x86_64__)
     if (bits >= 512)
         return (Kernel){tile_of_512_bits, 12, 32};

@@ -34,13 +34,6 @@ static float *make_room(const TransformerLayer *layer, ptrdiff_t num_frames, Bet
     return memory;
 }
 
-INLINE void normalise_row_any(const float *row, ptrdiff_t width, const Norm *norm, float *out) {
-    normalise(row, width, norm, out);
-}
-ON_EVERY_CPU(void, normalise_row,
-             (const float *row, ptrdiff_t width, const Norm *norm, float *out),
-             (row, width, norm, out))
-
 /* Of utterances one behind another. Returns 1 where memory is at its end. */
 static int attend_each(const TransformerLayer *layer, const ptrdiff_t *lengths,
                        ptrdiff_t num_utterances, ptrdiff_t num_threads, int most_bits,
@@ -71,15 +64,8 @@ int transformer_layer(const TransformerLayer *layer, const float *frames,
     float *memory = make_room(layer, num_frames, &between);
     if (!memory)
         return 1;
-    if (layer->norm_first)
-        _Pragma("omp parallel for schedule(static)")
-        for (ptrdiff_t row = 0; row < num_frames; row++)
-            normalise_row(frames + row * width, width, &layer->attention_norm,
-                          between.normalised + row * width);
     Rows given = {.frames = frames, .stride = width, .count = num_frames};
     Rows hidden = {.frames = between.hidden, .stride = width, .count = num_frames};
-    if (layer->norm_first)
-        given.frames = hidden.frames = between.normalised;
     const Rows attended = {
         .frames = between.attended, .stride = layer->out.weights.in, .count = num_frames};
     Rows units = {
@@ -94,6 +80,11 @@ int transformer_layer(const TransformerLayer *layer, const float *frames,
     After after_out = {.residual = frames, .norm = layer->attention_norm};
     After after_second = {.residual = between.hidden, .norm = layer->final_norm};
     if (layer->norm_first) {
+        _Pragma("omp parallel for schedule(static)")
+        for (ptrdiff_t row = 0; row < num_frames; row++)
+            normalise(frames + row * width, width, &layer->attention_norm,
+                      between.normalised + row * width);
+        given.frames = hidden.frames = between.normalised;
         after_out.norm = layer->final_norm, after_out.normalised = between.normalised;
         after_second.norm = (Norm){0};
     }

@@ -254,7 +254,7 @@ INLINE void finish_row_any(const After *after, ptrdiff_t row, ptrdiff_t width, f
             out[i] = after->residual[row * width + i] + out[i];
     if (after->norm.weight) {
         float *normalised = after->normalised ? after->normalised + row * width : out;
-        normalise(out, width, &after->norm, normalised);
+        normalise_any(out, width, &after->norm, normalised);
         if (after->gelu)
             gelu(normalised, width);
     }
@@ -266,7 +266,7 @@ ON_EVERY_CPU(void, finish_row, (const After *after, ptrdiff_t row, ptrdiff_t wid
              (after, row, width, out))
 
 const Multiplier *floats_multiplier(int most_bits) {
-    const int has = vector_bits(), bits = has < most_bits ? has : most_bits;
+    const int bits = vector_bits_within(most_bits);
 #if defined(__x86_64__)
     if (bits >= 256)
         return bits >= 512 ? &floats_512 : &floats_256;
@@ -276,7 +276,7 @@ const Multiplier *floats_multiplier(int most_bits) {
 }
 
 const Multiplier *bytes_multiplier(int most_bits, int in_pairs) {
-    const int has = vector_bits(), bits = has < most_bits ? has : most_bits;
+    const int bits = vector_bits_within(most_bits);
 #if defined(__x86_64__)
     if (!in_pairs)
         return bits >= 512 && __builtin_cpu_supports("avx512vnni") ? &fours_512 : NULL;

@@ -37,7 +37,8 @@ typedef struct {
 } Rows;
 
 /* What is made of outputs, in this order, of what there is: `residual` is added; what is normalised
- * of that goes to `normalised`, or else in its place; the GELU; of what was not normalised, levels. */
+ * of that goes to `normalised`, or else in its place; the GELU, which without a norm is the first; of
+ * what was not normalised, levels. */
 typedef struct {
     const float *residual;
     Norm norm;

@@ -31,6 +31,12 @@ INLINE int vector_bits(void) {
     return 128;
 }
 
+/* Of those that are used: as wide as this CPU has, but not wider than is asked for */
+INLINE int vector_bits_within(int most_bits) {
+    const int bits = vector_bits();
+    return bits < most_bits ? bits : most_bits;
+}
+
 /* NAME, compiled of the inline function NAME_any for each width of vectors, of which it takes the
  * widest that there is. */
 #if defined(__x86_64__)

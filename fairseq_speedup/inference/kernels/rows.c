@@ -13,7 +13,7 @@ INLINE void rescale_row_any(float *row, const float *bias, ptrdiff_t width, floa
     for (ptrdiff_t i = 0; i < width; i++)
         row[i] = row[i] * scale + bias[i];
     if (norm->weight)
-        normalise(row, width, norm, row);
+        normalise_any(row, width, norm, row);
     if (with_gelu)
         gelu(row, width);
 }
@@ -27,7 +27,7 @@ INLINE void add_row_any(float *row, const float *bias, const float *residual,
     for (ptrdiff_t i = 0; i < width; i++)
         row[i] = residual[i] + (row[i] * scale + bias[i]);
     if (normalised)
-        normalise(row, width, norm, normalised);
+        normalise_any(row, width, norm, normalised);
 }
 ON_EVERY_CPU(void, add_row,
              (float *row, const float *bias, const float *residual, ptrdiff_t width,
@@ -43,7 +43,7 @@ INLINE void convolve_row_any(const float *samples, ptrdiff_t kernel_size,
         for (ptrdiff_t i = 0; i < width; i++)
             out[i] += samples[k] * weight[k * width + i];
     if (norm->weight)
-        normalise(out, width, norm, out);
+        normalise_any(out, width, norm, out);
     gelu(out, width);
 }
 ON_EVERY_CPU(void, convolve_row,

@@ -72,7 +72,7 @@ typedef struct {
     float eps;
 } Norm;
 
-INLINE void normalise(const float *row, ptrdiff_t width, const Norm *norm, float *out) {
+INLINE void normalise_any(const float *row, ptrdiff_t width, const Norm *norm, float *out) {
     float sum = 0, squares = 0;
     for (ptrdiff_t i = 0; i < width; i++)
         sum += row[i];
@@ -83,6 +83,9 @@ INLINE void normalise(const float *row, ptrdiff_t width, const Norm *norm, float
     for (ptrdiff_t i = 0; i < width; i++)
         out[i] = (row[i] - mean) * scale * norm->weight[i] + norm->bias[i];
 }
+ON_EVERY_CPU(void, normalise,
+             (const float *row, ptrdiff_t width, const Norm *norm, float *out),
+             (row, width, norm, out))
 
 INLINE void gelu(float *row, ptrdiff_t width) {
     for (ptrdiff_t i = 0; i < width; i++)
