@@ -24,6 +24,21 @@ def layers_of(path, form, **options):
     return [module for module in model.modules() if isinstance(module, FusedLayer)]
 
 
+def check_against_its_parts(layer, lengths, form):
+    x = torch.randn(sum(lengths), 1, layer.fc1.in_features)
+    packed = {"packed_lengths": lengths} if len(lengths) > 1 else {}
+    together = layer.in_c
+    given, (weights, _) = layer(x, **packed)
+    assert given.shape == x.shape and weights is None
+    assert together is not None
+    layer.in_c = None
+    expected, _ = layer(x, **packed)
+    layer.in_c = together
+    # levels may round another way
+    tolerance = 1e-5 if form == "fp32" else 0.02
+    assert_close(given, expected, atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 @pytest.mark.parametrize("bits", [512, 256])
@@ -33,22 +48,21 @@ def test_a_layer_gives_what_its_parts_do(tmp_path, monkeypatch, form, front_end,
     monkeypatch.setattr(kernels, "MOST_BITS", bits)
     layers = layers_of(write_four_layers(tmp_path / "four.pt", front_end), form)
     assert len(layers) == 4
-    x = torch.randn(sum(lengths), 1, layers[0].fc1.in_features)
-    packed = {"packed_lengths": lengths} if len(lengths) > 1 else {}
     for num_threads in (1, 2):
         torch.set_num_threads(num_threads)
         for layer in layers:
-            together = layer.in_c
-            given, (weights, _) = layer(x, **packed)
-            assert given.shape == x.shape and weights is None
-            assert together is not None
-            layer.in_c = None
-            expected, _ = layer(x, **packed)
-            layer.in_c = together
-            # levels may round another way
-            tolerance = 1e-5 if form == "fp32" else 0.02
-            assert_close(given, expected, atol=tolerance, rtol=tolerance)
+            check_against_its_parts(layer, lengths, form)
     torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+@torch.no_grad()
+def test_many_frames_go_through_a_block_at_a_time(tmp_path, form, front_end):
+    layer = layers_of(write_four_layers(tmp_path / "four.pt", front_end), form)[1]
+    bytes_of_frame = layer.fc1.out_features * 4
+    num_frames = 2 * (1 << 22) // bytes_of_frame + 5  # two blocks of layers.c and a few frames
+    check_against_its_parts(layer, [100] * (num_frames // 100) + [num_frames % 100], form)
 
 
 @pytest.mark.parametrize("form", FORMS)
