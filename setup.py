@@ -10,7 +10,7 @@ SOURCES = sorted((HERE / KERNELS).glob("*.[ch]"))
 # Plain C, which ctypes calls; the inference forms do without it, slower, where no compiler is.
 EXTENSION = Extension(
     "fairseq_speedup.inference.kernels._kernels",
-    [f"{KERNELS}/{name}.c" for name in ("attention", "layers", "linears", "rows")],
+    [str(path.relative_to(HERE)) for path in SOURCES if path.suffix == ".c"],
     depends=[*(str(path.relative_to(HERE)) for path in SOURCES), "setup.py"],
     define_macros=[("SOURCES", f"{zlib.crc32(b''.join(path.read_bytes() for path in SOURCES))}u")],
     extra_compile_args=[

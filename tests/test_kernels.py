@@ -24,6 +24,7 @@ from fairseq_speedup.inference.kernels.rows import (
     rescale_gelu_to_levels,
     rows_to_levels,
 )
+from fairseq_speedup.inference.linear import cpu_has
 from fairseq_speedup.transformer.attention import attend
 
 LOWEST = -0.17
@@ -248,17 +249,13 @@ def test_no_number_of_others_is_changed_by_it():
     assert run_forked("-c", code).stdout.strip() == "True"
 
 
-@pytest.mark.parametrize(
-    ("num_frames", "num_heads", "dim"),
-    [(1, 2, 8), (5, 1, 64), (33, 12, 64), (97, 3, 80), (200, 7, 24), (260, 4, 100)],
-)
-@pytest.mark.parametrize("layout", ["padded", "packed", "transposed"])
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("most_bits", [512, 256, 128])
-def test_attention_is_torchs(
-    threads, library, monkeypatch, num_frames, num_heads, dim, layout, with_bias, most_bits
-):
-    monkeypatch.setattr(kernels, "MOST_BITS", most_bits)
+SHAPES = [(1, 2, 8), (5, 1, 64), (33, 12, 64), (97, 3, 80), (200, 7, 24), (260, 4, 100), (7, 3, 5)]
+# of the largest output: values have 1023 levels, weights 32767
+WORDS_TOLERANCE = 0.01
+
+
+def attention_of(num_frames, num_heads, dim, layout, with_bias):
+    """What attend_in_c is called with, and what it is to give."""
     torch.manual_seed(0)
     projected = torch.randn(num_frames, 2, 3 * num_heads * dim) * 2
     biases = torch.randn(2, num_heads, num_frames, num_frames) * 3 if with_bias else None
@@ -271,26 +268,76 @@ def test_attention_is_torchs(
         lengths = [num_frames, num_frames]
     elif layout == "transposed":
         projected = projected.transpose(0, 1).contiguous().transpose(0, 1)
-    ours = attend_in_c(projected, num_heads, lengths, biases)
-    assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    return (projected, num_heads, lengths, biases), expected
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", ["padded", "packed", "transposed"])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("most_bits", [512, 256, 128])
+def test_attention_is_torchs(threads, library, monkeypatch, shape, layout, with_bias, most_bits):
+    monkeypatch.setattr(kernels, "MOST_BITS", most_bits)
+    given, expected = attention_of(*shape, layout, with_bias)
+    assert_close(attend_in_c(*given), expected, atol=1e-4, rtol=1e-4)
+    in_words = attend_in_c(*given, in_words=True)
+    assert (in_words - expected).abs().max() < WORDS_TOLERANCE * expected.abs().max()
+    if most_bits < 512:  # no instruction for them
+        assert torch.equal(in_words, attend_in_c(*given))
+
+
+@pytest.mark.skipif(not cpu_has("avx512_vnni"), reason="a CPU without AVX-512 VNNI")
+def test_words_are_used_where_there_are_instructions(library):
+    given, _ = attention_of(33, 2, 64, "padded", False)
+    assert not torch.equal(attend_in_c(*given), attend_in_c(*given, in_words=True))
+
+
+@pytest.mark.parametrize("in_words", [False, True])
+@pytest.mark.parametrize("part", range(3), ids=["query", "key", "value"])
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_attention_hides_no_broken_number(library, in_words, part, broken):
+    """A model whose weights broke gives no transcript in its place."""
+    projected = torch.randn(70, 1, 3 * 32)
+    projected[30, 0, part * 32 + 3] = broken
+    heads = attend_in_c(projected, 2, in_words=in_words).unflatten(2, (2, 16))
+    whole = heads.isfinite().all(dim=-1)[:, 0]
+    assert not whole[30, 0]
+    assert whole[:, 1].all()
+    if part == 0:  # who asks is whom it reaches; in words, those of its block
+        assert whole[:, 0].sum() >= 69 - 23 * in_words
+    else:
+        assert not whole[:, 0].any()
+
+
+@pytest.mark.parametrize("in_words", [False, True])
+def test_attention_to_very_many_frames_alike(library, in_words):
+    """Weights of words are made smaller, so that sums stay in 32 bits."""
+    torch.manual_seed(0)
+    value = torch.rand(5000, 1, 16) + 1
+    given = torch.cat([torch.zeros(5000, 1, 32), value], dim=2)
+    expected = value.mean(dim=0, keepdim=True).expand_as(value)
+    assert_close(attend_in_c(given, 1, in_words=in_words), expected, atol=2e-3, rtol=0)
 
 
 def test_packed_utterances_may_be_of_several_lengths(threads, library):
     projected = torch.randn(60, 1, 3 * 32)
-    together = attend_in_c(projected, 4, [17, 1, 42])
-    apart = [attend_in_c(each, 4) for each in projected.split([17, 1, 42])]
-    assert torch.equal(together, torch.cat(apart))
+    for in_words in (False, True):
+        together = attend_in_c(projected, 4, [17, 1, 42], in_words=in_words)
+        apart = [attend_in_c(each, 4, in_words=in_words) for each in projected.split([17, 1, 42])]
+        assert torch.equal(together, torch.cat(apart))
 
 
-def test_attention_to_one_frame_alone_and_to_all_alike(threads, library):
+@pytest.mark.parametrize("in_words", [False, True])
+def test_attention_to_one_frame_alone_and_to_all_alike(threads, library, in_words):
     """Scores that are far apart, and that are the same."""
     value = torch.randn(50, 1, 64)
     alike = torch.zeros(50, 1, 64)
-    of_alike = attend_in_c(torch.cat([alike, alike, value], dim=2), 1)
-    assert_close(of_alike, value.mean(dim=0, keepdim=True).expand_as(value), atol=1e-6, rtol=1e-5)
+    tolerance = {"atol": WORDS_TOLERANCE, "rtol": 0} if in_words else {"atol": 1e-6, "rtol": 1e-5}
+    of_alike = attend_in_c(torch.cat([alike, alike, value], dim=2), 1, in_words=in_words)
+    assert_close(of_alike, value.mean(dim=0, keepdim=True).expand_as(value), **tolerance)
     apart = torch.zeros(50, 1, 64)
     apart[torch.arange(50), 0, torch.arange(50)] = 1e4
-    assert_close(attend_in_c(torch.cat([apart, apart, value], dim=2), 1), value)
+    of_apart = attend_in_c(torch.cat([apart, apart, value], dim=2), 1, in_words=in_words)
+    assert_close(of_apart, value, **tolerance)
 
 
 def test_attention_in_c_is_for_what_it_can():

@@ -32,7 +32,7 @@ class FusedAttention(nn.Module):
         self.projection_macs = sum(map(linear_macs, [*projections, attention.out_proj]))
         self.in_proj = beside(projections, linear)
         self.out_proj = in_form(attention.out_proj, linear)
-        self.dtype = self.out_proj.dtype
+        self.dtype, self.in_words = self.out_proj.dtype, self.out_proj.in_words
         # keeps the gate and the table of distances
         self.relative = attention if isinstance(attention, RelativeAttention) else None
         if self.relative is not None:
@@ -61,7 +61,8 @@ class FusedAttention(nn.Module):
         projected = self.in_proj(frames).to(self.dtype)
         if can_attend(projected, padding_mask):
             biases = self._biases(frames, packed_lengths)
-            return attend_in_c(projected, self.num_heads, packed_lengths, biases), None
+            attended = attend_in_c(projected, self.num_heads, packed_lengths, biases, self.in_words)
+            return attended, None
         projected = self._by_head(projected)
         if packed_lengths is None:
             attended = self._attend(projected, frames, padding_mask)

@@ -283,6 +283,7 @@ class Int8Linear(InferenceLinear):
     """
 
     dtype = torch.bfloat16 if multiplies_bf16() else torch.float32
+    in_words = True
 
     def __init__(self, linear: nn.Linear, of_gelus: bool = False):
         super().__init__(linear)

@@ -123,12 +123,14 @@ class InferenceLinear(FormLayer):
 
     Attributes:
         dtype: that attention between such layers is computed in
+        in_words: its products may be of whole numbers of 16 bits, where they are in C
 
     Args:
         linear: whose weights it takes
     """
 
     dtype = torch.float32
+    in_words = False
 
     def __init__(self, linear: nn.Linear):
         super().__init__()

@@ -60,6 +60,11 @@ class TwoLinears(FormLayer):
         return self.second.dtype
 
     @property
+    def in_words(self) -> bool:
+        """Likewise."""
+        return self.second.in_words
+
+    @property
     def entry(self) -> nn.Module:
         return self.first
 

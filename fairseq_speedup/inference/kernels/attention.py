@@ -7,7 +7,7 @@ from fairseq_speedup.inference.kernels import INT, POINTER, SIZE, declare
 
 FLOAT_SIZE = 4
 
-declare("attend", *[POINTER] * 3, *[SIZE] * 5, *[POINTER] * 2, *[SIZE] * 2, INT, returns=INT)
+declare("attend", *[POINTER] * 3, *[SIZE] * 5, *[POINTER] * 2, *[SIZE] * 2, INT, INT, returns=INT)
 
 
 def can_attend(projected, padding_mask) -> bool:
@@ -15,13 +15,18 @@ def can_attend(projected, padding_mask) -> bool:
     return padding_mask is None and kernels.takes(projected)
 
 
-def attend_in_c(projected, num_heads: int, packed_lengths=None, biases=None) -> torch.Tensor:
+def attend_in_c(
+    projected, num_heads: int, packed_lengths=None, biases=None, in_words: bool = False
+) -> torch.Tensor:
     """
     Args:
         projected: (T, B, 3 * C), queries, keys and values, of all heads each; or packed, (sum of
             lengths, 1, 3 * C)
         packed_lengths: frames of each utterance, of packed ones
         biases: for each utterance (heads, T, T), added to the scaled products; or None
+        in_words: products of whole numbers of 16 bits, where this CPU has an instruction that sums
+            them (AVX-512 VNNI): queries and keys of 12 bits (of 64 channels a head), weights of 15,
+            values of 10, and their signs
     Returns:
         (T, B, C), or so packed
     Raises:
@@ -44,6 +49,7 @@ def attend_in_c(projected, num_heads: int, packed_lengths=None, biases=None) -> 
             batch_size * out_width,
             torch.get_num_threads(),
             kernels.MOST_BITS,
+            in_words,
         )
         if failed:
             raise MemoryError(f"attention of {length} frames")

@@ -66,7 +66,8 @@ static int attend_each(const TransformerLayer *layer, const ptrdiff_t *lengths,
     const ptrdiff_t dim = width / layer->heads;
     for (ptrdiff_t i = 0; i < num_utterances; i++) {
         if (attend(projected, projected + width, projected + 2 * width, stride, dim, layer->heads,
-                   lengths[i], dim, NULL, projected, stride, num_threads, most_bits))
+                   lengths[i], dim, NULL, projected, stride, num_threads, most_bits,
+                   layer->projection.scales != NULL))
             return 1;
         projected += lengths[i] * stride;
     }

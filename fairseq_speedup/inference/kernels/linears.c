@@ -4,33 +4,9 @@
  * and says what each function gives. */
 #include "linears.h"
 
-#define MOST_ROWS 6           /* of a tile of any of those below */
-#define MOST_VECTORS 4
-#define MOST_LANES 16
 #define MOST_GROUPS 768       /* whose weights are taken at once */
 #define BLOCK (1 << 19)       /* bytes of rows that stay in the second cache */
 #define SHARED_FROM (1 << 17) /* multiplications: fewer are not worth a second thread */
-
-/* Sums in vectors, be they of floats or of int32; rows are `stride` apart, or all the same one */
-typedef struct {
-    void *first;
-    ptrdiff_t stride;
-} Sums;
-
-/* To the sums `from`, what groups of some rows and a panel of columns add. `ahead` is fetched,
- * `stride_ahead` bytes of it for each group. */
-#define TILE_PARAMETERS                                                            \
-    const uint8_t *rows, ptrdiff_t stride, const uint8_t *panel, ptrdiff_t groups, \
-        const uint8_t *ahead, ptrdiff_t stride_ahead, Sums from, Sums to
-typedef void Tile(TILE_PARAMETERS);
-
-/* And the tiles whose sums stay in registers */
-struct Multiplier {
-    ptrdiff_t size;         /* of a weight: of an int8 or a float */
-    ptrdiff_t lanes;        /* sums in a vector */
-    ptrdiff_t most_vectors; /* of a tile, side by side */
-    Tile *tiles[MOST_ROWS][MOST_VECTORS];
-};
 
 INLINE ptrdiff_t groups_of(const Weights *weights) {
     return rounded_up(weights->in * weights->by->size, GROUP) / GROUP;
@@ -38,13 +14,6 @@ INLINE ptrdiff_t groups_of(const Weights *weights) {
 
 INLINE ptrdiff_t vectors_of(const Weights *weights) {
     return rounded_up(weights->out, weights->by->lanes) / weights->by->lanes;
-}
-
-INLINE ptrdiff_t parts_of(ptrdiff_t whole, ptrdiff_t most) { return rounded_up(whole, most) / most; }
-
-/* Where the `part`-th of `parts` parts of `whole` begins, which are alike but for one */
-INLINE ptrdiff_t beginning(ptrdiff_t whole, ptrdiff_t part, ptrdiff_t parts) {
-    return whole * part / parts;
 }
 
 ptrdiff_t packed_size(ptrdiff_t in, ptrdiff_t out, const Multiplier *by) {
@@ -73,97 +42,6 @@ void pack(const uint8_t *rows, ptrdiff_t in, ptrdiff_t out, const Multiplier *by
                 }
         }
 }
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#define OF_VNNI __attribute__((target(WITH_512_BITS ",avx512vnni")))
-
-/* gcc copies the sums before each of its own _mm512_dpbusd_epi32, and spills them */
-INLINE OF_VNNI __m512i add_fours(__m512i sums, __m512i row, __m512i weights) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(row), "v"(weights));
-    return sums;
-}
-
-/* Sums of two products are in 16 bits: who calls sees to it that they fit. */
-INLINE OF_512_BITS __m512i add_pairs_512(__m512i sums, __m512i row, __m512i weights) {
-    __m512i pairs = _mm512_maddubs_epi16(row, weights);
-    return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-}
-
-INLINE OF_256_BITS __m256i add_pairs_256(__m256i sums, __m256i row, __m256i weights) {
-    __m256i pairs = _mm256_maddubs_epi16(row, weights);
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-
-INLINE OF_512_BITS __m512i add_floats_512(__m512i sums, __m512i row, __m512i weights) {
-    return _mm512_castps_si512(_mm512_fmadd_ps(_mm512_castsi512_ps(row),
-                                               _mm512_castsi512_ps(weights),
-                                               _mm512_castsi512_ps(sums)));
-}
-
-INLINE OF_256_BITS __m256i add_floats_256(__m256i sums, __m256i row, __m256i weights) {
-    return _mm256_castps_si256(_mm256_fmadd_ps(_mm256_castsi256_ps(row),
-                                               _mm256_castsi256_ps(weights),
-                                               _mm256_castsi256_ps(sums)));
-}
-
-/* A tile of vectors of BITS bits, rows and vectors as many as are known when it is compiled */
-#define EACH_VECTOR _Pragma("GCC unroll 4") for (int vector = 0; vector < num_vectors; vector++)
-#define EACH_ROW _Pragma("GCC unroll 6") for (int row = 0; row < num_rows; row++)
-#define DEFINE_MULTIPLY(ATTRIBUTES, NAME, ADD, BITS)                                           \
-    INLINE ATTRIBUTES void multiply_##NAME(const int num_rows, const int num_vectors,          \
-                                           TILE_PARAMETERS) {                                  \
-        typedef __m##BITS##i Vector;                                                           \
-        typedef __m##BITS##i_u Anywhere;                                                       \
-        const int lanes = BITS / 32;                                                           \
-        Vector kept[MOST_ROWS][MOST_VECTORS], weights[MOST_VECTORS];                           \
-        EACH_ROW EACH_VECTOR kept[row][vector] =                                               \
-            ((const Anywhere *)((const char *)from.first + row * from.stride))[vector];        \
-        _Pragma("GCC unroll 4") for (ptrdiff_t group = 0; group < groups; group++) {           \
-            EACH_VECTOR weights[vector] = *(const Anywhere *)(panel + vector * lanes * GROUP); \
-            panel += num_vectors * lanes * GROUP;                                              \
-            _mm_prefetch((const char *)ahead, _MM_HINT_T1);                                    \
-            if (num_vectors * lanes * GROUP > LINE)                                            \
-                _mm_prefetch((const char *)ahead + stride_ahead / 2, _MM_HINT_T1);             \
-            ahead += stride_ahead;                                                             \
-            EACH_ROW {                                                                         \
-                int32_t inputs;                                                                \
-                memcpy(&inputs, rows + row * stride + group * GROUP, GROUP);                   \
-                const Vector of_row = _mm##BITS##_set1_epi32(inputs);                          \
-                EACH_VECTOR kept[row][vector] = ADD(kept[row][vector], of_row, weights[vector]); \
-            }                                                                                  \
-        }                                                                                      \
-        EACH_ROW EACH_VECTOR                                                                   \
-        ((Anywhere *)((char *)to.first + row * to.stride))[vector] = kept[row][vector];        \
-    }
-#define DEFINE_TILE(NAME, ROWS, VECTORS)                                                      \
-    static void tile_of_##NAME##_##ROWS##_##VECTORS(TILE_PARAMETERS) {                        \
-        multiply_##NAME(ROWS, VECTORS, rows, stride, panel, groups, ahead, stride_ahead, from, \
-                        to);                                                                  \
-    }
-#define DEFINE_TWO(ATTRIBUTES, NAME, ROWS) \
-    ATTRIBUTES DEFINE_TILE(NAME, ROWS, 1) ATTRIBUTES DEFINE_TILE(NAME, ROWS, 2)
-#define DEFINE_FOUR(ATTRIBUTES, NAME, ROWS) \
-    DEFINE_TWO(ATTRIBUTES, NAME, ROWS)      \
-    ATTRIBUTES DEFINE_TILE(NAME, ROWS, 3) ATTRIBUTES DEFINE_TILE(NAME, ROWS, 4)
-#define TWO(NAME, ROWS) tile_of_##NAME##_##ROWS##_1, tile_of_##NAME##_##ROWS##_2
-#define FOUR(NAME, ROWS) TWO(NAME, ROWS), tile_of_##NAME##_##ROWS##_3, tile_of_##NAME##_##ROWS##_4
-/* VECTORS is TWO or FOUR, the most that a tile has */
-#define DEFINE_MULTIPLIER(ATTRIBUTES, NAME, ADD, BITS, SIZE, VECTORS, MOST)                   \
-    DEFINE_MULTIPLY(ATTRIBUTES, NAME, ADD, BITS)                                              \
-    DEFINE_##VECTORS(ATTRIBUTES, NAME, 1) DEFINE_##VECTORS(ATTRIBUTES, NAME, 2)               \
-    DEFINE_##VECTORS(ATTRIBUTES, NAME, 3) DEFINE_##VECTORS(ATTRIBUTES, NAME, 4)               \
-    DEFINE_##VECTORS(ATTRIBUTES, NAME, 5) DEFINE_##VECTORS(ATTRIBUTES, NAME, 6)               \
-    static const Multiplier NAME = {SIZE, BITS / 32, MOST,                                    \
-                                    {{VECTORS(NAME, 1)}, {VECTORS(NAME, 2)}, {VECTORS(NAME, 3)}, \
-                                     {VECTORS(NAME, 4)}, {VECTORS(NAME, 5)}, {VECTORS(NAME, 6)}}};
-
-DEFINE_MULTIPLIER(OF_512_BITS, floats_512, add_floats_512, 512, 4, FOUR, 4)
-DEFINE_MULTIPLIER(OF_256_BITS, floats_256, add_floats_256, 256, 4, TWO, 2)
-DEFINE_MULTIPLIER(OF_VNNI, fours_512, add_fours, 512, 1, FOUR, 4)
-DEFINE_MULTIPLIER(OF_512_BITS, pairs_512, add_pairs_512, 512, 1, FOUR, 4)
-DEFINE_MULTIPLIER(OF_256_BITS, pairs_256, add_pairs_256, 256, 1, TWO, 2)
-#endif
 
 /* A tile among the outputs; of the `width` columns that are summed there are `columns` */
 typedef struct {
@@ -264,28 +142,6 @@ INLINE void finish_row_any(const After *after, ptrdiff_t row, ptrdiff_t width, f
 }
 ON_EVERY_CPU(void, finish_row, (const After *after, ptrdiff_t row, ptrdiff_t width, float *out),
              (after, row, width, out))
-
-const Multiplier *floats_multiplier(int most_bits) {
-    const int bits = vector_bits_within(most_bits);
-#if defined(__x86_64__)
-    if (bits >= 256)
-        return bits >= 512 ? &floats_512 : &floats_256;
-#endif
-    (void)bits;
-    return NULL;
-}
-
-const Multiplier *bytes_multiplier(int most_bits, int in_pairs) {
-    const int bits = vector_bits_within(most_bits);
-#if defined(__x86_64__)
-    if (!in_pairs)
-        return bits >= 512 && __builtin_cpu_supports("avx512vnni") ? &fours_512 : NULL;
-    if (bits >= 256)
-        return bits >= 512 ? &pairs_512 : &pairs_256;
-#endif
-    (void)bits, (void)in_pairs;
-    return NULL;
-}
 
 int linear(const Layer *layer, const Rows *given, const After *after, float *out) {
     const ptrdiff_t in = layer->weights.in, width = layer->weights.out;

@@ -2,11 +2,8 @@
 #ifndef LINEARS_H
 #define LINEARS_H
 
+#include "multiply.h"
 #include "rows.h"
-
-#define GROUP 4 /* bytes of inputs that are multiplied at once: a float, or four bytes */
-
-typedef struct Multiplier Multiplier; /* the instructions that weights are multiplied by */
 
 /* Weights lie as they are taken: of some groups of inputs after others panels of as many vectors of
  * outputs as a tile has, in each group after group those of an output side by side. */

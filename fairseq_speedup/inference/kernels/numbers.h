@@ -1,5 +1,4 @@
-/* What several files need: code for the instructions of the CPU that it runs on, exp and
- * GELU. */
+/* What several files need: code for the instructions of the CPU that it runs on, powers of 2 and GELU. */
 #ifndef NUMBERS_H
 #define NUMBERS_H
 
@@ -64,23 +63,36 @@ INLINE void *zeroed(size_t size) {
     return memory ? memset(memory, 0, size) : NULL;
 }
 
-/* exp of what is not above 0, to 4e-6 of it (Cephes' expf; 3e-7 with FMA) */
-INLINE float exp_of_negative(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    int32_t power = (int32_t)(x * 1.44269504f - 0.5f);
-    float rest = x - power * 0.693359375f + power * 2.12194440e-4f;
-    float sum = 1.9875691500e-4f;
-    sum = sum * rest + 1.3981999507e-3f;
-    sum = sum * rest + 8.3334519073e-3f;
-    sum = sum * rest + 4.1665795894e-2f;
-    sum = sum * rest + 1.6666665459e-1f;
-    sum = sum * rest + 5.0000001201e-1f;
-    sum = sum * rest * rest + rest + 1.0f;
-    union {
-        int32_t bits;
-        float value;
-    } scale = {(power + 127) << 23};
-    return sum * scale.value;
+INLINE int32_t bits_of(float number) {
+    int32_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    return bits;
+}
+
+INLINE float with_bits(int32_t bits) {
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+/* As comparing numbers does not tell, where the compiler may think that all are finite */
+#define NO_NUMBER 0x7fc00000
+INLINE int is_finite(float number) { return (bits_of(number) & INT32_MAX) < 0x7f800000; }
+
+#define LOG2_OF_E 1.44269504f
+
+/* 2 to the power of what is not above 0, to 3e-7 of it */
+INLINE float exp2_of_negative(float x) {
+    x = x < -126.0f ? -126.0f : x;
+    int32_t power = (int32_t)(x - 0.5f);
+    float rest = x - power; /* -0.5 to 0.5 */
+    float sum = 1.327647187e-3f;
+    sum = sum * rest + 9.675541334e-3f;
+    sum = sum * rest + 5.550713274e-2f;
+    sum = sum * rest + 2.402211972e-1f;
+    sum = sum * rest + 6.931469671e-1f;
+    sum = sum * rest + 1.000000072f;
+    return with_bits(bits_of(sum) + (power << 23));
 }
 
 /* erf by Abramowitz and Stegun, 7.1.26, to 2e-7 */
@@ -92,7 +104,8 @@ INLINE float gelu_of(float x) {
     sum = sum * t + 1.421413741f;
     sum = sum * t - 0.284496736f;
     sum = sum * t + 0.254829592f;
-    float tail = 0.5f * sum * t * exp_of_negative(-z * z); /* of the normal distribution */
+    /* of the normal distribution */
+    float tail = 0.5f * sum * t * exp2_of_negative(-z * z * LOG2_OF_E);
     return x < 0 ? x * tail : x - x * tail;
 }
 

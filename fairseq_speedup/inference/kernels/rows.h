@@ -15,18 +15,6 @@ typedef struct {
 /* Numbers that are not below 0 are ordered as their bits are, and infinities and NaN come after all
  * others. Comparing bits keeps them, which comparing numbers does not: what has a span of no number
  * becomes none. */
-INLINE int32_t bits_of(float number) {
-    int32_t bits;
-    memcpy(&bits, &number, sizeof bits);
-    return bits;
-}
-
-INLINE float with_bits(int32_t bits) {
-    float number;
-    memcpy(&number, &bits, sizeof number);
-    return number;
-}
-
 INLINE float larger_span(float one, float other) {
     return with_bits(bits_of(one) > bits_of(other) ? bits_of(one) : bits_of(other));
 }
@@ -39,8 +27,9 @@ INLINE float span_of(const float *row, ptrdiff_t width, const Levels *levels) {
         largest = bits > largest ? bits : largest;
         highest = row[i] > highest ? row[i] : highest;
     }
-    const int is_finite = largest < 0x7f800000;
-    float span = levels->both_sides || !is_finite ? with_bits(largest) : highest - levels->lowest;
+    float span = with_bits(largest);
+    if (!levels->both_sides && is_finite(span))
+        span = highest - levels->lowest;
     return larger_span(span, 1e-12f);
 }
 
