@@ -18,7 +18,8 @@ from fairseq_speedup.profiling.profile import read_model_options
 from fairseq_speedup.tasks import SpeedupFinetuningConfig
 
 FOLDER = REPO / "config/finetuning"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+FASTER = "faster"  # the one that starts from a fine-tuned model
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != FASTER)
 REDUCTIONS = sorted(
     path.stem for path in (FOLDER / "reduction").glob("*.yaml") if path.stem != "none"
 )
@@ -92,6 +93,16 @@ def test_an_option_is_in_one_file():
             assert not set(options) & set(every.get(section, {}))
 
 
+def test_a_faster_model_has_its_start_as_teacher():
+    cfg = load(FASTER, "model.w2v_path=full.pt")
+    assert cfg.criterion._name == "ctc_distillation" and cfg.criterion.teacher_path == "full.pt"
+    assert switched_on(cfg.model) == {"frame_pool": 2}
+    assert cfg.model.feature_grad_mult == 1 and cfg.model.freeze_finetune_updates == 0
+    for reduction in REDUCTIONS:  # that of prune50 names a criterion, whose losses this one has too
+        cfg = load(FASTER, "model.w2v_path=full.pt", f"reduction={reduction}")
+        assert cfg.criterion._name == "ctc_distillation"
+
+
 def test_fairseqs_own_defaults_are_below_the_settings():
     """Its command lays its defaults under the file that is named, and under that file alone."""
     hydra_init("large_10h")
@@ -105,14 +116,13 @@ def test_fairseqs_own_defaults_are_below_the_settings():
     assert with_defaults.model.downsample == "conv"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, FASTER])
 def test_profiling_reads_the_model_of_a_setting(name):
-    assert read_model_options(str(FOLDER / f"{name}.yaml")) == OmegaConf.to_container(
-        load(name).model
-    )
+    expected = OmegaConf.to_container(load(name).model)
+    assert read_model_options(str(FOLDER / f"{name}.yaml")) == expected
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, FASTER])
 def test_configs_know_only_options_that_exist(name):
     cfg = load(name)
     assert set(cfg.model) <= set(OmegaConf.structured(SpeedupCtcConfig))

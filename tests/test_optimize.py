@@ -18,6 +18,7 @@ from fairseq.data import Dictionary
 from helpers.commands import REPO, parse_generation
 from helpers.models import write_finetuned, write_pretrained
 from helpers.processes import programs, run_forked
+from hydra import compose, initialize_config_dir
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.commands import build_parser
@@ -25,6 +26,7 @@ from fairseq_speedup.commands.optimize import BEAM, decoding_of
 from fairseq_speedup.data.utterances import Recordings
 from fairseq_speedup.inference import form_of
 from fairseq_speedup.macs import MacCounter
+from fairseq_speedup.models.config import switched_on
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.optimize import candidates, made, run
 from fairseq_speedup.optimize import outcome as written
@@ -660,23 +662,33 @@ def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
     few = suggestions(SUBJECT, {}, hours=1)
     many = suggestions(SUBJECT, {}, hours=100)
     assert few[0].options == ("model.frame_pool=2",)
-    assert "prune checkpoints/checkpoint_last.pt" in few[1].then
-    whole = replace(SUBJECT, can_prune=False)
-    assert suggestions(whole, {}, hours=1)[1].options == ("model.keep_layers=4",)
-    assert few[1].options[0] == many[0].options[0] == "model.prune_target=0.5"
+    assert few[1].options == ("model.frame_pool=2", "model.keep_layers=4")
+    assert "prune checkpoints/checkpoint_last.pt" in few[2].then
+    assert few[2].options[0] == many[0].options[0] == "model.prune_target=0.5"
     assert many[1].options == ("model.downsample=conv", "model.downsample_factor=2")
     halved = suggestions(SUBJECT, {"downsample": "conv"}, hours=100)
     assert all("downsample" not in each.options[0] for each in halved)
-    config_dir = REPO / "config/finetuning"
-    place = ("best.pt", str(tmp_path), "valid", str(config_dir), "plugin")
-    small = shlex.split(Recipe(*place, False, True, 3, False).command(few[0]))
-    assert small[small.index("--config-name") + 1] == "base_1h" and "task.normalize=true" in small
-    recipe = Recipe(*place, True, True, 3, False)
-    words = shlex.split(recipe.command(few[0]))
-    assert words[words.index("--config-name") + 1] == "large_1h"
-    assert (REPO / "config/finetuning/large_1h.yaml").is_file()
-    assert "common.fp16=false" in words and "task.normalize=true" not in words
-    assert f"+criterion.teacher_path={Path('best.pt').absolute()}" in words
+    pooled = suggestions(SUBJECT, {"frame_pool": 2}, hours=1)
+    assert all("model.frame_pool=2" not in each.options for each in pooled)
+    place = ("best.pt", str(tmp_path), "valid", str(REPO / "config/finetuning"), "plugin")
+    words = shlex.split(Recipe(*place, True, 3, False).command(few[1]))
+    assert words[words.index("--config-name") + 1] == "faster"
+    assert {"task.normalize=true", "optimization.max_update=1080", "common.cpu=true"} < set(words)
+    words = shlex.split(Recipe(*place, False, 100, True).command(few[1]))
+    assert not any(
+        each.startswith(("task.normalize", "optimization", "common.cpu")) for each in words
+    )
+
+
+def test_training_commands_are_of_the_config_that_is_there(tmp_path):
+    place = ("best.pt", str(tmp_path), "valid", str(REPO / "config/finetuning"), "plugin")
+    for suggestion in suggestions(SUBJECT, {}, hours=1):
+        words = shlex.split(Recipe(*place, True, 3, True).command(suggestion))
+        overrides = words[words.index("--config-name") + 2 :]
+        with initialize_config_dir(str(REPO / "config/finetuning"), version_base="1.1"):
+            cfg = compose("faster", overrides=overrides)
+        assert cfg.criterion.teacher_path == str(Path("best.pt").absolute())
+        assert switched_on(cfg.model)
 
 
 def test_candidates_are_compared_by_what_their_transcripts_depend_on():

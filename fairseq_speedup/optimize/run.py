@@ -33,7 +33,6 @@ from fairseq_speedup.report.pictures import MissingExtraError, check_installed
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 LOG, SCRATCH, RESULTS = "tried.jsonl", "work", "results"
-LARGE = 1024  # channels of a large model's transformer
 HOPELESS = 90.0  # % of errors: a budget of points means nothing
 
 
@@ -206,7 +205,7 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
     training = []
     if setup.data is not None:
         model, cfg, _ = load_finetuned(setup.path, "", setup.options())
-        recipe = recipe_of(args, setup, setup.data, model, cfg)
+        recipe = recipe_of(args, setup, setup.data, cfg)
         training = [
             (recipe.command(each), each)
             for each in suggestions(bench.subject, switched_on(model.cfg), recipe.hours)
@@ -321,7 +320,7 @@ def _runnable(command: list[str]) -> list[str]:
     return [here.get(word, word) for word in command]
 
 
-def recipe_of(args, setup: Setup, data: str, model, cfg) -> Recipe:
+def recipe_of(args, setup: Setup, data: str, cfg) -> Recipe:
     config_dir = Path(__file__).parents[2] / "config" / "finetuning"
     train = os.path.join(data, "train.tsv")
     hours = 0.0
@@ -333,7 +332,6 @@ def recipe_of(args, setup: Setup, data: str, model, cfg) -> Recipe:
         valid_subset=setup.subset,
         config_dir=str(config_dir) if config_dir.is_dir() else "config/finetuning",
         user_dir=_user_dir(args),
-        is_large=model.w2v_encoder.w2v_model.encoder.embedding_dim >= LARGE,
         normalize=bool(cfg.task.normalize),
         hours=hours,
         has_gpu=torch.cuda.is_available(),

@@ -105,9 +105,8 @@ def read_model_options(path: str) -> dict:
     """The ``model:`` section of a YAML config, with those of the files that its defaults name."""
     try:
         config = OmegaConf.load(path)
-        named = [each for each in config.get("defaults", []) if isinstance(each, str)]
-        beside = [f"{os.path.dirname(path)}/{name}.yaml" for name in named if name != "_self_"]
-        sections = [OmegaConf.load(each).get("model", {}) for each in beside]
+        beside = [f"{os.path.dirname(path)}/{name}.yaml" for name in _named(config)]
+        sections = [_model_section(each) for each in beside]
         if "model" in config or not sections:
             sections.append(config.model)
         return OmegaConf.to_container(OmegaConf.merge(*sections))
@@ -116,6 +115,21 @@ def read_model_options(path: str) -> dict:
             f"--config {path} is not a YAML config with a 'model:' section, such as those of "
             "config/finetuning"
         ) from None
+
+
+def _named(config) -> list[str]:
+    """The files that the defaults of a config name: ``setting/every``, ``reduction: pool2``."""
+    named = []
+    for each in config.get("defaults", []):
+        named += [each] if isinstance(each, str) else [f"{k}/{v}" for k, v in each.items()]
+    return [name for name in named if name != "_self_"]
+
+
+def _model_section(path: str):
+    config = OmegaConf.load(path)
+    with open(path, encoding="utf-8") as file:
+        is_section = file.readline().split() == ["#", "@package", "model"]
+    return config if is_section else config.get("model", {})
 
 
 def parse_options(options: list[str]) -> dict:
