@@ -115,6 +115,22 @@ def test_what_is_chosen_keeps_the_budget_and_is_the_fastest_measured(budget):
     assert all(each.time >= chosen.time for each in bench.measured.values() if each.loss <= budget)
 
 
+@pytest.mark.parametrize(("saved", "is_worth_it"), [(0.03, False), (0.2, True)])
+def test_words_are_not_spent_for_next_to_no_time(saved, is_worth_it):
+    def time(candidate):
+        return time_of(replace(candidate, overrides={})) * (1 - saved * _merges(candidate))
+
+    def loss(candidate):
+        return 10.0 * (num_layers(candidate) < 6) + 0.3 * _merges(candidate)
+
+    def _merges(candidate):
+        return candidate.overrides.get("merge_ratio", 0) > 0
+
+    bench, _ = searched([1], loss, time)
+    assert _merges(fastest(bench, 1).candidate) == is_worth_it
+    assert any(map(_merges, bench.asked))
+
+
 def test_steps_are_combined_and_measured_together():
     bench, _ = searched([2.5])
     chosen = fastest(bench, 2.5).candidate

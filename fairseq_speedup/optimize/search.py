@@ -8,6 +8,7 @@ from fairseq_speedup.optimize.bench import Bench, Measured
 from fairseq_speedup.optimize.candidates import ENGINES, REVERTED, Candidate
 
 FASTER = 0.98  # of the time before: less is within the noise
+WORTH = 0.95  # the same, of what loses more: words are not spent for less
 LEAST_INFLUENTIAL = 2  # layers of which each is tried to be left out, at each step
 
 
@@ -75,10 +76,11 @@ class Search:
             )
             tried = [self._measure(each) for each in options]
             good = [each for each in tried if each is not None and each.loss <= budget]
-            least = min(good, key=lambda each: (each.loss, each.time), default=best)
-            if least.time >= best.time:
+            least = sorted(good, key=lambda each: (each.loss, each.time))[:1]
+            better = self._better(best, least, budget)
+            if better is best:
                 break
-            best = least
+            best = better
         return best
 
     def _cuts(self, best, budget):
@@ -138,7 +140,9 @@ class Search:
     @staticmethod
     def _better(best: Measured, found, budget: float) -> Measured:
         for each in found:
-            if each is not None and each.loss <= budget and each.time < FASTER * best.time:
+            if each is None or each.loss > budget:
+                continue
+            if each.time < (FASTER if each.loss <= best.loss else WORTH) * best.time:
                 best = each
         return best
 
@@ -155,13 +159,16 @@ class Search:
 
 
 def fastest(bench: Bench, budget: float, engines=ENGINES) -> Measured:
-    """Of all that was measured in these engines, the fastest that loses at most so much."""
+    """Of all that was measured in these engines, the fastest that loses at most so much; of those
+    that are about as fast, the one that loses least."""
     good = [
         each
         for each in bench.measured.values()
         if each.loss <= budget and each.candidate.engine in engines
     ]
-    return min(good, key=lambda each: each.time)
+    time = min(each.time for each in good)
+    as_fast = [each for each in good if WORTH * each.time <= time]
+    return min(as_fast, key=lambda each: (each.loss, each.time))
 
 
 def front(bench: Bench) -> list[Measured]:

@@ -75,8 +75,8 @@ def suggestions(subject: Subject, reduced: dict, hours: float) -> list[Suggestio
             Suggestion(
                 ("model.frame_pool=2", f"model.keep_layers={kept}"),
                 0.47,
-                f"WER 16.7 to 16.3, on valid 17.0 to 19.8, with a teacher as here ({RECORDED}, one "
-                "seed)",
+                f"WER 16.7 to 16.3, on valid 17.0 to 19.8, with a teacher as here "
+                f"({RECORDED.replace('three seeds', 'one seed')})",
             )
         )
     if "keep_layers" not in reduced and num_layers > 2 and not subject.exits:
