@@ -299,6 +299,18 @@ def test_a_reduced_model_trains_beside_a_full_one_and_is_decoded_without_it(
     assert "decoded 11 utterances" in results.stdout
 
 
+def test_a_fine_tuned_model_is_made_faster_by_one_config(tmp_path, corpus, full):
+    """Its start is its teacher, which decoding does without."""
+    start = tmp_path / "full.pt"
+    shutil.copy(last_checkpoint(full), start)
+    done = train(tmp_path / "faster", corpus, start, config="faster")
+    assert re.search(r'"train_loss_teacher": "[\d.]+"', done.stdout + done.stderr)
+    start.unlink()
+    faster = last_checkpoint(tmp_path / "faster")
+    assert load_finetuned(str(faster), "", None)[0].cfg.frame_pool == 2
+    assert "decoded 11 utterances" in generate(corpus, faster).stdout
+
+
 @torch.no_grad()
 def test_a_teacher_with_exits_goes_to_its_last_layer(tmp_path, corpus, pretrained):
     dictionary = Dictionary.load(str(corpus / "dict.ltr.txt"))

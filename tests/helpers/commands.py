@@ -34,14 +34,18 @@ def fairseq_command(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def train(folder: Path, data: Path, w2v_path: Path, *overrides, check=True):
-    """``fairseq-hydra-train`` on CPU, a few updates, outputs in ``folder``."""
+def train(folder: Path, data: Path, w2v_path: Path, *overrides, config="base_100h", check=True):
+    """``fairseq-hydra-train`` on CPU, a few updates, outputs in ``folder``.
+
+    Args:
+        config: of config/finetuning
+    """
     return run_forked(
         "fairseq-hydra-train",
         "--config-dir",
         REPO / "config/finetuning",
         "--config-name",
-        "base_100h",
+        config,
         f"common.user_dir={USER_DIR}",
         "common.cpu=true",
         "common.fp16=false",
