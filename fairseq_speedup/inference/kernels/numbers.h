@@ -92,7 +92,7 @@ INLINE float exp2_of_negative(float x) {
     sum = sum * rest + 2.402211972e-1f;
     sum = sum * rest + 6.931469671e-1f;
     sum = sum * rest + 1.000000072f;
-    return with_bits(bits_of(sum) + (power << 23));
+    return with_bits(bits_of(sum) + power * (1 << 23));
 }
 
 /* erf by Abramowitz and Stegun, 7.1.26, to 2e-7 */
