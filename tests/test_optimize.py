@@ -35,8 +35,9 @@ from fairseq_speedup.optimize.candidates import Candidate, Subject
 from fairseq_speedup.optimize.made import checkpoint_of, path_of
 from fairseq_speedup.optimize.search import Search, fastest, front
 from fairseq_speedup.optimize.setup import Setup
-from fairseq_speedup.optimize.training import Recipe, suggestions
+from fairseq_speedup.optimize.training import SECONDS, UPDATES, Recipe, suggestions
 from fairseq_speedup.optimize.worker import batches_of, export, exported_path
+from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 SUBJECT = Subject(
     kept_layers=[0, 1, 2, 3, 4, 5],
@@ -674,37 +675,51 @@ def test_commands_take_the_options_of_a_beam_search_as_they_were_given(more, set
     assert [getattr(again, name) for name in BEAM] == [getattr(args, name) for name in BEAM]
 
 
+CONFIGS = REPO / "config/finetuning"
+
+
+def words_of(suggestion, folder, normalize, hours, has_gpu):
+    """Of the command that trains so."""
+    recipe = Recipe(
+        "best.pt", str(folder), "valid", str(CONFIGS), "plugin", normalize, hours, has_gpu
+    )
+    return shlex.split(recipe.command(suggestion))
+
+
 def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
     few = suggestions(SUBJECT, {}, hours=1)
     many = suggestions(SUBJECT, {}, hours=100)
     assert few[0].options == ("model.frame_pool=2",)
     assert few[1].options == ("model.frame_pool=2", "model.keep_layers=4")
     assert "prune checkpoints/checkpoint_last.pt" in few[2].then
+    whole = replace(SUBJECT, can_prune=False)
+    assert suggestions(whole, {}, hours=1)[2].options == ("model.keep_layers=4",)
     assert few[2].options[0] == many[0].options[0] == "model.prune_target=0.5"
     assert many[1].options == ("model.downsample=conv", "model.downsample_factor=2")
     halved = suggestions(SUBJECT, {"downsample": "conv"}, hours=100)
     assert all("downsample" not in each.options[0] for each in halved)
     pooled = suggestions(SUBJECT, {"frame_pool": 2}, hours=1)
     assert all("model.frame_pool=2" not in each.options for each in pooled)
-    place = ("best.pt", str(tmp_path), "valid", str(REPO / "config/finetuning"), "plugin")
-    words = shlex.split(Recipe(*place, True, 3, False).command(few[1]))
+    words = words_of(few[1], tmp_path, normalize=True, hours=3, has_gpu=False)
     assert words[words.index("--config-name") + 1] == "faster"
-    assert {"task.normalize=true", "optimization.max_update=1080", "common.cpu=true"} < set(words)
-    words = shlex.split(Recipe(*place, False, 100, True).command(few[1]))
+    assert {"task.normalize=true", "optimization.max_update=1080"} < set(words)
+    assert {"common.cpu=true", "common.fp16=false"} < set(words)
+    words = words_of(few[1], tmp_path, normalize=False, hours=100, has_gpu=True)
     assert not any(
         each.startswith(("task.normalize", "optimization", "common.cpu")) for each in words
     )
 
 
 def test_training_commands_are_of_the_config_that_is_there(tmp_path):
-    place = ("best.pt", str(tmp_path), "valid", str(REPO / "config/finetuning"), "plugin")
     for suggestion in suggestions(SUBJECT, {}, hours=1):
-        words = shlex.split(Recipe(*place, True, 3, True).command(suggestion))
+        words = words_of(suggestion, tmp_path, normalize=True, hours=100, has_gpu=True)
         overrides = words[words.index("--config-name") + 2 :]
-        with initialize_config_dir(str(REPO / "config/finetuning"), version_base="1.1"):
+        with initialize_config_dir(str(CONFIGS), version_base="1.1"):
             cfg = compose("faster", overrides=overrides)
         assert cfg.criterion.teacher_path == str(Path("best.pt").absolute())
         assert switched_on(cfg.model)
+        assert cfg.optimization.max_update == UPDATES
+        assert cfg.dataset.max_tokens == SECONDS * SAMPLE_RATE_HZ
 
 
 def test_candidates_are_compared_by_what_their_transcripts_depend_on():

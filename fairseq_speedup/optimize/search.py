@@ -75,9 +75,9 @@ class Search:
                 best.candidate, self.subject, self.bench.influence_of_layers(), LEAST_INFLUENTIAL
             )
             tried = [self._measure(each) for each in options]
-            good = [each for each in tried if each is not None and each.loss <= budget]
-            least = sorted(good, key=lambda each: (each.loss, each.time))[:1]
-            better = self._better(best, least, budget)
+            found = [each for each in tried if each is not None]
+            least = min(found, key=lambda each: (each.loss, each.time), default=None)
+            better = self._better(best, [least], budget)
             if better is best:
                 break
             best = better

@@ -28,6 +28,7 @@ class Suggestion:
 STUDY = "arXiv 2303.06740, WavLM Large, 100 h of labels"
 HERE = "examples/study/RESULTS.md, a small HuBERT, one hour of labels"
 RECORDED = "examples/recorded/RESULTS.md, a small HuBERT, 0.6 h of labels, three seeds"
+ONE_SEED = "examples/recorded/RESULTS.md, a small HuBERT, 0.6 h of labels, one seed"
 
 
 def suggestions(subject: Subject, reduced: dict, hours: float) -> list[Suggestion]:
@@ -75,8 +76,7 @@ def suggestions(subject: Subject, reduced: dict, hours: float) -> list[Suggestio
             Suggestion(
                 ("model.frame_pool=2", f"model.keep_layers={kept}"),
                 0.47,
-                f"WER 16.7 to 16.3, on valid 17.0 to 19.8, with a teacher as here "
-                f"({RECORDED.replace('three seeds', 'one seed')})",
+                f"WER 16.7 to 16.3, on valid 17.0 to 19.8, with a teacher as here ({ONE_SEED})",
             )
         )
     if "keep_layers" not in reduced and num_layers > 2 and not subject.exits:
@@ -90,7 +90,7 @@ def suggestions(subject: Subject, reduced: dict, hours: float) -> list[Suggestio
     return found[:MOST]
 
 
-UPDATES = 5000  # of config/finetuning/faster.yaml, of 200 s
+UPDATES, SECONDS = 5000, 200  # of config/finetuning/faster.yaml, and of audio in each
 PASSES = 20  # through the training audio, as in RECORDED; fewer where there is so much of it
 
 
@@ -119,7 +119,7 @@ class Recipe:
 
     def command(self, suggestion: Suggestion) -> str:
         """As it is typed."""
-        updates = round(PASSES * self.hours * 3600 / 200)
+        updates = round(PASSES * self.hours * 3600 / SECONDS)
         on_cpu = ["common.cpu=true", "common.fp16=false"]
         return shlex.join(
             [

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -126,10 +127,9 @@ def _named(config) -> list[str]:
 
 
 def _model_section(path: str):
-    config = OmegaConf.load(path)
-    with open(path, encoding="utf-8") as file:
-        is_section = file.readline().split() == ["#", "@package", "model"]
-    return config if is_section else config.get("model", {})
+    text = Path(path).read_text(encoding="utf-8")
+    config = OmegaConf.create(text)
+    return config if text.startswith("# @package model\n") else config.get("model", {})
 
 
 def parse_options(options: list[str]) -> dict:

@@ -100,16 +100,16 @@ ON_EVERY_CPU(void, transpose,
 /* The largest number of some rows without its sign; NaN is larger than all others */
 INLINE float span_of_rows_any(const float *rows, ptrdiff_t stride, ptrdiff_t num_rows,
                               ptrdiff_t width, int32_t *of_columns) {
-    int32_t largest = bits_of(1e-12f);
+    int32_t largest = 0;
     memset(of_columns, 0, width * sizeof(int32_t));
     for (ptrdiff_t row = 0; row < num_rows; row++, rows += stride)
         for (ptrdiff_t i = 0; i < width; i++) {
-            const int32_t bits = bits_of(rows[i]) & INT32_MAX;
+            const int32_t bits = bits_without_sign(rows[i]);
             of_columns[i] = bits > of_columns[i] ? bits : of_columns[i];
         }
     for (ptrdiff_t i = 0; i < width; i++)
         largest = of_columns[i] > largest ? of_columns[i] : largest;
-    return with_bits(largest);
+    return larger_span(with_bits(largest), SMALLEST_SPAN);
 }
 ON_EVERY_CPU(float, span_of_rows,
              (const float *rows, ptrdiff_t stride, ptrdiff_t num_rows, ptrdiff_t width,
@@ -151,18 +151,19 @@ ON_EVERY_CPU(void, scale_sums, (const float *sums, ptrdiff_t width, float scale,
 
 /* Scores, of products with queries that are scaled, and the largest of them; or no number where one of them
  * is none. Words' sums, which lie where floats do, `step` makes scores. The rest of the row weighs nothing. */
-INLINE float to_scores_any(float *products, float step, const float *bias, ptrdiff_t num_keys) {
+INLINE float to_scores_any(float *products, const int in_words, float step, const float *bias,
+                           ptrdiff_t num_keys) {
     const ptrdiff_t width = whole_row(num_keys);
     float largest = LOWEST, all = step;
     for (ptrdiff_t i = num_keys; i < width; i++)
         products[i] = 0;
-    if (step != 0)
+    if (in_words)
         for (ptrdiff_t i = 0; i < width; i++)
             products[i] = bits_of(products[i]) * step;
     if (bias)
         for (ptrdiff_t i = 0; i < num_keys; i++)
             products[i] += bias[i] * LOG2_OF_E;
-    if (step == 0 || bias)
+    if (!in_words || bias)
         for (ptrdiff_t i = 0; i < width; i++)
             all += products[i];
     for (ptrdiff_t i = num_keys; i < width; i++)
@@ -174,9 +175,9 @@ INLINE float to_scores_any(float *products, float step, const float *bias, ptrdi
 
 /* Powers of 2 of scores, less the largest, and the sum of them all, which is no number where one of them
  * is none */
-INLINE float exp2_row_any(float *scores, float step, const float *bias, ptrdiff_t num_keys) {
+INLINE float exp2_row_any(float *scores, const float *bias, ptrdiff_t num_keys) {
     const ptrdiff_t width = whole_row(num_keys);
-    const float largest = to_scores_any(scores, step, bias, num_keys);
+    const float largest = to_scores_any(scores, 0, 0, bias, num_keys);
     if (!is_finite(largest))
         return largest;
     float sum = 0;
@@ -186,33 +187,34 @@ INLINE float exp2_row_any(float *scores, float step, const float *bias, ptrdiff_
     }
     return sum;
 }
-ON_EVERY_CPU(float, exp2_row,
-             (float *scores, float step, const float *bias, ptrdiff_t num_keys),
-             (scores, step, bias, num_keys))
+ON_EVERY_CPU(float, exp2_row, (float *scores, const float *bias, ptrdiff_t num_keys),
+             (scores, bias, num_keys))
+
+/* What is not below 0, rounded */
+INLINE int32_t write_word(float number, int16_t *out) {
+    const int32_t word = (int32_t)(number + 0.5f);
+    *out = (int16_t)word;
+    return word;
+}
 
 /* The same as words; those of many keys that weigh alike are made smaller, so that their sum fits */
 INLINE float exp2_row_to_words_any(float *scores, float step, const float *bias,
                                    ptrdiff_t num_keys, int16_t *out) {
     const ptrdiff_t width = whole_row(num_keys);
-    const float largest = to_scores_any(scores, step, bias, num_keys);
+    const float largest = to_scores_any(scores, 1, step, bias, num_keys);
     if (!is_finite(largest))
         return largest;
     int32_t sum = 0;
     for (ptrdiff_t i = 0; i < width; i++) {
         const float weight = exp2_of_negative(scores[i] - largest);
-        const int32_t level = (int32_t)(weight * WEIGHT_LEVELS + 0.5f);
-        out[i] = (int16_t)level;
-        sum += level;
+        sum += write_word(weight * WEIGHT_LEVELS, out + i);
     }
     if (sum <= SUM_OF_WEIGHTS)
         return sum;
     const float scale = (float)(SUM_OF_WEIGHTS - num_keys) / sum;
     sum = 0;
-    for (ptrdiff_t i = 0; i < width; i++) {
-        const int32_t level = (int32_t)(out[i] * scale + 0.5f);
-        out[i] = (int16_t)level;
-        sum += level;
-    }
+    for (ptrdiff_t i = 0; i < width; i++)
+        sum += write_word(out[i] * scale, out + i);
     return sum;
 }
 ON_EVERY_CPU(float, exp2_row_to_words,
@@ -319,7 +321,7 @@ static void attend_some(Workspace *work, const Shape *shape, const float *querie
         const float *of_query = bias ? bias + i * num_frames : NULL;
         sums[i] = shape->in_words ? exp2_row_to_words(scores, step, of_query, num_frames,
                                                       work->weights + i * shape->row)
-                                  : exp2_row(scores, 0, of_query, num_frames);
+                                  : exp2_row(scores, of_query, num_frames);
     }
     const void *weights = shape->in_words ? (const void *)work->weights : work->scores;
     multiply(shape, weights, shape->row * shape->by->size / GROUP, num_queries, work->values,

@@ -110,21 +110,21 @@ int transformer_layer(const TransformerLayer *layer, const float *frames,
     const ptrdiff_t bytes = num_frames * layer->first.weights.out * sizeof(float);
     const ptrdiff_t blocks = bytes / BLOCK_OF_UNITS + 1;
     Between between;
-    float *memory = make_room(layer, num_frames, (num_frames + blocks - 1) / blocks, &between);
+    float *memory = make_room(layer, num_frames, parts_of(num_frames, blocks), &between);
     if (!memory)
         return 1;
     int failed = 0;
     for (ptrdiff_t block = 0; block < blocks && !failed; block++) {
-        const ptrdiff_t row = num_frames * block / blocks;
-        failed = project(layer, frames + row * width, num_frames * (block + 1) / blocks - row,
+        const ptrdiff_t row = beginning(num_frames, block, blocks);
+        failed = project(layer, frames + row * width, beginning(num_frames, block + 1, blocks) - row,
                          &between, between.projected + row * projected);
     }
     failed = failed || attend_each(layer, lengths, num_utterances, num_threads, most_bits,
                                    between.projected);
     for (ptrdiff_t block = 0; block < blocks && !failed; block++) {
-        const ptrdiff_t row = num_frames * block / blocks;
+        const ptrdiff_t row = beginning(num_frames, block, blocks);
         failed = feed_forward(layer, frames + row * width, between.projected + row * projected,
-                              num_frames * (block + 1) / blocks - row, &between,
+                              beginning(num_frames, block + 1, blocks) - row, &between,
                               out + row * width);
     }
     free(memory);

@@ -69,6 +69,8 @@ INLINE int32_t bits_of(float number) {
     return bits;
 }
 
+INLINE int32_t bits_without_sign(float number) { return bits_of(number) & INT32_MAX; }
+
 INLINE float with_bits(int32_t bits) {
     float number;
     memcpy(&number, &bits, sizeof number);
@@ -77,7 +79,7 @@ INLINE float with_bits(int32_t bits) {
 
 /* As comparing numbers does not tell, where the compiler may think that all are finite */
 #define NO_NUMBER 0x7fc00000
-INLINE int is_finite(float number) { return (bits_of(number) & INT32_MAX) < 0x7f800000; }
+INLINE int is_finite(float number) { return bits_without_sign(number) < 0x7f800000; }
 
 #define LOG2_OF_E 1.44269504f
 

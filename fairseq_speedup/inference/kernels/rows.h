@@ -12,6 +12,8 @@ typedef struct {
     int32_t both_sides; /* of 0: from minus the largest to plus that, whatever the lowest */
 } Levels;
 
+#define SMALLEST_SPAN 1e-12f
+
 /* Numbers that are not below 0 are ordered as their bits are, and infinities and NaN come after all
  * others. Comparing bits keeps them, which comparing numbers does not: what has a span of no number
  * becomes none. */
@@ -23,14 +25,14 @@ INLINE float span_of(const float *row, ptrdiff_t width, const Levels *levels) {
     int32_t largest = 0; /* of the numbers without their signs */
     float highest = row[0];
     for (ptrdiff_t i = 0; i < width; i++) {
-        int32_t bits = bits_of(row[i]) & INT32_MAX;
+        int32_t bits = bits_without_sign(row[i]);
         largest = bits > largest ? bits : largest;
         highest = row[i] > highest ? row[i] : highest;
     }
     float span = with_bits(largest);
     if (!levels->both_sides && is_finite(span))
         span = highest - levels->lowest;
-    return larger_span(span, 1e-12f);
+    return larger_span(span, SMALLEST_SPAN);
 }
 
 INLINE void write_levels(const float *row, ptrdiff_t width, const Levels *levels, float span,
