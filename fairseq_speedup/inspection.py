@@ -31,7 +31,7 @@ from fairseq_speedup.hugging_face.folder import (
 from fairseq_speedup.low_rank.ranks import LINEARS, low_rank_of
 from fairseq_speedup.macs import MacCounter, UncountableError
 from fairseq_speedup.model_folders import CONFIG
-from fairseq_speedup.models.config import SpeedupCtcConfig, reductions, switched_on
+from fairseq_speedup.models.config import SpeedupCtcConfig, switched_on
 from fairseq_speedup.models.speedup_encoder import CNN_PREFIX
 from fairseq_speedup.pickles import format_of, refused_types, types_asked_for
 from fairseq_speedup.pretrained import Pretrained, check_weights, read_state
@@ -210,11 +210,10 @@ def _finetuned(path: str, state: dict, seconds: float) -> dict:
     with FakeTensorMode():
         model = models.build_model(cfg.model, Labels(num_labels), from_checkpoint=True)
     check_weights(model, state["model"], path)
-    use = f"fairseq-generate --path, {FROM_MODEL}"
     return {
         "family": encoder.family,
         "stage": "fine-tuned",
-        "use": use if reductions(cfg.model) else f"{use}, model.w2v_path",
+        "use": f"fairseq-generate --path, {FROM_MODEL}, model.w2v_path",
         "kind": kind_of({"cfg": cfg}),
         "reductions": switched_on(cfg.model),
         "pretraining_config": where,

@@ -43,6 +43,7 @@ from fairseq_speedup.criterions.layer_distillation import (
     LayerDistillationConfig,
     LayerDistillationCriterion,
 )
+from fairseq_speedup.models.config import reductions
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.tasks import SpeedupFinetuningConfig, SpeedupFinetuningTask
 
@@ -309,6 +310,29 @@ def test_a_fine_tuned_model_is_made_faster_by_one_config(tmp_path, corpus, full)
     faster = last_checkpoint(tmp_path / "faster")
     assert load_finetuned(str(faster), "", None)[0].cfg.frame_pool == 2
     assert "decoded 11 utterances" in generate(corpus, faster).stdout
+
+
+def test_filterbanks_and_then_pooling_by_one_config(tmp_path, corpus, full):
+    """A reduced model goes on with what it has, and what is added."""
+    fbank, pooled = tmp_path / "fbank", tmp_path / "pooled"
+    of_fbank = ["reduction=fbank", "model.frontend_match_updates=1", "optimization.max_update=2"]
+    train(fbank, corpus, last_checkpoint(full), *of_fbank, config="faster")
+    train(pooled, corpus, last_checkpoint(fbank), config="faster")
+    shutil.rmtree(fbank)
+    model, _, _ = load_finetuned(str(last_checkpoint(pooled)), "", None)
+    assert reductions(model.cfg) == {"frontend": "fbank", "frame_pool": 2}
+    assert "decoded 11 utterances" in generate(corpus, last_checkpoint(pooled)).stdout
+
+
+def test_a_training_whose_updates_all_go_to_the_front_end_is_refused(tmp_path, corpus, full):
+    options = ["reduction=fbank", "model.frontend_match_updates=3", "optimization.max_update=3"]
+    done = train(
+        tmp_path / "fbank", corpus, last_checkpoint(full), *options, config="faster", check=False
+    )
+    assert done.returncode
+    words = r"frontend_match_updates=3 takes all of optimization.max_update=3.*disable_validation"
+    assert re.search(words, done.stderr)
+    assert not list((tmp_path / "fbank").rglob("*.pt"))
 
 
 @torch.no_grad()

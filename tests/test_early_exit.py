@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.models import Labels, batch_of, build_model, write_pretrained
+from helpers.models import Labels, batch_of, build_model, finetuned_state, write_pretrained
 from omegaconf import OmegaConf
 
 from fairseq_speedup.criterions import CtcExitsConfig, CtcExitsCriterion
@@ -235,6 +235,14 @@ def test_a_checkpoint_without_exits_starts_them_as_its_last_head(six_layers, cap
         assert torch.equal(head.weight, plain.w2v_encoder.proj.weight)
     assert "no head for exit 4" in caplog.text
     plain.load_state_dict(model.state_dict())  # and back: heads that are not wanted are left out
+
+
+def test_exits_of_a_model_that_starts_from_a_fine_tuned_one_begin_as_its_head(six_layers, tmp_path):
+    plain = build_model(six_layers[False], seed=3)
+    torch.save(finetuned_state(plain), tmp_path / "plain.pt")
+    model = build_exits(tmp_path / "plain.pt")
+    for head in [model.w2v_encoder.proj, *model.w2v_encoder.exit_heads.values()]:
+        assert torch.equal(head.weight, plain.w2v_encoder.proj.weight)
 
 
 def test_layers_of_another_kind_are_refused(pretrained):

@@ -28,7 +28,7 @@ from grid import StudyError, read_rows
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 REPO = Path(__file__).resolve().parents[2]
@@ -143,22 +143,20 @@ class Study:
             return
         if "from" in row:
             self.train(row["from"])
-        w2v_path = Path(self.cfg.w2v_path)
+        w2v_path = self.checkpoint(row["from"]) if "from" in row else Path(self.cfg.w2v_path)
+        start = OmegaConf.merge(self.cfg, {"w2v_path": str(w2v_path)})  # which is the teacher
+        taught = list(start.teachers[row["teacher"]]) if "teacher" in row else []
         if "student" in row:
             w2v_path = self._student(row["student"])
         if "widths" in row:
             w2v_path = self._ordered(name, w2v_path, row["widths"])
         options = row.get("train", [])
-        taught = list(self.cfg.teachers[row["teacher"]]) if "teacher" in row else []
         if "prune" in row:
             of_all = self.cfg.get("pruning", {"gates": [], "healing": []})
             gates = [*options, *of_all["gates"], *row["prune"], *taught]
             w2v_path = self._pruned(name, w2v_path, gates)
             options = [*options, *of_all["healing"]]
         overrides = [*self._finetuning(name, w2v_path), *options, *taught]
-        if "from" in row:
-            start = self.checkpoint(row["from"])
-            overrides.append(f"+checkpoint.finetune_from_model='{start}'")
         self._hydra_train(self.folder(name), self.cfg.finetuning, overrides)
 
     def _finetuning(self, name: str, w2v_path: Path) -> list[str]:

@@ -117,6 +117,42 @@ DEFAULTS = {
 REDUCTION_OPTIONS = list(DEFAULTS)
 
 
+# of one training, and not of the model that it makes
+_OF_TRAINING = {"frontend_match_updates", "exit_heads_only"}
+# choices of one speed, of which another config has the one
+_WITH = {
+    "downsample_factors": WaveformReductionConfig,
+    "frame_pools": FramePoolConfig,
+    "depths": LayerRemovalConfig,
+}
+
+
+def _stage_of(option: str) -> type:
+    """The config that has an option: of one stage, but for the choices of many speeds."""
+    own = (each for each in SpeedupCtcConfig.__mro__[1:] if option in each.__annotations__)
+    return _WITH.get(option) or next(own)
+
+
+def keep_reductions(cfg: SpeedupCtcConfig, start: dict) -> dict:
+    """Puts those of a reduced model into the config of a training that starts from it, in place,
+    stage by stage: a stage of which ``cfg`` sets an option is as ``cfg`` has it.
+
+    Args:
+        start: of :func:`reductions`
+    Returns:
+        what was put
+    """
+    own = {_stage_of(name) for name in switched_on(cfg)}
+    kept = {
+        name: value
+        for name, value in start.items()
+        if name not in _OF_TRAINING and _stage_of(name) not in own
+    }
+    for name, value in kept.items():
+        setattr(cfg, name, value)
+    return kept
+
+
 def reduction_options(cfg) -> dict:
     """The options in ``cfg`` (of any CTC model) that are this plugin's own, with their values."""
     options = {name: cfg[name] for name in REDUCTION_OPTIONS if name in cfg}

@@ -4,6 +4,7 @@ from fairseq.models import register_model
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
 
 from fairseq_speedup.models.config import SpeedupCtcConfig
+from fairseq_speedup.models.reduced_start import load_whole
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.models.state_fitting import fit_state
 
@@ -17,7 +18,13 @@ class SpeedupCtc(Wav2VecCtc):
 
     @classmethod
     def build_model(cls, cfg: SpeedupCtcConfig, task):
-        return cls(cfg, SpeedupEncoder(cfg, task.target_dictionary.symbols))
+        labels = task.target_dictionary.symbols
+        encoder = SpeedupEncoder(cfg, labels)
+        model = cls(cfg, encoder)
+        if encoder.reduced_start is not None:
+            load_whole(model, encoder.reduced_start, labels)
+            encoder.reduced_start = None
+        return model
 
     def upgrade_state_dict_named(self, state_dict, name):
         """Fits a checkpoint to this model's reductions, see :func:`fit_state`."""

@@ -20,6 +20,7 @@ from fairseq_speedup.frontend.matching import normalised, weights_held
 from fairseq_speedup.heads import build_head, head_of_labels, run_head, upsample_logits
 from fairseq_speedup.lengths import FrameGrid, lengths_of, padding_mask_of
 from fairseq_speedup.models.config import SpeedupCtcConfig, check_options
+from fairseq_speedup.models.reduced_start import take_reductions
 from fairseq_speedup.models.speeds import Speed, Speeds
 from fairseq_speedup.pretrained import (
     Pretrained,
@@ -61,6 +62,7 @@ class SpeedupEncoder(Wav2VecEncoder):
 
     proj: nn.Module  # the head, fairseq's linear one or another
     narrowed: Width | None = None  # what is left of the parts that a checkpoint may have
+    reduced_start: Pretrained | None = None  # until all of it is loaded
 
     def __init__(self, cfg: SpeedupCtcConfig, labels: list[str]):
         """
@@ -69,11 +71,13 @@ class SpeedupEncoder(Wav2VecEncoder):
         """
         num_labels = len(labels)
         check_options(cfg)
-        waveform_reduction = build_waveform_reduction(cfg.downsample, Speeds(cfg).factors)
         pretrained = None
         if cfg.w2v_args is None:
-            pretrained = read_pretrained(cfg)
+            pretrained = read_pretrained(cfg, reduced=True)
+            take_reductions(cfg, pretrained)
+            check_options(cfg)
             cfg.w2v_args = pretrained.cfg
+        waveform_reduction = build_waveform_reduction(cfg.downsample, Speeds(cfg).factors)
         narrowed = narrow(cfg)
         keep_layer_type(cfg)
         super().__init__(cfg, num_labels)
@@ -135,11 +139,17 @@ class SpeedupEncoder(Wav2VecEncoder):
             self.w2v_model.feature_extractor.requires_grad_(True)
 
     def _load_pretrained(self, pretrained: Pretrained, cfg: SpeedupCtcConfig) -> None:
-        """Copies the weights of a pretrained checkpoint into the encoder."""
-        if not any(name.startswith(CNN_PREFIX) for name in pretrained.weights):
+        """Copies the weights of a pretrained checkpoint into the encoder; of a reduced model the
+        CNN's alone, which may be a teacher: all of it fits once the path is built."""
+        cnn = {name: w for name, w in pretrained.weights.items() if name.startswith(CNN_PREFIX)}
+        if not cnn:
             self._check_cnn_is_not_needed(cfg)
             self.w2v_model.feature_extractor = nn.Identity()
-        if cfg.ddp_backend == "fully_sharded":  # fairseq's own way, layer by layer
+        if pretrained.reductions:
+            others = {n: w for n, w in self.w2v_model.state_dict().items() if n not in cnn}
+            load_weights(self.w2v_model, others | cnn, f"model.w2v_path={cfg.w2v_path}")
+            self.reduced_start = pretrained
+        elif cfg.ddp_backend == "fully_sharded":  # fairseq's own way, layer by layer
             self.load_model_weights({"model": pretrained.weights}, self.w2v_model, cfg)
         else:
             load_weights(self.w2v_model, pretrained.weights, f"model.w2v_path={cfg.w2v_path}")
@@ -155,8 +165,9 @@ class SpeedupEncoder(Wav2VecEncoder):
             )
 
     def _keep_head(self, pretrained: Pretrained, labels: list[str], cfg: SpeedupCtcConfig) -> None:
-        """The head of a fine-tuned checkpoint, label by label; the frames that logit_upsample makes
-        of one start alike, which CTC reads as that one."""
+        """The head of a fine-tuned checkpoint, label by label, with which those of exits begin
+        too; the frames that logit_upsample makes of one start alike, which CTC reads as that one.
+        """
         if not pretrained.head:
             if cfg.exit_heads_only:
                 logger.warning(
@@ -171,6 +182,8 @@ class SpeedupEncoder(Wav2VecEncoder):
         self.proj.load_state_dict(
             {name: torch.cat([weight] * cfg.logit_upsample) for name, weight in head.items()}
         )
+        for exit_head in getattr(self, "exit_heads", {}).values():
+            exit_head.load_state_dict(self.proj.state_dict())
         new = [symbol for symbol in labels if symbol not in (pretrained.labels or labels)]
         of = f"; new to it: {' '.join(new)}" if new else ""
         logger.info("the head of the fine-tuned checkpoint is kept%s", of)
@@ -206,10 +219,11 @@ class SpeedupEncoder(Wav2VecEncoder):
             raise ValueError(
                 f"{option} needs the pretrained CNN's weights: leave no_pretrained_weights out"
             )
-        if pretrained.downsample != "none":
+        heard = pretrained.reductions.get("downsample", "none")
+        if heard != "none":
             raise ValueError(
                 f"{option}: the CNN of model.w2v_path={cfg.w2v_path} was trained with downsample="
-                f"{pretrained.downsample} and does not know the whole waveform any more; set "
+                f"{heard} and does not know the whole waveform any more; set "
                 "frontend_match_updates=0"
             )
         return CnnTeacher(copy.deepcopy(cnn))

@@ -40,7 +40,8 @@ class Pretrained:
         dropped: names of those that only pretraining needs
         head: ``weight`` and ``bias`` of a CTC head, of a fine-tuned checkpoint
         labels: symbols of its dictionary, where the file has them
-        downsample: of a reduced model: how the waveform is shortened that its CNN hears
+        reductions: options of a reduced model
+        whole: every weight of a reduced model, under its names; ``weights`` are some of these
     """
 
     family: str
@@ -49,7 +50,8 @@ class Pretrained:
     dropped: list[str]
     head: dict = field(default_factory=dict)
     labels: list[str] | None = None
-    downsample: str = "none"
+    reductions: dict = field(default_factory=dict)
+    whole: dict = field(default_factory=dict)
 
 
 def no_variant(given: dict) -> dict:

@@ -11,7 +11,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
-from fairseq_speedup.low_rank.ranks import low_rank_of
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights, first_of
 from fairseq_speedup.pretrained.families import (
     FAMILIES,
@@ -24,7 +23,6 @@ from fairseq_speedup.pretrained.families import (
     sort_weights,
 )
 from fairseq_speedup.pretrained.pretraining import read_pretraining
-from fairseq_speedup.pruning.sizes import pruned_of
 
 logger = logging.getLogger(__name__)
 
@@ -130,35 +128,20 @@ def where_pretraining_is(state: dict) -> str:
 
 
 def from_finetuned(path: str, cfg: DictConfig, state: dict) -> Pretrained:
-    """A fine-tuned checkpoint as the starting point of another fine-tuning, with its head.
+    """A fine-tuned checkpoint as the starting point of another fine-tuning, with its head and, of
+    a reduced model, all the rest."""
+    from fairseq_speedup.models.config import reductions
 
-    Raises:
-        CheckpointError: a model with reductions, which is not a pretrained encoder
-    """
-    from fairseq_speedup.models.config import named_reductions
-
-    if cfg.model._name == "speedup_ctc":
-        reduced = named_reductions(cfg.model)
-        pretraining = cfg.model.get("w2v_args")
-        if reduced and (pruned_of(pretraining) or low_rank_of(pretraining)):
-            # nothing else has its sizes
-            logger.warning(
-                "%s is reduced (%s): its encoder alone is taken; give those options too, and the "
-                "file as checkpoint.finetune_from_model for the rest of its weights",
-                path,
-                reduced,
-            )
-        elif reduced:
-            raise CheckpointError(
-                f"{path} is a reduced model ({reduced}), not a pretrained one; to go on training "
-                "it, give it as checkpoint.finetune_from_model, with its model.w2v_path and options"
-            )
     found = _pretraining(path, cfg, _encoder_weights(path, state))
     head = {name[len(HEAD) :]: w for name, w in state["model"].items() if name.startswith(HEAD)}
     dictionary = (state.get("task_state") or {}).get("target_dictionary")
-    found.head = head if set(head) == {"weight", "bias"} else {}
     found.labels = dictionary.symbols if isinstance(dictionary, Dictionary) else None
-    found.downsample = cfg.model.get("downsample", "none")
+    if cfg.model._name == "speedup_ctc" and (reduced := reductions(cfg.model)):
+        encoder = {ENCODER + name: weight for name, weight in found.weights.items()}
+        others = {n: w for n, w in state["model"].items() if not n.startswith(ENCODER)}
+        found.reductions, found.whole = reduced, encoder | others
+    if set(head) == {"weight", "bias"} and found.reductions.get("logit_upsample", 1) == 1:
+        found.head = head
     found.family += FINETUNED
     return found
 

@@ -32,11 +32,12 @@ FINETUNING_OVERRIDES = {name: name for name in REPLACED_BY_FINETUNING.split()}
 FINETUNING_OVERRIDES["encoder_layerdrop"] = "layerdrop"
 
 
-def read_pretrained(cfg) -> Pretrained:
+def read_pretrained(cfg, reduced: bool = False) -> Pretrained:
     """Reads the checkpoint that ``cfg.w2v_path`` names, of any family.
 
     Args:
         cfg: of a model that starts from it; its options replace the pretraining's
+        reduced: whether it may be a reduced model
     Raises:
         FileNotFoundError, CheckpointError: each names the field, the file and what would be valid
     """
@@ -48,7 +49,7 @@ def read_pretrained(cfg) -> Pretrained:
             f"(.pt), or {EXPECTED}{looked_for(path)}"
         )
     try:
-        pretrained = read_file(path)
+        pretrained = read_file(path, reduced)
     except (CheckpointError, FileNotFoundError) as error:
         raise type(error)(f"model.w2v_path: {error}") from None
     overrides = {
@@ -73,20 +74,30 @@ def read_pretrained(cfg) -> Pretrained:
     return pretrained
 
 
-def read_file(path: str) -> Pretrained:
+def read_file(path: str, reduced: bool = False) -> Pretrained:
     """The encoder in a file, of whatever family and era.
 
+    Args:
+        reduced: whether it may be a reduced model, whose encoder is not all of it
     Raises:
-        CheckpointError: not a checkpoint, or of no family that is known
+        CheckpointError: not a checkpoint, of no family that is known, or reduced
     """
     state = open_checkpoint(path)
     with clear_layout_errors(path):
-        return read_state(path, state)
+        return read_state(path, state, reduced)
 
 
-def read_state(path: str, state: dict) -> Pretrained:
+def read_state(path: str, state: dict, reduced: bool = False) -> Pretrained:
     """The encoder in what was loaded from a file; see :func:`read_file`."""
+    from fairseq_speedup.models.config import named_reductions
+
     if form_of(state) is not None or kind_of(state) not in FINETUNED_KINDS:
         return read_pretraining(path, state)
     weights_of(path, state)
-    return from_finetuned(path, config_of(path, state), state)
+    found = from_finetuned(path, config_of(path, state), state)
+    if found.reductions and not reduced:
+        raise CheckpointError(
+            f"{path} is a reduced model ({named_reductions(found.reductions)}); a fine-tuning may "
+            "start from it, by its model.w2v_path, nothing else"
+        )
+    return found

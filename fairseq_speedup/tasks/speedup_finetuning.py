@@ -46,6 +46,7 @@ from fairseq_speedup.decoding.windows import Windows
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.frontend.matching import forget_momentum
 from fairseq_speedup.inference import InferenceConfig, form_of, to_inference_form
+from fairseq_speedup.models.config import reduction_options
 from fairseq_speedup.models.exported_ctc import KIND, ExportedCtc, ExportedLengths
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
@@ -191,9 +192,10 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             return model
         if not hasattr(model, "w2v_encoder"):
             raise _other_kind(model_cfg)
-        if getattr(model.w2v_encoder, "narrowed", None) is not None:
+        if isinstance(model, SpeedupCtc):
             # with w2v_args, which fairseq takes from the model into the checkpoint
-            model_cfg.width, model_cfg.widths = model.cfg.width, model.cfg.widths
+            for name, value in reduction_options(model.cfg).items():
+                model_cfg[name] = value
         self.lengths = model_lengths(model)
         self.has_exits = getattr(model.w2v_encoder, "exit", None) is not None
         self.has_gates = getattr(model.w2v_encoder, "pruning", None) is not None
@@ -202,6 +204,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.frame_dim = model.w2v_encoder.w2v_model.encoder.embedding_dim
         self.matches_frontend = getattr(model.w2v_encoder, "cnn_teacher", None) is not None
         self.match_updates = model_cfg.get("frontend_match_updates", 0)
+        if not from_checkpoint:
+            self._check_updates_left()
         self.profile = TrainingProfile(model, self.sample_rate)
         if from_checkpoint:
             self._watch_for_inference(model)
@@ -215,9 +219,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         Raises:
             CheckpointError: naming the option
         """
-        root = self.cfg._get_root() if OmegaConf.is_config(self.cfg) else {}
         for name in ("finetune_from_model", "restore_file"):
-            path = OmegaConf.select(root, f"checkpoint.{name}") if root else None
+            path = self._of_training(f"checkpoint.{name}")
             if path and os.path.isdir(path):
                 raise CheckpointError(
                     f"checkpoint.{name}={path} is a folder, which fairseq would pass over; it must "
@@ -225,6 +228,28 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
                     f"convert {path} MODEL.pt makes one, and model.w2v_path takes it as it is, "
                     "with its head where the labels agree"
                 )
+
+    def _check_updates_left(self) -> None:
+        """That not every update of a training with labels goes to the front-end.
+
+        Raises:
+            ValueError: naming the options
+        """
+        updates = self._of_training("optimization.max_update") or 0
+        without_labels = self._of_training("dataset.disable_validation")
+        if self.matches_frontend and 0 < updates <= self.match_updates and not without_labels:
+            raise ValueError(
+                f"model.frontend_match_updates={self.match_updates} takes all of "
+                f"optimization.max_update={updates}, and CTC would train nothing: raise "
+                "optimization.max_update, which counts both, or lower the other; "
+                "dataset.disable_validation=true matches alone, as on audio without labels"
+            )
+
+    def _of_training(self, option: str):
+        """A value of the whole config, where the task has it."""
+        if not OmegaConf.is_config(self.cfg):
+            return None
+        return OmegaConf.select(self.cfg._get_root(), option)
 
     def build_criterion(self, cfg: DictConfig, from_checkpoint=False):
         if not from_checkpoint:
@@ -340,8 +365,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             logger.warning("%s: %d utterances have no labels: %s", split, len(empty), named)
         self._check_lengths(audio, any_speed=not decoding)
         if not decoding and not training:  # now, and not after an epoch
-            batches = self.cfg._get_root().get("dataset") or {}
-            audio.check_fits(batches.get("max_tokens_valid"), MAX_SAMPLES[training])
+            limit = self._of_training("dataset.max_tokens_valid")
+            audio.check_fits(limit, MAX_SAMPLES[training])
         if not decoding and self.lengths is not None:
             used = ~audio.left_out
             frames = self.lengths.ctc_lengths(audio.sizes[used])

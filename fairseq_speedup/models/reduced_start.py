@@ -1,0 +1,68 @@
+"""Training that goes on from a reduced model: with all of it, and perhaps with more reductions."""
+
+import logging
+
+from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.models.config import DEFAULTS, keep_reductions, named_reductions
+from fairseq_speedup.pretrained import Pretrained
+
+logger = logging.getLogger(__name__)
+
+HEAD_OPTIONS = ("head", "head_dim", "logit_upsample")
+PROJ = "w2v_encoder.proj."
+HEADS = (PROJ, "w2v_encoder.exit_heads.")
+CNN = "w2v_encoder.w2v_model.feature_extractor."
+BEGUN = ("w2v_encoder.waveform_reduction.", "w2v_encoder.fbank.")  # where the start has none
+
+
+def take_reductions(cfg, start: Pretrained) -> None:
+    """Puts the reductions of ``start`` into the config of what goes on from it, in place, where it
+    sets none of a stage itself.
+
+    Raises:
+        ValueError: a sharded training, whose weights are not whole once the model is built
+    """
+    if not start.reductions:
+        return
+    named = named_reductions(start.reductions)
+    if cfg.ddp_backend == "fully_sharded":
+        raise ValueError(
+            f"distributed_training.ddp_backend=fully_sharded with model.w2v_path={cfg.w2v_path}, a "
+            f"reduced model ({named}): start from a pretrained one, or choose another ddp_backend"
+        )
+    kept = keep_reductions(cfg, start.reductions)
+    others = {name: value for name, value in start.reductions.items() if name not in kept}
+    logger.info(
+        "model.w2v_path=%s is a reduced model, which goes on with %s%s",
+        cfg.w2v_path,
+        named_reductions(kept) or "none of its reductions",
+        f", and not with {named_reductions(others)}" if others else "",
+    )
+
+
+def load_whole(model, start: Pretrained, labels: list[str]) -> None:
+    """Copies every weight of a reduced model into one that goes on from it, see :func:`fit_state`.
+    A front-end or a waveform reduction that is new, and heads of another kind or for other labels,
+    are left as the model has them.
+
+    Args:
+        labels: symbols of the model's dictionary
+    Raises:
+        CheckpointError: weights that do not fit, with the option that decides
+    """
+    weights, ours = dict(start.whole), model.state_dict()
+    for prefix in BEGUN:
+        if not any(name.startswith(prefix) for name in weights):
+            weights |= {name: w for name, w in ours.items() if name.startswith(prefix)}
+    if model.w2v_encoder.cnn is None:
+        weights = {name: w for name, w in weights.items() if not name.startswith(CNN)}
+    same_kind = all(
+        model.cfg[name] == start.reductions.get(name, DEFAULTS[name]) for name in HEAD_OPTIONS
+    )
+    if not same_kind or (start.labels or labels) != labels:
+        weights = {name: w for name, w in weights.items() if not name.startswith(HEADS)}
+        weights |= {name: w for name, w in ours.items() if name.startswith(PROJ)}
+    try:
+        model.load_state_dict(weights, strict=True)
+    except ValueError as error:
+        raise CheckpointError(f"model.w2v_path={model.cfg.w2v_path}: {error}") from None
