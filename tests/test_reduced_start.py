@@ -76,11 +76,13 @@ def test_it_may_be_reduced_further(start):
     assert all(torch.equal(ours[name], theirs[name]) for name in set(ours) - new)
 
 
-def test_what_the_config_says_of_a_stage_goes_before(start):
+def test_what_the_config_says_of_a_stage_goes_before(start, caplog):
+    caplog.set_level("INFO")
     _, path = start(frame_pools=[1, 2, 3], keep_layers="3")
     one_speed = build_model(path, frame_pool=2)
     assert reductions(one_speed.cfg) == {"frame_pool": 2, "keep_layers": "3"}
     assert list(one_speed.w2v_encoder.frame_reduction.upsamplings) == ["2"]
+    assert "which goes on with keep_layers=3; replaced: frame_pools=[1, 2, 3]" in caplog.text
 
 
 def test_options_of_the_training_that_made_it_are_not_kept(start):

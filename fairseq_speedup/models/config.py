@@ -133,24 +133,24 @@ def _stage_of(option: str) -> type:
     return _WITH.get(option) or next(own)
 
 
-def keep_reductions(cfg: SpeedupCtcConfig, start: dict) -> dict:
+def keep_reductions(cfg: SpeedupCtcConfig, start: dict) -> tuple[dict, dict]:
     """Puts those of a reduced model into the config of a training that starts from it, in place,
     stage by stage: a stage of which ``cfg`` sets an option is as ``cfg`` has it.
 
     Args:
         start: of :func:`reductions`
     Returns:
-        what was put
+        what was put, and what was not
     """
     own = {_stage_of(name) for name in switched_on(cfg)}
-    kept = {
-        name: value
-        for name, value in start.items()
-        if name not in _OF_TRAINING and _stage_of(name) not in own
-    }
+    kept: dict = {}
+    replaced: dict = {}
+    for name, value in start.items():
+        if name not in _OF_TRAINING:
+            (replaced if _stage_of(name) in own else kept)[name] = value
     for name, value in kept.items():
         setattr(cfg, name, value)
-    return kept
+    return kept, replaced
 
 
 def reduction_options(cfg) -> dict:

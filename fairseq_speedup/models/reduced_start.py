@@ -30,13 +30,12 @@ def take_reductions(cfg, start: Pretrained) -> None:
             f"distributed_training.ddp_backend=fully_sharded with model.w2v_path={cfg.w2v_path}, a "
             f"reduced model ({named}): start from a pretrained one, or choose another ddp_backend"
         )
-    kept = keep_reductions(cfg, start.reductions)
-    others = {name: value for name, value in start.reductions.items() if name not in kept}
+    kept, replaced = keep_reductions(cfg, start.reductions)
     logger.info(
         "model.w2v_path=%s is a reduced model, which goes on with %s%s",
         cfg.w2v_path,
         named_reductions(kept) or "none of its reductions",
-        f", and not with {named_reductions(others)}" if others else "",
+        f"; replaced: {named_reductions(replaced)}" if replaced else "",
     )
 
 
