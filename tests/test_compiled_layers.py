@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from helpers.models import FRONT_ENDS, build_model, write_four_layers, write_wavlm
+from helpers.models import FRONT_ENDS, batch_of, build_model, write_four_layers, write_wavlm
 from torch.testing import assert_close
 
 from fairseq_speedup.inference import kernels, to_inference_form
 from fairseq_speedup.inference.int8 import CompiledProduct, Int8Linear, product_here
+from fairseq_speedup.inference.kernels.layers import LayerInC
 from fairseq_speedup.inference.kernels.linears import floats_multiplier
 from fairseq_speedup.inference.layer import FusedLayer
 
@@ -80,6 +81,34 @@ def test_what_c_cannot_do_is_done_in_parts(tmp_path, form):
     mask[0, 15:] = True
     padded = layer(x[:, :1], self_attn_padding_mask=mask)[0][:15]
     assert_close(padded, layer(x[:15, :1])[0], atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("counts", [[9000], [9000, 6000, 7777]], ids=["alone", "batch"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"merge_ratio": 0.2},
+        {"exit_layers": "0,1,2", "exit_criterion": "entropy", "exit_threshold": 1.0},
+    ],
+    ids=["merging", "exits"],
+)
+@torch.no_grad()
+def test_stages_between_layers_leave_these_in_c(tmp_path, monkeypatch, form, counts, options):
+    """Of a batch that is padded too, and once frames are fewer than they were."""
+    model = build_model(write_four_layers(tmp_path / "four.pt", "group_norm"), **options)
+    to_inference_form(model, form)
+    given = []
+
+    def outputs(layer, frames, lengths):
+        given.append(lengths)
+        return through(layer, frames, lengths)
+
+    through = LayerInC.outputs
+    monkeypatch.setattr(LayerInC, "outputs", outputs)
+    run = model(**batch_of(counts))["layer_frames"]
+    assert [sum(lengths) for lengths in given] == [n for n in run.sum(dim=0).tolist() if n]
+    assert len(given) > 1
 
 
 @torch.no_grad()

@@ -8,9 +8,11 @@ from helpers.reductions import REDUCTIONS, name_of
 pytest.importorskip("transformers")
 from public_checkpoints import FORMS, reference, write_form
 
+from fairseq_speedup.frontend.fbank import WINDOW_SAMPLES, fourier_matrix
 from fairseq_speedup.inference import kernels, to_inference_form
 from fairseq_speedup.inference import linear as linears
 from fairseq_speedup.inference.cnn import PIECE_FRAMES
+from fairseq_speedup.inference.fbank import PIECE_WINDOWS, FourierHalves
 from fairseq_speedup.inference.int8 import (
     LOWEST_GELU,
     PRODUCTS,
@@ -110,9 +112,33 @@ def test_long_utterances_are_convolved_in_pieces(four_layers):
     torch.testing.assert_close(run(form, net_input)[0], run(model, net_input)[0], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("frame_ms", [20, 40])
+@pytest.mark.parametrize("counts", [[4 * PIECE_WINDOWS * 160 + 77, 9000], [400]], ids=str)
+def test_filterbanks_of_a_form(four_layers, frame_ms, counts):
+    """Pieces, padding, and the shortest that there is."""
+    model, form = pair(four_layers, "fp32", frontend="fbank", frontend_frame_ms=frame_ms)
+    for each in (model, form):
+        log_mel = each.w2v_encoder.fbank.log_mel
+        log_mel.mean.fill_(-3.0)
+        log_mel.square.fill_(11.0)
+    net_input = batch_of(counts)
+    for ours, theirs in zip(
+        valid(*run(form, net_input)), valid(*run(model, net_input)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_halves_of_the_fourier_transform_give_its_power():
+    windows = torch.randn(7, WINDOW_SAMPLES)
+    real, imaginary = (windows @ fourier_matrix().float()).chunk(2, dim=1)
+    power = real.square() + imaginary.square()
+    torch.testing.assert_close(FourierHalves()(windows), power, atol=1e-3, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["fp32", INT8])
-def test_costs_are_counted_as_before(four_layers, name):
-    model, form = pair(four_layers, name, frame_pool=2, keep_layers="3")
+@pytest.mark.parametrize("frontend", ["cnn", "fbank"])
+def test_costs_are_counted_as_before(four_layers, name, frontend):
+    model, form = pair(four_layers, name, frame_pool=2, keep_layers="3", frontend=frontend)
     # 48 frames, 24 after pooling: of an odd number fairseq computes one more
     counts = [MacCounter(each).count([15680]).sum() for each in (model, form)]
     assert counts[0] == counts[1]

@@ -15,6 +15,7 @@ from fairseq_speedup.inference.attention import FusedAttention
 from fairseq_speedup.inference.batched_cnn import BatchedCnn
 from fairseq_speedup.inference.captured import CapturedPath
 from fairseq_speedup.inference.cnn import ChannelsLastCnn
+from fairseq_speedup.inference.fbank import FusedFbank
 from fairseq_speedup.inference.int8 import product_here
 from fairseq_speedup.inference.layer import FusedLayer
 from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16
@@ -23,6 +24,7 @@ from fairseq_speedup.inference.transformer import MaskedLayers, PackedLayers
 from fairseq_speedup.models.exported_ctc import ExportedCtc
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.pruning.cut import cut
+from fairseq_speedup.transformer.reused_attention import shares_map
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +139,10 @@ def check_device(form: str, device: torch.device) -> None:
 def _front_end(encoder, linear, on_cpu: bool) -> str:
     w2v_model = encoder.w2v_model
     if encoder.fbank is not None:
-        return "filterbanks, as they are"
+        if not on_cpu:
+            return "filterbanks, as they are"
+        encoder.fbank = FusedFbank.of(encoder.fbank, linear.of)
+        return "filterbanks, half of the Fourier transform's products"
     cnn, masked = w2v_model.feature_extractor, isinstance(w2v_model.feature_extractor, MaskedCnn)
     if on_cpu:
         cnn = ChannelsLastCnn(cnn, linear.of, masked)
@@ -168,16 +173,17 @@ def _layers(layers, linear) -> str:
     return "fused"
 
 
-def _padding(encoder, transformer, layers: str, on_cpu: bool) -> str:
+def _padding(encoder, transformer, how: str, on_cpu: bool) -> str:
     transformer.required_seq_len_multiple = 1
-    if layers != "fused":
+    if how != "fused":
         return "computed: the layers are not fused"
-    if encoder.stages:
+    if encoder.stages and (not on_cpu or any(map(shares_map, transformer.layers))):
         return "computed: exits and merging follow the batch through the layers"
     if not on_cpu:
         encoder.transformer.layers = MaskedLayers(transformer, encoder.kept_layers)
         return "computed: graphs have one size for many lengths"
-    encoder.transformer.layers = PackedLayers(transformer, encoder.kept_layers)
+    layers = PackedLayers(transformer, encoder.kept_layers, encoder.stages)
+    encoder.transformer.layers = layers
     return "left out of the layers"
 
 

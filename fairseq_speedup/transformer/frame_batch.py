@@ -168,7 +168,9 @@ class FrameBatch:
         self.hidden = hidden[:longest]
         if index_now is not None:
             self.index_now, self.sizes = index_now.clamp(max=longest - 1), sizes[:longest]
-        self.padding_mask = padding_mask_of(self.lengths, self.hidden.size(0))
+        is_alone = len(self.lengths) == 1 and not torch.jit.is_tracing()
+        mask = None if is_alone else padding_mask_of(self.lengths, self.hidden.size(0))
+        self.padding_mask = mask
 
     @property
     def is_empty(self) -> bool:
