@@ -23,11 +23,19 @@ def test_every_engine_can_be_asked_for_and_exists(benchmark):
 
     defaults = benchmark.PEERS + benchmark.OURS
     parser = argparse.ArgumentParser()
-    benchmark.add_workload(parser, "1", "base", [1], defaults, benchmark.OF_LARGE)
+    named = benchmark.OF_LARGE + benchmark.OF_X1
+    benchmark.add_workload(parser, "1", "base", [1], defaults, named)
     assert parser.parse_args([]).engines == defaults
-    for name in defaults + benchmark.OF_LARGE:
+    for name in defaults + named:
         assert parser.parse_args(["--engines", name]).engines == [name]
         assert name in ENGINES
+
+
+def test_a_reduced_engine_has_the_macs_of_its_model(benchmark):
+    batches = [[32000]]
+    whole = benchmark.macs_of("ours int8", "base", batches, [1])[1]
+    reduced = benchmark.macs_of("ours int8, fbank+pool2_keep8", "base", batches, [1])[1]
+    assert 0.2 < reduced / whole < 0.3
 
 
 @pytest.mark.parametrize(
@@ -37,6 +45,10 @@ def test_every_engine_can_be_asked_for_and_exists(benchmark):
         (
             ["--arch", "base", "--engines", "stock fairseq", "CTranslate2 int8"],
             "CTranslate2 int8: of --arch large alone",
+        ),
+        (
+            ["--engines", "stock fairseq", "ours int8, pool2"],
+            "ours int8, pool2: reduced already, so of --factors 1 alone",
         ),
     ],
 )

@@ -23,6 +23,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from engines import REDUCED, REDUCED_FORMS, model_of, options_of
 from torch import nn
 
 from fairseq_speedup.inference.int8 import Int8Linear, product_here
@@ -37,6 +38,7 @@ PEERS = [BASELINE, "transformers", "ONNX Runtime fp32", "ONNX Runtime int8"]
 PEERS += ["OpenVINO fp32", "OpenVINO int8", "OpenVINO int8, CNN in fp32"]
 OF_LARGE = ["CTranslate2 fp32", "CTranslate2 int8"]  # peers that run no other, and are asked for
 OURS = ["ours fp32", "ours bf16", "ours int8", "ours in OpenVINO, fp32", "ours in OpenVINO, int8"]
+OF_X1 = [f"ours {form}, {each}" for form in REDUCED_FORMS for each in REDUCED]  # asked for too
 SAMPLE_RATE = 16000
 ONE_FRAME_MORE = 320  # samples
 
@@ -162,11 +164,11 @@ def peaks(threads: int) -> dict[str, float]:
     return found
 
 
-def macs_of(arch: str, batches, factors) -> dict[int, int]:
-    """MACs of all batches by factor, true lengths."""
-    from engines import model_of
-
-    counter = MacCounter(model_of(arch))
+def macs_of(name: str, arch: str, batches, factors) -> dict[int, int]:
+    """An engine's MACs of all batches by factor, true lengths."""
+    _, _, reduced = name.partition(", ")
+    options = options_of(reduced) if name in OF_X1 else []
+    counter = MacCounter(model_of(arch, *options))
     samples = np.array([length for batch in batches for length in batch])
     return {factor: counter.count(samples // factor).sum().total for factor in factors}
 
@@ -263,7 +265,8 @@ def add_workload(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="for the table, JSON, picture and ONNX files")
-    add_workload(parser, "2.4,4,5.5,7,8.5,10.5,13,16.7", "large", [1, 2, 3], PEERS + OURS, OF_LARGE)
+    more = OF_LARGE + OF_X1
+    add_workload(parser, "2.4,4,5.5,7,8.5,10.5,13,16.7", "large", [1, 2, 3], PEERS + OURS, more)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--same-lengths", action="store_true", help="in all rounds")
@@ -274,12 +277,13 @@ def main() -> None:
         parser.error(
             f"{', '.join(sorted(named))}: of --arch large alone, with layer norms in its CNN"
         )
+    if args.factors != [1] and (named := set(OF_X1) & set(args.engines)):
+        parser.error(f"{', '.join(sorted(named))}: reduced already, so of --factors 1 alone")
     args.folder.mkdir(parents=True, exist_ok=True)
     lengths = subsampled(read_lengths(args), args.subsample)
     batches = batches_of(lengths, args.batch_size)
     torch.set_num_threads(args.threads)
     peak = peaks(args.threads)
-    macs = macs_of(args.arch, batches, args.factors)
     engines = [Engine.start(name, args.arch, args.threads, args.folder) for name in args.engines]
     baseline = engines[args.engines.index(BASELINE)]
     for factor in args.factors:
@@ -295,6 +299,7 @@ def main() -> None:
                 "median": median(found), "least": min(found), "most": max(found)
             }  # fmt: skip
         seconds = median(engine.seconds[args.factors[0]])
+        macs = macs_of(engine.name, args.arch, batches, args.factors)
         rows.append(
             {
                 "name": engine.name,
@@ -302,6 +307,7 @@ def main() -> None:
                 "seconds": {str(f): engine.seconds[f] for f in args.factors},
                 "ratio_by_batch": {str(f): at_each(engine, baseline, f) for f in args.factors},
                 "real_time_factor": seconds / audio_seconds,
+                "macs": {str(factor): count for factor, count in macs.items()},
                 "gmacs_per_second": macs[args.factors[0]] / seconds / 1e9,
                 "peak_memory_bytes": engine.peak_memory_bytes,
             }
@@ -310,7 +316,7 @@ def main() -> None:
         **{"arch": args.arch, "batch_size": args.batch_size, "factors": args.factors},
         **{"rounds": args.rounds, "threads": args.threads, "same_lengths": args.same_lengths},
         "lengths_samples": lengths,
-        "macs": {str(factor): count for factor, count in macs.items()},
+        "macs": rows[engines.index(baseline)]["macs"],
         "peak_macs_per_second": peak,
         "engines": rows,
         "hardware": hardware(torch.device("cpu")),

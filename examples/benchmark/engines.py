@@ -9,10 +9,12 @@ others it is cut to that length, which costs nothing.
 import argparse
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.lengths import lengths_of
@@ -81,6 +83,33 @@ def ours(form: str, arch: str, folder: Path):
 
 for _form in ("fp32", "bf16", "int8"):
     ENGINES[f"ours {_form}"] = functools.partial(ours, _form)
+
+
+# by the files of config/finetuning/reduction
+REDUCED = ["pool2", "pool2_keep8", "keep8", "merge5", "conv2", "fbank", "fbank+pool2"]
+REDUCED += ["fbank+pool2_keep8"]
+REDUCED_FORMS = ["fp32", "int8"]
+
+
+def options_of(reduced: str) -> list[str]:
+    """Options of the model, of files whose names are joined by ``+``."""
+    folder = REPO / "config/finetuning/reduction"
+    files = [OmegaConf.load(folder / f"{name}.yaml") for name in reduced.split("+")]
+    return [f"{name}={value}" for name, value in OmegaConf.merge(*files).items()]
+
+
+def ours_reduced(form: str, reduced: str, arch: str, folder: Path):
+    model = model_of(arch, *options_of(reduced))
+    to_inference_form(model, form)
+
+    def run(waveform, lengths, factor):
+        model(source=waveform, padding_mask=padding_mask(waveform, lengths))
+
+    return run
+
+
+for _form, _reduced in itertools.product(REDUCED_FORMS, REDUCED):
+    ENGINES[f"ours {_form}, {_reduced}"] = functools.partial(ours_reduced, _form, _reduced)
 
 
 UPDATES = {
