@@ -1,5 +1,7 @@
 """A transformer layer in one call of C gives what its parts do."""
 
+import copy
+
 import pytest
 import torch
 from helpers.models import FRONT_ENDS, batch_of, build_model, write_four_layers, write_wavlm
@@ -122,6 +124,17 @@ def test_a_model_that_is_given_other_storage_gives_the_same(tmp_path):
     assert torch.equal(layer(x)[0], expected)
     layer.share_memory()
     assert torch.equal(layer(x)[0], expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_is_made_once_and_is_neither_copied_nor_saved(tmp_path, form):
+    model = build_model(write_four_layers(tmp_path / "four.pt", "group_norm"))
+    to_inference_form(model, form)
+    with pytest.raises(ValueError, match=f"--inference fp32: .* form {form}; load it"):
+        to_inference_form(model, "fp32")
+    for copied in (copy.deepcopy, lambda model: torch.save(model, tmp_path / "model.pt")):
+        with pytest.raises(TypeError, match="neither copied nor saved: load it again"):
+            copied(model)
 
 
 @torch.no_grad()

@@ -70,7 +70,8 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
     Returns:
         what was switched on, and why something was not
     Raises:
-        ValueError: a form that does not exist or that this device cannot run
+        ValueError: a form that does not exist or that this device cannot run, or a model that is
+            in one already
     """
     if form == "none":
         return model.report() if isinstance(model, ExportedCtc) else {}
@@ -83,12 +84,18 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
         valid = ", ".join(["none", *LINEARS])
         raise ValueError(f"--inference {form} is unknown; valid values: {valid}")
     linear = LINEARS.lookup(form)
+    if (before := getattr(model, "inference_form", None)) is not None:
+        raise ValueError(
+            f"--inference {form}: the model is in its inference form {before}; load it again for "
+            "another"
+        )
     cut(model)
     check_device(form, next(model.parameters()).device)
     model.eval()  # fairseq's may return None
     model.requires_grad_(False)
     if not isinstance(model.w2v_encoder, SpeedupEncoder):
         model.w2v_encoder = SpeedupEncoder.around(model.w2v_encoder)
+    model.inference_form = form
     encoder = model.w2v_encoder
     transformer = encoder.w2v_model.encoder
     on_cpu = is_on_cpu(model)

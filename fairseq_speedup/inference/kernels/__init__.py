@@ -64,6 +64,16 @@ def declare(name: str, *arguments, returns=None) -> None:
         function.argtypes, function.restype = arguments, returns
 
 
+class HoldsAddresses:
+    """What C is given addresses of: another copy would not be at them."""
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError(
+            "a model in its inference form can be neither copied nor saved: load it again, or copy "
+            "it before"
+        )
+
+
 def takes(*tensors) -> bool:
     """Whether the library is there, and all of these are as it reads them: fp32, on a CPU."""
     if LIBRARY is None:

@@ -29,7 +29,7 @@ declare(
 )
 
 
-class LayerInC:
+class LayerInC(kernels.HoldsAddresses):
     """
     Args:
         linears: of queries, keys and values, of what attention gives, and the two of the

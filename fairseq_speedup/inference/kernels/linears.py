@@ -88,7 +88,7 @@ def bytes_multiplier(in_pairs: bool) -> int | None:
     return kernels.LIBRARY and kernels.LIBRARY.bytes_multiplier(kernels.MOST_BITS, in_pairs)
 
 
-class LinearInC:
+class LinearInC(kernels.HoldsAddresses):
     """Made by :meth:`of_floats` or :meth:`of_bytes`. Its methods raise ValueError for frames of
     another width, or a residual of other sizes than the outputs.
 
