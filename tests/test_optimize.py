@@ -459,7 +459,7 @@ def test_the_page_has_the_table_the_commands_and_what_training_would_add(outcome
     assert {each.name for each in folder.glob("model.*")} == {"model.pt"} | written[engine]
     for command in found["commands"]:
         assert command in page
-    assert len(found["training"]) == 3 and "fairseq-hydra-train" in found["training"][0]["command"]
+    assert len(found["training"]) == 4 and "fairseq-hydra-train" in found["training"][0]["command"]
     assert (folder / "error_against_time.png").stat().st_size > 10_000
 
 
@@ -691,11 +691,16 @@ def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
     many = suggestions(SUBJECT, {}, hours=100)
     assert few[0].options == ("model.frame_pool=2",)
     assert few[1].options == ("model.frame_pool=2", "model.keep_layers=4")
-    assert "prune checkpoints/checkpoint_last.pt" in few[2].then
+    assert few[2].options == many[1].options == ("model.frontend=fbank",)
+    assert "model.frame_pool=2 in place of model.frontend" in few[2].then
+    assert "prune checkpoints/checkpoint_last.pt" in few[3].then
     whole = replace(SUBJECT, can_prune=False)
-    assert suggestions(whole, {}, hours=1)[2].options == ("model.keep_layers=4",)
-    assert few[2].options[0] == many[0].options[0] == "model.prune_target=0.5"
-    assert many[1].options == ("model.downsample=conv", "model.downsample_factor=2")
+    assert suggestions(whole, {}, hours=1)[3].options == ("model.keep_layers=4",)
+    assert few[3].options[0] == many[0].options[0] == "model.prune_target=0.5"
+    assert many[2].options == ("model.downsample=conv", "model.downsample_factor=2")
+    fbank = suggestions(SUBJECT, {"frontend": "fbank"}, hours=1)
+    assert [each.options[0] for each in fbank].count("model.frame_pool=2") == 2
+    assert all("model.frontend=fbank" not in each.options for each in fbank)
     halved = suggestions(SUBJECT, {"downsample": "conv"}, hours=100)
     assert all("downsample" not in each.options[0] for each in halved)
     pooled = suggestions(SUBJECT, {"frame_pool": 2}, hours=1)
@@ -704,6 +709,8 @@ def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
     assert words[words.index("--config-name") + 1] == "faster"
     assert {"task.normalize=true", "optimization.max_update=1080"} < set(words)
     assert {"common.cpu=true", "common.fp16=false"} < set(words)
+    words = words_of(few[2], tmp_path, normalize=True, hours=3, has_gpu=False)
+    assert {"model.frontend_match_updates=540", "optimization.max_update=1080"} < set(words)
     words = words_of(few[1], tmp_path, normalize=False, hours=100, has_gpu=True)
     assert not any(
         each.startswith(("task.normalize", "optimization", "common.cpu")) for each in words
