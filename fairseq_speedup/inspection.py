@@ -331,15 +331,11 @@ def _model_rows(report: dict) -> list[tuple[str, str]]:
     rows += [
         (
             "transformer",
-            f"{report['layers']} {report['layer_type']} layers of {report['width']}, "
+            f"{_layers(report)} {report['layer_type']} layers of {report['width']}, "
             f"{report['heads']} heads, feed-forward {report['feed_forward']}, "
             f"norm {'before' if report['layer_norm_first'] else 'after'} each block",
         ),
-        (
-            "CNN",
-            f"{len(report['cnn'])} convolutions, a frame every {report['frame_samples']} samples, "
-            f"{CNN_NORMS.get(report['cnn_norm'], report['cnn_norm'])}",
-        ),
+        ("CNN", _cnn(report)),
         *([("pruned", _pruned(report["pruned"]))] if report["pruned"] else []),
         *([("low rank", _low_rank(report["low_rank"]))] if report["low_rank"] else []),
         *([("widths", _widths(report["widths"]))] if report["widths"] else []),
@@ -360,6 +356,21 @@ def _model_rows(report: dict) -> list[tuple[str, str]]:
     ]
     rows.append(("left out", ", ".join(dropped) or "nothing"))
     return rows
+
+
+def _layers(report: dict) -> str:
+    count, reductions = report["layers"], report.get("reductions", {})
+    kept = len(parse_keep_layers(reductions.get("keep_layers", "all"), count))
+    return str(count) if kept == count else f"{kept} of {count}"
+
+
+def _cnn(report: dict) -> str:
+    if report.get("reductions", {}).get("frontend", "cnn") != "cnn":
+        return "none: filterbanks are in its place"
+    return (
+        f"{len(report['cnn'])} convolutions, a frame every {report['frame_samples']} samples, "
+        f"{CNN_NORMS.get(report['cnn_norm'], report['cnn_norm'])}"
+    )
 
 
 def _pruned(pruned: dict) -> str:

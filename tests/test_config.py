@@ -5,6 +5,7 @@ import ast
 import pytest
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.initialize import hydra_init
+from fairseq.dataclass.utils import merge_with_parent
 from helpers.commands import REPO
 from helpers.models import build_model, write_pretrained
 from hydra import compose, initialize_config_dir
@@ -12,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from fairseq_speedup.criterions.ctc_distillation import CtcDistillationConfig
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.models.config import SpeedupCtcConfig, reduction_options, switched_on
 from fairseq_speedup.profiling.profile import read_model_options
@@ -95,7 +97,8 @@ def test_an_option_is_in_one_file():
 
 def test_a_faster_model_has_its_start_as_teacher():
     cfg = load(FASTER, "model.w2v_path=full.pt")
-    assert cfg.criterion._name == "ctc_distillation" and cfg.criterion.teacher_path == "full.pt"
+    given = merge_with_parent(CtcDistillationConfig(), cfg.criterion)
+    assert cfg.criterion._name == "ctc_distillation" and given.teacher_path == "full.pt"
     assert switched_on(cfg.model) == {"frame_pool": 2}
     assert cfg.model.feature_grad_mult == 1 and cfg.model.freeze_finetune_updates == 0
     for reduction in REDUCTIONS:  # that of prune50 names a criterion, whose losses this one has too

@@ -312,6 +312,26 @@ def test_a_fine_tuned_model_is_made_faster_by_one_config(tmp_path, corpus, full)
     assert "decoded 11 utterances" in generate(corpus, faster).stdout
 
 
+def test_hidden_states_are_learned_from_a_teacher_of_other_labels(tmp_path, corpus, full):
+    data = shutil.copytree(corpus, tmp_path / "data")
+    lines = (data / "dict.ltr.txt").read_text().splitlines(keepends=True)
+    (data / "dict.ltr.txt").write_text("".join(reversed(lines)))
+    teacher = last_checkpoint(full)
+    train(tmp_path / "hidden", data, teacher, config="faster")
+    assert "decoded 11 utterances" in generate(data, last_checkpoint(tmp_path / "hidden")).stdout
+    options = ["+criterion.distillation_target=posteriors"]
+    done = train(tmp_path / "other", data, teacher, *options, config="faster", check=False)
+    assert "another order; distillation_target=hidden asks for no labels" in done.stderr
+
+
+@pytest.mark.parametrize("criterion", ["ctc_exits", "ctc_distillation"])
+def test_a_faster_model_with_exits_by_either_criterion(tmp_path, corpus, full, criterion):
+    options = ["reduction=none", "model.exit_layers=upper", f"criterion._name={criterion}"]
+    train(tmp_path / "exits", corpus, last_checkpoint(full), *options, config="faster")
+    exits = load_finetuned(str(last_checkpoint(tmp_path / "exits")), "", None)[0]
+    assert exits.w2v_encoder.exit_layers
+
+
 def test_filterbanks_and_then_pooling_by_one_config(tmp_path, corpus, full):
     """A reduced model goes on with what it has, and what is added."""
     fbank, pooled = tmp_path / "fbank", tmp_path / "pooled"
@@ -357,7 +377,7 @@ def test_a_teacher_with_exits_goes_to_its_last_layer(tmp_path, corpus, pretraine
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "criterion.teacher_path is empty"),
+        ({"teacher_path": ""}, "criterion.teacher_path is empty"),
         ({"teacher_path": "lost.pt"}, "criterion.teacher_path=lost.pt: no such file"),
         ({"distillation_target": "mood"}, "distillation_target='mood'; valid values"),
         ({"distillation_weight": 0.0}, "distillation_weight=0.0 is out of range"),

@@ -49,7 +49,6 @@ def start(four_layers, tmp_path):
         {"frame_pool": 2, "logit_upsample": 2},
         {"exit_layers": "1,2", "exit_criterion": "entropy", "exit_threshold": 0.2},
         {"frame_pools": [1, 2]},
-        {"prune_target": 0.6},
         {"merge_ratio": 0.1},
     ],
     ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()),
@@ -83,6 +82,15 @@ def test_what_the_config_says_of_a_stage_goes_before(start, caplog):
     assert reductions(one_speed.cfg) == {"frame_pool": 2, "keep_layers": "3"}
     assert list(one_speed.w2v_encoder.frame_reduction.upsamplings) == ["2"]
     assert "which goes on with keep_layers=3; replaced: frame_pools=[1, 2, 3]" in caplog.text
+
+
+def test_an_option_alone_leaves_the_others_of_its_stage(start):
+    _, path = start(frame_pool=2, frame_pool_method="conv", exit_layers="1,2")
+    again = build_model(path, frame_pool=2, exit_criterion="entropy", exit_threshold=0.3)
+    assert reductions(again.cfg) == {
+        **{"frame_pool": 2, "frame_pool_method": "conv", "exit_layers": "1,2"},
+        **{"exit_criterion": "entropy", "exit_threshold": 0.3},
+    }
 
 
 def test_options_of_the_training_that_made_it_are_not_kept(start):
@@ -131,9 +139,19 @@ def test_a_head_for_other_labels_keeps_those_that_it_has(start):
 @pytest.mark.parametrize(
     ("trained", "asked", "words"),
     [
-        (CONV2, CONV2 | {"downsample_factor": 3.0}, "factor is 2 in the checkpoint and 3 in the"),
+        (
+            CONV2,
+            {"downsample_factor": 3.0},
+            "it has downsample=conv, downsample_factor=2.0, .*factor is 2 in the checkpoint and 3",
+        ),
         (CONV2, {"downsample": "signal", "downsample_factor": 2.0}, "options downsample, downs"),
-        ({"frontend": "fbank"}, {"frontend": "fbank", "frontend_frame_ms": 40}, "options frontend"),
+        (
+            {"frontend": "fbank"},
+            {"frontend_frame_ms": 40},
+            r"it has frontend=fbank, frontend_frame_ms=20\).*options frontend",
+        ),
+        ({"prune_target": 0.6}, {}, r"gates of pruning .*prune_target=0.6.* not cut yet: .* prune"),
+        ({"prune_target": 0.6}, {"prune_warmup_updates": 9}, "not cut yet"),
         ({"keep_layers": "2"}, {"keep_layers": "3"}, "keep_layers names layers .* lacks: 2"),
         ({"frame_pool": 2}, {"ddp_backend": "fully_sharded"}, r"reduced .*frame_pool=2\)"),
     ],

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from fairseq import utils
 from fairseq.criterions import register_criterion
+from omegaconf import II
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.criterions.ctc_exits import CtcExitsCriterion, unwrapped
@@ -14,6 +15,7 @@ from fairseq_speedup.criterions.distillation import (
     DistillationConfig,
     DistillationCriterion,
     HeadFrames,
+    Target,
     head_input,
     log_distance,
 )
@@ -25,7 +27,11 @@ from fairseq_speedup.relative_paths import looked_for
 @dataclass
 class CtcDistillationConfig(DistillationConfig):
     teacher_path: str = field(
-        default="", metadata={"help": "fine-tuned checkpoint with the same labels"}
+        default=II("model.w2v_path"),
+        metadata={
+            "help": "fine-tuned checkpoint, of the same labels where posteriors are learned; what "
+            "training starts from by default"
+        },
     )
     distillation_target: str = field(
         default="hidden",
@@ -44,8 +50,9 @@ class CtcDistillationCriterion(DistillationCriterion):
     def __init__(self, cfg: CtcDistillationConfig, task):
         super().__init__(cfg, task)
         # in a tuple: no parameters of the criterion, which fairseq would train and save
-        self.teacher = (_load_teacher(cfg.teacher_path, task),)
-        if TARGETS.lookup(cfg.distillation_target).of_one_width:
+        target = TARGETS.lookup(cfg.distillation_target)
+        self.teacher = (_load_teacher(cfg.teacher_path, task, target),)
+        if target.of_one_width:
             _check_width(cfg, self.teacher[0], task)
 
     def forward(self, model, sample, reduce=True, **kwargs):
@@ -87,7 +94,7 @@ def _check_width(cfg: CtcDistillationConfig, teacher, task) -> None:
         )
 
 
-def _load_teacher(path: str, task):
+def _load_teacher(path: str, task, target: Target):
     """
     Raises:
         ValueError: no path
@@ -103,10 +110,10 @@ def _load_teacher(path: str, task):
         )
     teacher, cfg, teacher_task = load_finetuned(path, "criterion.teacher_path=")
     ours, theirs = task.target_dictionary.symbols, teacher_task.target_dictionary.symbols
-    if ours != theirs:
+    if target.of_labels and ours != theirs:
         raise CheckpointError(
             f"criterion.teacher_path={path} was fine-tuned with other labels than the data's: "
-            f"{difference(ours, theirs)}"
+            f"{difference(ours, theirs)}; distillation_target=hidden asks for no labels"
         )
     if bool(cfg.task.normalize) != bool(task.cfg.normalize):
         raise CheckpointError(

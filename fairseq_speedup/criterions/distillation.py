@@ -27,11 +27,13 @@ class Target(NamedTuple):
         distance: of a model's HeadFrames from the teacher's, summed over valid frames
         weight: of it beside CTC, by default
         of_one_width: the teacher's frames must be as wide as the model's
+        of_labels: the teacher's labels must be the model's
     """
 
     distance: Callable[["HeadFrames", "HeadFrames"], torch.Tensor]
     weight: float
     of_one_width: bool = False
+    of_labels: bool = False
 
 
 @dataclass
@@ -130,7 +132,7 @@ def hidden_distance(ours: HeadFrames, teacher: HeadFrames) -> torch.Tensor:
     return _sum_of_valid(distance, lengths)
 
 
-TARGETS.register("posteriors")(Target(posterior_distance, weight=0.1))
+TARGETS.register("posteriors")(Target(posterior_distance, weight=0.1, of_labels=True))
 TARGETS.register("hidden")(Target(hidden_distance, weight=1, of_one_width=True))
 
 

@@ -118,36 +118,31 @@ REDUCTION_OPTIONS = list(DEFAULTS)
 
 
 # of one training, and not of the model that it makes
-_OF_TRAINING = {"frontend_match_updates", "exit_heads_only"}
-# choices of one speed, of which another config has the one
-_WITH = {
-    "downsample_factors": WaveformReductionConfig,
-    "frame_pools": FramePoolConfig,
-    "depths": LayerRemovalConfig,
+OF_TRAINING = {"frontend_match_updates", "exit_heads_only"}
+# choices of many speeds, and the option that is one of them
+CHOICES = {
+    "downsample_factors": "downsample_factor",
+    "frame_pools": "frame_pool",
+    "depths": "keep_layers",
+    "widths": "width",
 }
 
 
-def _stage_of(option: str) -> type:
-    """The config that has an option: of one stage, but for the choices of many speeds."""
-    own = (each for each in SpeedupCtcConfig.__mro__[1:] if option in each.__annotations__)
-    return _WITH.get(option) or next(own)
-
-
 def keep_reductions(cfg: SpeedupCtcConfig, start: dict) -> tuple[dict, dict]:
-    """Puts those of a reduced model into the config of a training that starts from it, in place,
-    stage by stage: a stage of which ``cfg`` sets an option is as ``cfg`` has it.
+    """Puts the options of a reduced model into the config of a training that starts from it, in
+    place, but for those that ``cfg`` sets; where it sets one speed, there are no choices any more.
 
     Args:
         start: of :func:`reductions`
     Returns:
         what was put, and what was not
     """
-    own = {_stage_of(name) for name in switched_on(cfg)}
+    own = set(switched_on(cfg))
     kept: dict = {}
     replaced: dict = {}
     for name, value in start.items():
-        if name not in _OF_TRAINING:
-            (replaced if _stage_of(name) in own else kept)[name] = value
+        if name not in OF_TRAINING:
+            (replaced if own & {name, CHOICES.get(name)} else kept)[name] = value
     for name, value in kept.items():
         setattr(cfg, name, value)
     return kept, replaced

@@ -4,6 +4,7 @@ import logging
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.models.config import DEFAULTS, keep_reductions, named_reductions
+from fairseq_speedup.models.state_fitting import MisfitError
 from fairseq_speedup.pretrained import Pretrained
 
 logger = logging.getLogger(__name__)
@@ -16,15 +17,21 @@ BEGUN = ("w2v_encoder.waveform_reduction.", "w2v_encoder.fbank.")  # where the s
 
 
 def take_reductions(cfg, start: Pretrained) -> None:
-    """Puts the reductions of ``start`` into the config of what goes on from it, in place, where it
-    sets none of a stage itself.
+    """Puts the reductions of ``start`` into the config of what goes on from it, in place, but for
+    options that it sets itself.
 
     Raises:
+        CheckpointError: gates of pruning, which are for one training
         ValueError: a sharded training, whose weights are not whole once the model is built
     """
     if not start.reductions:
         return
     named = named_reductions(start.reductions)
+    if start.reductions.get("prune_target", 1) < 1:
+        raise CheckpointError(
+            f"model.w2v_path={cfg.w2v_path} has gates of pruning ({named}), which are not cut yet: "
+            f"python -m fairseq_speedup prune {cfg.w2v_path} --output pruned.pt makes a start of it"
+        )
     if cfg.ddp_backend == "fully_sharded":
         raise ValueError(
             f"distributed_training.ddp_backend=fully_sharded with model.w2v_path={cfg.w2v_path}, a "
@@ -64,4 +71,8 @@ def load_whole(model, start: Pretrained, labels: list[str]) -> None:
     try:
         model.load_state_dict(weights, strict=True)
     except ValueError as error:
-        raise CheckpointError(f"model.w2v_path={model.cfg.w2v_path}: {error}") from None
+        has = ""
+        if isinstance(error, MisfitError):
+            values = {name: start.reductions.get(name, DEFAULTS[name]) for name in error.options}
+            has = f" (it has {', '.join(f'{name}={value}' for name, value in values.items())})"
+        raise CheckpointError(f"model.w2v_path={model.cfg.w2v_path}{has}: {error}") from None

@@ -70,13 +70,12 @@ class SpeedupEncoder(Wav2VecEncoder):
             labels: symbols of the dictionary
         """
         num_labels = len(labels)
-        check_options(cfg)
         pretrained = None
         if cfg.w2v_args is None:
             pretrained = read_pretrained(cfg, reduced=True)
             take_reductions(cfg, pretrained)
-            check_options(cfg)
             cfg.w2v_args = pretrained.cfg
+        check_options(cfg)
         waveform_reduction = build_waveform_reduction(cfg.downsample, Speeds(cfg).factors)
         narrowed = narrow(cfg)
         keep_layer_type(cfg)

@@ -1,8 +1,10 @@
 """Fits a checkpoint to a model whose reductions are others than it was trained with."""
 
 import logging
+import re
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.models.config import DEFAULTS
 from fairseq_speedup.pruning.gates import fit_gates
 from fairseq_speedup.pruning.narrowing import narrow_weights
 from fairseq_speedup.transformer.layer_removal import KeptLayers, drop_removed_layers
@@ -10,6 +12,24 @@ from fairseq_speedup.transformer.layer_removal import KeptLayers, drop_removed_l
 logger = logging.getLogger(__name__)
 
 PREFIX = "w2v_encoder."
+
+
+class MisfitError(CheckpointError):
+    """Weights of another value of some options.
+
+    Args:
+        reason: which weights, and how they differ
+        options: in words
+    """
+
+    def __init__(self, reason: str, options: str):
+        super().__init__(
+            f"{reason}: the checkpoint was trained with another value of model options {options}; "
+            "give those that it was trained with"
+        )
+        self.options = [name for name in re.findall(r"\w+", options) if name in DEFAULTS]
+
+
 # weights -> the options that decide whether a model has them, and of what shape
 OPTIONS = {
     "w2v_model.encoder.layers.": "keep_layers",
@@ -36,8 +56,8 @@ def fit_state(state_dict: dict, model) -> None:
     - gates that are missing begin open
 
     Raises:
-        CheckpointError: weights that are missing or of another shape otherwise, with the option
-            that decides
+        MisfitError: weights that are missing or of another shape otherwise, with the option that
+            decides
     """
     encoder = model.w2v_encoder
     _narrow(state_dict, model)
@@ -131,7 +151,4 @@ def _check(state_dict: dict, ours: dict) -> None:
                 reason = f"{key} is {theirs} in the checkpoint and {shape} in the model"
             else:
                 continue
-            raise CheckpointError(
-                f"{reason}: the checkpoint was trained with another value of model options "
-                f"{options}; give those that it was trained with"
-            )
+            raise MisfitError(reason, options)

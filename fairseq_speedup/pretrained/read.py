@@ -45,8 +45,8 @@ def read_pretrained(cfg, reduced: bool = False) -> Pretrained:
     source = f"model.w2v_path={path}"
     if not os.path.exists(path):
         raise FileNotFoundError(
-            f"{source}: no such file, or no file; it must be a pretrained fairseq checkpoint "
-            f"(.pt), or {EXPECTED}{looked_for(path)}"
+            f"{source}: no such file, or no file; it must be a pretrained or fine-tuned fairseq "
+            f"checkpoint (.pt), or {EXPECTED}{looked_for(path)}"
         )
     try:
         pretrained = read_file(path, reduced)
