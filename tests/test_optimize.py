@@ -691,8 +691,7 @@ def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
     many = suggestions(SUBJECT, {}, hours=100)
     assert few[0].options == ("model.frame_pool=2",)
     assert few[1].options == ("model.frame_pool=2", "model.keep_layers=4")
-    assert few[2].options == many[1].options == ("model.frontend=fbank",)
-    assert "model.frame_pool=2 in place of model.frontend" in few[2].then
+    assert few[2].options == many[1].options == ("model.frontend=fbank", "model.frame_pool=2")
     assert "prune checkpoints/checkpoint_last.pt" in few[3].then
     whole = replace(SUBJECT, can_prune=False)
     assert suggestions(whole, {}, hours=1)[3].options == ("model.keep_layers=4",)
@@ -701,6 +700,8 @@ def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
     fbank = suggestions(SUBJECT, {"frontend": "fbank"}, hours=1)
     assert [each.options[0] for each in fbank].count("model.frame_pool=2") == 2
     assert all("model.frontend=fbank" not in each.options for each in fbank)
+    pooled = suggestions(SUBJECT, {"frame_pool": 2}, hours=1)
+    assert all("model.frontend=fbank" not in each.options for each in pooled)
     halved = suggestions(SUBJECT, {"downsample": "conv"}, hours=100)
     assert all("downsample" not in each.options[0] for each in halved)
     pooled = suggestions(SUBJECT, {"frame_pool": 2}, hours=1)
@@ -710,7 +711,7 @@ def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
     assert {"task.normalize=true", "optimization.max_update=1080"} < set(words)
     assert {"common.cpu=true", "common.fp16=false"} < set(words)
     words = words_of(few[2], tmp_path, normalize=True, hours=3, has_gpu=False)
-    assert {"model.frontend_match_updates=540", "optimization.max_update=1080"} < set(words)
+    assert {"model.frontend_match_updates=540", "optimization.max_update=2160"} < set(words)
     words = words_of(few[1], tmp_path, normalize=False, hours=100, has_gpu=True)
     assert not any(
         each.startswith(("task.normalize", "optimization", "common.cpu")) for each in words
@@ -726,7 +727,9 @@ def test_training_commands_are_of_the_config_that_is_there(tmp_path):
         assert cfg.criterion._name == "ctc_distillation"  # whose teacher is what it starts from
         assert cfg.model.w2v_path == str(Path("best.pt").absolute())
         assert switched_on(cfg.model)
-        assert cfg.optimization.max_update == UPDATES
+        twice = cfg.model.frontend == "fbank"
+        assert cfg.optimization.max_update == UPDATES * (1 + twice)
+        assert cfg.model.frontend_match_updates == (UPDATES // 2 if twice else 0)
         assert cfg.dataset.max_tokens == SECONDS * SAMPLE_RATE_HZ
 
 

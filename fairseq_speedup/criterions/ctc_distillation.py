@@ -15,7 +15,6 @@ from fairseq_speedup.criterions.distillation import (
     DistillationConfig,
     DistillationCriterion,
     HeadFrames,
-    Target,
     head_input,
     log_distance,
 )
@@ -51,7 +50,7 @@ class CtcDistillationCriterion(DistillationCriterion):
         super().__init__(cfg, task)
         # in a tuple: no parameters of the criterion, which fairseq would train and save
         target = TARGETS.lookup(cfg.distillation_target)
-        self.teacher = (_load_teacher(cfg.teacher_path, task, target),)
+        self.teacher = (_load_teacher(cfg.teacher_path, task, target.of_labels),)
         if target.of_one_width:
             _check_width(cfg, self.teacher[0], task)
 
@@ -94,8 +93,10 @@ def _check_width(cfg: CtcDistillationConfig, teacher, task) -> None:
         )
 
 
-def _load_teacher(path: str, task, target: Target):
+def _load_teacher(path: str, task, of_labels: bool = True):
     """
+    Args:
+        of_labels: its labels have to be the data's
     Raises:
         ValueError: no path
         CheckpointError: no fine-tuned CTC model, other labels or another normalisation
@@ -110,7 +111,7 @@ def _load_teacher(path: str, task, target: Target):
         )
     teacher, cfg, teacher_task = load_finetuned(path, "criterion.teacher_path=")
     ours, theirs = task.target_dictionary.symbols, teacher_task.target_dictionary.symbols
-    if target.of_labels and ours != theirs:
+    if of_labels and ours != theirs:
         raise CheckpointError(
             f"criterion.teacher_path={path} was fine-tuned with other labels than the data's: "
             f"{difference(ours, theirs)}; distillation_target=hidden asks for no labels"
