@@ -210,10 +210,12 @@ def _finetuned(path: str, state: dict, seconds: float) -> dict:
     with FakeTensorMode():
         model = models.build_model(cfg.model, Labels(num_labels), from_checkpoint=True)
     check_weights(model, state["model"], path)
+    use = f"fairseq-generate --path, {FROM_MODEL}"
+    has_gates = cfg.model.get("prune_target", 1) < 1
     return {
         "family": encoder.family,
         "stage": "fine-tuned",
-        "use": f"fairseq-generate --path, {FROM_MODEL}, model.w2v_path",
+        "use": f"{use}, prune" if has_gates else f"{use}, model.w2v_path",
         "kind": kind_of({"cfg": cfg}),
         "reductions": switched_on(cfg.model),
         "pretraining_config": where,

@@ -29,6 +29,7 @@ REDUCTIONS = {
     "bilstm": {"head": "bilstm", "head_dim": 8},
     "upsampled": {"logit_upsample": 2},
     "speeds": {"downsample": "conv", "downsample_factors": [1, 2]},
+    "gates": {"prune_target": 0.6},
 }
 
 
@@ -40,7 +41,8 @@ def test_a_reduced_model_is_told_with_its_reductions(tmp_path, pretrained, optio
     assert report["error"] is None
     assert report["reductions"] == options
     assert report["kind"] == "speedup_ctc"
-    assert report["use"].endswith("model.w2v_path")
+    gated = "prune_target" in options
+    assert report["use"].endswith("prune" if gated else "model.w2v_path")
     assert report["dictionary_size"] == 4 + len(LETTERS)
     model = build_model(pretrained, labels=LETTERS, **options)
     assert report["parameters"] == sum(p.numel() for p in model.parameters())
