@@ -95,16 +95,24 @@ def sizes_by_layer(report: dict) -> dict[str, list[int]]:
     """Channels of the CNN's convolutions, heads and feed-forward units of the layers, of those that
     the model has."""
     pruned, count = report["pruned"] or {}, report["layers"]
-    reductions = report.get("reductions") or {}
     heads = [len(kept) for kept in pruned.get("heads") or []] or [report["heads"]] * count
     units = list(pruned.get("units") or [report["feed_forward"]] * count)
-    kept = parse_keep_layers(reductions.get("keep_layers", "all"), count)
-    has_cnn = reductions.get("frontend", "cnn") == "cnn"
+    kept = _kept_layers(report)
     return {
-        "CNN channels": [dim for dim, _, _ in report["cnn"]] if has_cnn else [],
+        "CNN channels": [dim for dim, _, _ in report["cnn"]] if _has_cnn(report) else [],
         "attention heads": [heads[index] for index in kept],
         "feed-forward units": [units[index] for index in kept],
     }
+
+
+def _kept_layers(report: dict) -> list[int]:
+    """Indices of the layers that are left."""
+    reductions = report.get("reductions") or {}
+    return parse_keep_layers(reductions.get("keep_layers", "all"), report["layers"])
+
+
+def _has_cnn(report: dict) -> bool:
+    return (report.get("reductions") or {}).get("frontend", "cnn") == "cnn"
 
 
 def inspect_file(path: str, seconds: float = 10) -> dict:
@@ -361,13 +369,12 @@ def _model_rows(report: dict) -> list[tuple[str, str]]:
 
 
 def _layers(report: dict) -> str:
-    count, reductions = report["layers"], report.get("reductions", {})
-    kept = len(parse_keep_layers(reductions.get("keep_layers", "all"), count))
+    count, kept = report["layers"], len(_kept_layers(report))
     return str(count) if kept == count else f"{kept} of {count}"
 
 
 def _cnn(report: dict) -> str:
-    if report.get("reductions", {}).get("frontend", "cnn") != "cnn":
+    if not _has_cnn(report):
         return "none: filterbanks are in its place"
     return (
         f"{len(report['cnn'])} convolutions, a frame every {report['frame_samples']} samples, "

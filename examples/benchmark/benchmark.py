@@ -39,6 +39,7 @@ PEERS += ["OpenVINO fp32", "OpenVINO int8", "OpenVINO int8, CNN in fp32"]
 OF_LARGE = ["CTranslate2 fp32", "CTranslate2 int8"]  # peers that run no other, and are asked for
 OURS = ["ours fp32", "ours bf16", "ours int8", "ours in OpenVINO, fp32", "ours in OpenVINO, int8"]
 OF_X1 = [f"ours {form}, {each}" for form in REDUCED_FORMS for each in REDUCED]  # asked for too
+NOT_REDUCED = "none"
 SAMPLE_RATE = 16000
 ONE_FRAME_MORE = 320  # samples
 
@@ -164,11 +165,9 @@ def peaks(threads: int) -> dict[str, float]:
     return found
 
 
-def macs_of(name: str, arch: str, batches, factors) -> dict[int, int]:
-    """An engine's MACs of all batches by factor, true lengths."""
-    _, _, reduced = name.partition(", ")
-    options = options_of(reduced) if name in OF_X1 else []
-    counter = MacCounter(model_of(arch, *options))
+def macs_of(reduced: str, arch: str, batches, factors) -> dict[int, int]:
+    """MACs of all batches by factor, true lengths, of a model that is reduced or not."""
+    counter = MacCounter(model_of(arch, *options_of(reduced)))
     samples = np.array([length for batch in batches for length in batch])
     return {factor: counter.count(samples // factor).sum().total for factor in factors}
 
@@ -290,6 +289,7 @@ def main() -> None:
         race(engines, batches, factor, args.rounds, args.same_lengths)
     audio_seconds = sum(lengths) / SAMPLE_RATE
     rows = []
+    by_reduction: dict[str, dict[int, int]] = {}
     for engine in engines:
         ratios = {}
         for factor in args.factors:
@@ -299,7 +299,10 @@ def main() -> None:
                 "median": median(found), "least": min(found), "most": max(found)
             }  # fmt: skip
         seconds = median(engine.seconds[args.factors[0]])
-        macs = macs_of(engine.name, args.arch, batches, args.factors)
+        reduced = engine.name.partition(", ")[2] if engine.name in OF_X1 else NOT_REDUCED
+        if reduced not in by_reduction:
+            by_reduction[reduced] = macs_of(reduced, args.arch, batches, args.factors)
+        macs = by_reduction[reduced]
         rows.append(
             {
                 "name": engine.name,

@@ -8,6 +8,7 @@ from torch import nn
 
 from fairseq_speedup.frontend.cnn import conv_layers_of
 from fairseq_speedup.inference.kernels.rows import convolve_gelu
+from fairseq_speedup.inference.linear import linear_of
 from fairseq_speedup.lengths import (
     conv_length,
     conv_stack_length,
@@ -22,10 +23,7 @@ def as_linear(conv: nn.Conv1d) -> nn.Linear:
     """The linear layer that gives of a window of frames (kernel_size * channels) what the
     convolution gives."""
     weight = conv.weight.detach().transpose(1, 2).flatten(1)  # (C', C, K) -> (C', K * C)
-    linear = nn.Linear(weight.size(1), weight.size(0), bias=conv.bias is not None)
-    linear.weight = nn.Parameter(weight)
-    linear.bias = conv.bias
-    return linear
+    return linear_of(weight, conv.bias)
 
 
 def windows_of(frames: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from fairseq_speedup.frontend.fbank import (
     FbankFrontEnd,
 )
 from fairseq_speedup.inference.cnn import as_linear, even_size, windows_of
-from fairseq_speedup.inference.linear import Fp32Linear
+from fairseq_speedup.inference.linear import Fp32Linear, linear_of
 
 PIECE_WINDOWS = 200  # 2 seconds, so that what passes between the products stays in the cache
 
@@ -46,9 +46,7 @@ class FourierHalves(nn.Module):
 
 def product_by(matrix: torch.Tensor) -> nn.Module:
     """(..., I) -> (..., O) in fp32, by a matrix (O, I)."""
-    linear = nn.Linear(matrix.size(1), matrix.size(0), bias=False)
-    linear.weight = nn.Parameter(matrix.float())
-    return Fp32Linear.of(linear)
+    return Fp32Linear.of(linear_of(matrix.float()))
 
 
 class FusedFbank(FbankFrontEnd):

@@ -180,17 +180,16 @@ def _layers(layers, linear) -> str:
     return "fused"
 
 
-def _padding(encoder, transformer, how: str, on_cpu: bool) -> str:
+def _padding(encoder, transformer, layers: str, on_cpu: bool) -> str:
     transformer.required_seq_len_multiple = 1
-    if how != "fused":
+    if layers != "fused":
         return "computed: the layers are not fused"
     if encoder.stages and (not on_cpu or any(map(shares_map, transformer.layers))):
         return "computed: exits and merging follow the batch through the layers"
     if not on_cpu:
         encoder.transformer.layers = MaskedLayers(transformer, encoder.kept_layers)
         return "computed: graphs have one size for many lengths"
-    layers = PackedLayers(transformer, encoder.kept_layers, encoder.stages)
-    encoder.transformer.layers = layers
+    encoder.transformer.layers = PackedLayers(transformer, encoder.kept_layers, encoder.stages)
     return "left out of the layers"
 
 

@@ -15,16 +15,23 @@ FINEST_ROWS = 16  # rows of a product are rounded up to a multiple of, at least
 ROW_STEPS = 16  # in an octave of rows
 
 
+def linear_of(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
+    """A linear layer of these weights (O, I) and this bias (O,), or without one."""
+    out_features, in_features = weight.shape
+    linear = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias)
+    return linear
+
+
 def stacked(linears: list[nn.Linear]) -> nn.Linear:
     """One linear layer that gives what several give of the same input, in order."""
-    joined = nn.Linear(linears[0].in_features, sum(each.out_features for each in linears))
-    joined.weight = nn.Parameter(torch.cat([each.weight.detach() for each in linears]))
     biases = [
         each.weight.new_zeros(each.out_features) if each.bias is None else each.bias.detach()
         for each in linears
     ]
-    joined.bias = nn.Parameter(torch.cat(biases))
-    return joined
+    return linear_of(torch.cat([each.weight.detach() for each in linears]), torch.cat(biases))
 
 
 def cpu_has(*instructions: str) -> bool:

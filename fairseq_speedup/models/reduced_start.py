@@ -3,17 +3,17 @@
 import logging
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.heads import HeadConfig
 from fairseq_speedup.models.config import DEFAULTS, keep_reductions, named_reductions
-from fairseq_speedup.models.state_fitting import MisfitError
+from fairseq_speedup.models.state_fitting import PREFIX, MisfitError
 from fairseq_speedup.pretrained import Pretrained
+from fairseq_speedup.pretrained.finetuned import ENCODER, HEAD
 
 logger = logging.getLogger(__name__)
 
-HEAD_OPTIONS = ("head", "head_dim", "logit_upsample")
-PROJ = "w2v_encoder.proj."
-HEADS = (PROJ, "w2v_encoder.exit_heads.")
-CNN = "w2v_encoder.w2v_model.feature_extractor."
-BEGUN = ("w2v_encoder.waveform_reduction.", "w2v_encoder.fbank.")  # where the start has none
+HEADS = (HEAD, f"{PREFIX}exit_heads.")
+CNN = f"{ENCODER}feature_extractor."
+BEGUN = (f"{PREFIX}waveform_reduction.", f"{PREFIX}fbank.")  # where the start has none
 
 
 def take_reductions(cfg, start: Pretrained) -> None:
@@ -63,11 +63,12 @@ def load_whole(model, start: Pretrained, labels: list[str]) -> None:
     if model.w2v_encoder.cnn is None:
         weights = {name: w for name, w in weights.items() if not name.startswith(CNN)}
     same_kind = all(
-        model.cfg[name] == start.reductions.get(name, DEFAULTS[name]) for name in HEAD_OPTIONS
+        model.cfg[name] == start.reductions.get(name, DEFAULTS[name])
+        for name in HeadConfig.__annotations__
     )
     if not same_kind or (start.labels or labels) != labels:
         weights = {name: w for name, w in weights.items() if not name.startswith(HEADS)}
-        weights |= {name: w for name, w in ours.items() if name.startswith(PROJ)}
+        weights |= {name: w for name, w in ours.items() if name.startswith(HEAD)}
     try:
         model.load_state_dict(weights, strict=True)
     except ValueError as error:

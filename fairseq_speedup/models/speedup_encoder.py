@@ -145,8 +145,8 @@ class SpeedupEncoder(Wav2VecEncoder):
             self._check_cnn_is_not_needed(cfg)
             self.w2v_model.feature_extractor = nn.Identity()
         if pretrained.reductions:
-            others = {n: w for n, w in self.w2v_model.state_dict().items() if n not in cnn}
-            load_weights(self.w2v_model, others | cnn, f"model.w2v_path={cfg.w2v_path}")
+            of_cnn = {name.removeprefix(CNN_PREFIX): weight for name, weight in cnn.items()}
+            load_weights(self.w2v_model.feature_extractor, of_cnn, f"model.w2v_path={cfg.w2v_path}")
             self.reduced_start = pretrained
         elif cfg.ddp_backend == "fully_sharded":  # fairseq's own way, layer by layer
             self.load_model_weights({"model": pretrained.weights}, self.w2v_model, cfg)

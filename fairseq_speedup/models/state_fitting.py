@@ -1,7 +1,6 @@
 """Fits a checkpoint to a model whose reductions are others than it was trained with."""
 
 import logging
-import re
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.models.config import DEFAULTS
@@ -12,6 +11,17 @@ from fairseq_speedup.transformer.layer_removal import KeptLayers, drop_removed_l
 logger = logging.getLogger(__name__)
 
 PREFIX = "w2v_encoder."
+# weights -> the options that decide whether a model has them, and of what shape
+OPTIONS = {
+    "w2v_model.encoder.layers.": "keep_layers",
+    "waveform_reduction.": "downsample, downsample_factor, downsample_factors",
+    "fbank.": "frontend, frontend_frame_ms",
+    "w2v_model.feature_extractor.": "frontend",
+    "frame_reduction.": "frame_pool_method",
+    "pruning.": "prune_target, prune_parts",
+    "proj.": "head, head_dim, logit_upsample, or the dictionary",
+    "exit_heads.": "head, head_dim, logit_upsample, or the dictionary",
+}
 
 
 class MisfitError(CheckpointError):
@@ -27,20 +37,7 @@ class MisfitError(CheckpointError):
             f"{reason}: the checkpoint was trained with another value of model options {options}; "
             "give those that it was trained with"
         )
-        self.options = [name for name in re.findall(r"\w+", options) if name in DEFAULTS]
-
-
-# weights -> the options that decide whether a model has them, and of what shape
-OPTIONS = {
-    "w2v_model.encoder.layers.": "keep_layers",
-    "waveform_reduction.": "downsample, downsample_factor, downsample_factors",
-    "fbank.": "frontend, frontend_frame_ms",
-    "w2v_model.feature_extractor.": "frontend",
-    "frame_reduction.": "frame_pool_method",
-    "pruning.": "prune_target, prune_parts",
-    "proj.": "head, head_dim, logit_upsample, or the dictionary",
-    "exit_heads.": "head, head_dim, logit_upsample, or the dictionary",
-}
+        self.options = [name for name in options.split(", ") if name in DEFAULTS]
 
 
 def fit_state(state_dict: dict, model) -> None:
