@@ -2,9 +2,9 @@
 
 Give this package to fairseq as its user directory (``common.user_dir=fairseq_speedup`` for
 ``fairseq-hydra-train``, ``--user-dir fairseq_speedup`` for ``fairseq-generate``): importing it
-registers the models ``speedup_ctc`` and ``distilled_student``, the task ``speedup_finetuning`` and
-the criterions ``ctc_pruning``, ``ctc_exits``, ``ctc_distillation``, ``ctc_in_place_distillation``,
-``layer_distillation`` and ``gram_distillation``.
+registers the models ``speedup_ctc``, ``distilled_student`` and ``exported_ctc``, the task
+``speedup_finetuning`` and the criterions ``ctc_pruning``, ``ctc_exits``, ``ctc_distillation``,
+``ctc_in_place_distillation``, ``layer_distillation`` and ``gram_distillation``.
 
 The tree follows the data: ``waveform`` (waveform reduction) -> ``frontend`` (CNN or filterbanks) ->
 ``frames`` (frame pooling) -> ``transformer`` (layers kept, exits, merging) -> ``heads`` (CTC heads

@@ -86,8 +86,9 @@ class MacCounter:
 
         Args:
             layer_frames: frames that each layer was given (utterances, layers), of a model with
-                exits or merging; None where nobody left, and frames merged by ``merge_ratio``
-                alone (merging by similarity cannot be foretold and is left out)
+                exits or merging; None where all left after the layer that an option names, or
+                nobody did, and frames merged by ``merge_ratio`` alone: what depends on the audio
+                cannot be foretold
         """
         num_samples = np.asarray(num_samples, dtype=np.int64)
         waveform_macs = self.waveform_reduction.macs(num_samples)
@@ -103,11 +104,9 @@ class MacCounter:
             pooling_macs, upsampling_macs = self.frames.macs(num_frames)
             pooled = self.frames.output_lengths(num_frames)
         if layer_frames is None:
-            num_heads = 1
             layer_frames = self.layer_frames(pooled)
-        else:
-            layer_frames = np.asarray(layer_frames)
-            num_heads = self._num_heads_run(layer_frames)
+        layer_frames = np.asarray(layer_frames)
+        num_heads = self._num_heads_run(layer_frames)
         return Macs(
             waveform_reduction=waveform_macs,
             front_end=front_end_macs,
@@ -125,6 +124,8 @@ class MacCounter:
             for stage in self.stages:
                 if stage.known_lengths:
                     num_frames = stage.lengths_after(self.indices[position], num_frames)
+                if stage.leaves_after() == self.indices[position]:
+                    num_frames = num_frames * 0
         return np.stack(given, axis=-1)
 
     def _num_heads_run(self, layer_frames):

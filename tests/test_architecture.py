@@ -21,7 +21,7 @@ def test_every_file_that_the_page_names_is_there():
 
 
 def test_the_stages_are_those_of_the_page_in_their_order():
-    drawing = PAGE[PAGE.index("transformer/stages.py:") : PAGE.index("batch.restored()")]
+    drawing = PAGE[PAGE.index("transformer/stages.py:") : PAGE.index("batch.unmerged()")]
     places = [drawing.index(stage.__name__) for stage in STAGES]
     assert places == sorted(places)
 

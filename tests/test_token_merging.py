@@ -63,7 +63,7 @@ def test_the_most_similar_pairs_merge_and_are_restored_as_copies():
     assert batch.lengths.tolist() == [5]
     assert batch.index_now.tolist() == [[0, 1, 1, 1, 2, 2, 3, 4]]
     torch.testing.assert_close(twice[1], (hidden[1] + hidden[2] + hidden[3]) / 3)
-    restored = batch.restored()
+    restored = batch.unmerged()
     assert restored.shape == hidden.shape
     for frame, index in enumerate(batch.index_now[0]):
         assert torch.equal(restored[frame], twice[index])

@@ -85,12 +85,13 @@ def log_distance(logging_outputs, name: str, num_frames: str) -> None:
 
 
 class HeadFrames:
-    """What a model gave: logits (T, B, V), hidden states (T', B, C) and the valid counts (B,) of
-    both. At padding, where fairseq's criterion writes into the logits, nothing is read."""
+    """What a model gave: logits (T, B, V), without ``blank_weight``, hidden states (T', B, C) and
+    the valid counts (B,) of both. At padding nothing is read."""
 
     def __init__(self, output: dict, hidden: torch.Tensor, blank: int):
         self.blank = blank
-        self.logits = output["encoder_out"].float()
+        # a copy: fairseq's criterion writes the weight of the blank into the output
+        self.logits = output["encoder_out"].float().clone()
         batch_first = output["encoder_out"].transpose(0, 1)  # T x B x V -> B x T x V
         self.lengths = lengths_of(output["padding_mask"], batch_first)
         self.hidden = hidden.float()

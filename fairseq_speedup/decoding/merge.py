@@ -19,6 +19,7 @@ from fairseq_speedup.decoding.scoring import FIELD, Scoring
 from fairseq_speedup.files import written_whole
 from fairseq_speedup.profiling.compute_file import (
     FILE_NAME,
+    clear_report,
     merge_reports,
     read_report,
     write_report,
@@ -26,6 +27,14 @@ from fairseq_speedup.profiling.compute_file import (
 
 MAX_NAMED = 5
 WER_DIGITS = 2  # as fairseq prints it
+# of compute.json, what merging counts with
+NUMBERS: dict[str, Any] = dict.fromkeys(
+    ["num_utterances", "utterances_in_subset", "num_shards", "shard_id"], int
+)
+NUMBERS |= dict.fromkeys(
+    ["audio_seconds", "encoder_seconds", "decoder_wait_seconds", "peak_memory_bytes"], int | float
+)
+NUMBERS["macs_per_second"] = int | float | None
 NOT_RECORDED = (
     f"it was scored with fairseq's --wer-... options by an earlier version, whose {FILE_NAME} does "
     "not tell them: decode it again"
@@ -51,13 +60,16 @@ def run(args: Namespace) -> None:
 
     os.makedirs(args.output, exist_ok=True)
     last_line = _with_wer(shards[0].last_line, wer)
-    with open(output, "w", encoding="utf-8") as file:
+    clear_report(args.output, args.gen_subset)
+    with written_whole(output) as part, open(part, "w", encoding="utf-8") as file:
         for _, each in sorted(merged.items()):
             file.writelines(f"{line}\n" for line in each.lines)
         file.write(f"{last_line}\n")
-    written = [output, write_report(merge_reports([each.report for each in shards]), args.output)]
+    written = [output]
     written += _merge_rows(nbest_path, args, header=True, key=lambda row: int(row.split("\t")[0]))
     written += _merge_rows(ctm_path, args, header=False, key=lambda row: row.split(" ")[0])
+    report = merge_reports([each.report for each in shards])
+    written.append(write_report(report, args.output))  # the last: it says that all is there
     print(f"wrote {', '.join(written)}")
     print(f"{len(merged)} utterances of {len(shards)} shards: {last_line}")
 
@@ -90,6 +102,9 @@ def read_shard(folder: str, subset: str) -> Shard:
         raise FileNotFoundError(
             f"{folder} has no {FILE_NAME} of {subset}: that shard did not end, decode it again"
         )
+    for name, kind in NUMBERS.items():
+        if not isinstance(report.get(name), kind):
+            raise MergeError(f"{FILE_NAME} of {folder}: {name} is {report.get(name)!r:.50}")
     utterances, last_line = read_generated(path)
     missing = [number for number, each in utterances.items() if each.hypothesis is None]
     if missing or len(utterances) != report["num_utterances"]:

@@ -14,7 +14,7 @@ from fairseq_speedup.pruning.cut import cut
 
 class ExportableModel(nn.Module):
     """waveform -> waveform reduction -> front-end -> frame reduction -> transformer -> frames
-    restored -> CTC head -> logit upsampling -> log-probabilities
+    unmerged -> CTC head -> logit upsampling -> log-probabilities
 
     Args:
         model: a SpeedupCtc on the CPU, whose weights it takes: not to be used any more

@@ -92,9 +92,10 @@ class ConvPool(MeanPool):
             self.conv.bias.zero_()
 
     def forward(self, frames, lengths):
-        pooled = self.conv(frames.transpose(1, 2)).transpose(1, 2)
+        weight, bias = self.conv.weight, self.conv.bias
+        pooled = F.conv1d(frames.transpose(1, 2), weight, stride=self.factor).transpose(1, 2)
         # a window that is not full is scaled up, as its mean would be
-        return pooled * (self.factor / self._num_valid(pooled.size(1), lengths)).to(pooled)
+        return pooled * (self.factor / self._num_valid(pooled.size(1), lengths)).to(pooled) + bias
 
     def macs_per_window(self) -> int:
         return self.conv.weight.numel()
@@ -124,7 +125,7 @@ class Pooled:
     lengths: (B,), valid ones
     padding_mask: (B, T'), True at padding, or None where nothing is padded
     windowed: (B, T'', C), the unpooled frames, filled up to whole windows, for the positions
-    windowed_mask: (B, T''), or None where nothing is padded
+    windowed_mask: (B, T''), True at padding, or None where nothing is padded or pooled
     """
 
     frames: torch.Tensor

@@ -130,19 +130,26 @@ CHOICES = {
 
 def keep_reductions(cfg: SpeedupCtcConfig, start: dict) -> tuple[dict, dict]:
     """Puts the options of a reduced model into the config of a training that starts from it, in
-    place, but for those that ``cfg`` sets; where it sets one speed, there are no choices any more.
+    place, but for those that ``cfg`` sets; where it sets one speed, there are no choices any more,
+    and where it sets choices, a speed that is not among them goes.
 
     Args:
         start: of :func:`reductions`
     Returns:
         what was put, and what was not
     """
-    own = set(switched_on(cfg))
+    own = switched_on(cfg)
+    other_choice = {
+        one
+        for many, one in CHOICES.items()
+        if many in own and many != "depths" and start.get(one) not in own[many]
+    }
     kept: dict = {}
     replaced: dict = {}
     for name, value in start.items():
         if name not in OF_TRAINING:
-            (replaced if own & {name, CHOICES.get(name)} else kept)[name] = value
+            given = own.keys() & {name, CHOICES.get(name)} or name in other_choice
+            (replaced if given else kept)[name] = value
     for name, value in kept.items():
         setattr(cfg, name, value)
     return kept, replaced

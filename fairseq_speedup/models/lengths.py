@@ -18,7 +18,8 @@ class StockLengths:
     def output_lengths(self, num_samples):
         return self.front_end.output_lengths(num_samples)
 
-    ctc_lengths = output_lengths
+    def ctc_lengths(self, num_samples, any_speed: bool = True):
+        return self.output_lengths(num_samples)
 
     def frame_grid(self) -> FrameGrid:
         return self.front_end.frame_grid(FrameGrid())

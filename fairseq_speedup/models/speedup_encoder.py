@@ -19,7 +19,7 @@ from fairseq_speedup.frontend.config import CNN_FRAME_MS
 from fairseq_speedup.frontend.matching import normalised, weights_held
 from fairseq_speedup.heads import build_head, head_of_labels, run_head, upsample_logits
 from fairseq_speedup.lengths import FrameGrid, lengths_of, padding_mask_of
-from fairseq_speedup.models.config import SpeedupCtcConfig, check_options
+from fairseq_speedup.models.config import SpeedupCtcConfig, check_options, named_reductions
 from fairseq_speedup.models.reduced_start import take_reductions
 from fairseq_speedup.models.speeds import Speed, Speeds
 from fairseq_speedup.pretrained import (
@@ -52,7 +52,7 @@ CNN_PREFIX = "feature_extractor."
 
 class SpeedupEncoder(Wav2VecEncoder):
     """waveform -> waveform reduction -> front-end -> frame reduction -> transformer -> frames
-    restored -> CTC head -> logit upsampling
+    unmerged -> CTC head -> logit upsampling
 
     The path is written out here, in :meth:`forward`, and of the transformer in
     :class:`TransformerPath`; the modules on it, and so the weights' names, are fairseq's. Lengths
@@ -75,7 +75,7 @@ class SpeedupEncoder(Wav2VecEncoder):
             pretrained = read_pretrained(cfg, reduced=True)
             take_reductions(cfg, pretrained)
             cfg.w2v_args = pretrained.cfg
-        check_options(cfg)
+        _check_options(cfg, pretrained)
         waveform_reduction = build_waveform_reduction(cfg.downsample, Speeds(cfg).factors)
         narrowed = narrow(cfg)
         keep_layer_type(cfg)
@@ -255,6 +255,8 @@ class SpeedupEncoder(Wav2VecEncoder):
         self.new_head = partial(build_head, cfg, self.w2v_model.encoder.embedding_dim, num_labels)
         if cfg.exit_heads_only:
             self.requires_grad_(False)
+            # a layer that is left out has no exit, and nothing else would learn in that update
+            self.w2v_model.encoder.layerdrop = 0.0
             if self.fbank is not None:
                 self.fbank.statistics_updates = 0
 
@@ -312,18 +314,24 @@ class SpeedupEncoder(Wav2VecEncoder):
     def _front_end_grid(self) -> FrameGrid:
         return self.front_end.frame_grid(self.waveform_reduction.frame_grid(FrameGrid()))
 
-    def ctc_lengths(self, num_samples):
-        """Logit frames that CTC can give labels of their own, at the fastest speed that is trained:
-        frames that have merged are copies of each other. What depends on what the frames hold is
-        left out."""
-        frames = self.front_end.output_lengths(self.waveform_reduction.fewest(num_samples))
-        pooled = self.frame_reduction.fewest(frames)
+    def ctc_lengths(self, num_samples, any_speed: bool = True):
+        """Logit frames that CTC can give labels of their own: frames that have merged are copies of
+        each other. What depends on what the frames hold is left out.
+
+        Args:
+            any_speed: at the fastest speed that is trained; else at the one that is chosen
+        """
+        reduction, pooling = self.waveform_reduction, self.frame_reduction
+        shortened = reduction.fewest if any_speed else reduction.output_lengths
+        frames = self.front_end.output_lengths(shortened(num_samples))
+        pooled = (pooling.fewest if any_speed else pooling.output_lengths)(frames)
+        most_pooled = max(self.speeds.frame_pools) if any_speed else pooling.factor
         stages = [stage for stage in self.stages if stage.known_lengths]
         for index in self.kept_layers:
             for stage in stages:
                 pooled = stage.lengths_after(index, pooled)
         if stages:
-            frames = np.minimum(frames, pooled * max(self.speeds.frame_pools))
+            frames = np.minimum(frames, pooled * most_pooled)
         return frames * self.logit_upsample
 
     def needed_samples(self, any_speed: bool = False) -> int:
@@ -361,8 +369,9 @@ class SpeedupEncoder(Wav2VecEncoder):
             fairseq's dict: ``encoder_out`` logits (T, B, V), ``padding_mask`` (B, T) or None,
             ``layer_results``; with exits or merging also ``layer_frames`` (B, layers), the frames
             that each layer was given, 0 where it was not run; with exits also ``exit_logits``
-            (T, B, V) and ``exit_measured`` (B,) by the layer's index, of training and calibration,
-            where nobody leaves. With ``speeds``, ``at_speeds``: such a dict of each, in their order
+            (T, B, V) by the layer's index, of training and calibration, where nobody leaves, and
+            ``exit_measured`` (B,), of calibration. With ``speeds``, ``at_speeds``: such a dict of
+            each, in their order
         Raises:
             ValueError: an utterance is too short for one frame
         """
@@ -428,9 +437,9 @@ class SpeedupEncoder(Wav2VecEncoder):
                 keep_everyone=not exit_early,
                 corpus_key=corpus_key,
             )
-        logits = None if hidden is None else self.logits(hidden, lengths)
+        logits = None if hidden is None else self.logits(hidden, batch.logit_frames)
         if batch.left:
-            logits = batch.with_exit_logits(logits, frames.size(1) * self.logit_upsample)
+            logits = batch.all_logits(logits, frames.size(1) * self.logit_upsample)
         if padding_mask is not None:
             padding_mask = padding_mask.repeat_interleave(self.logit_upsample, dim=1)
         output = {
@@ -498,18 +507,21 @@ class SpeedupEncoder(Wav2VecEncoder):
             hidden = run_head(self.proj, hidden, lengths)
         return upsample_logits(hidden, self.logit_upsample)
 
-    def exit_logits(self, index: int, hidden: torch.Tensor, batch: FrameBatch):
+    def exit_logits(
+        self, index: int, hidden: torch.Tensor, batch: FrameBatch, with_dropout: bool = True
+    ):
         """Logits (T', A, V) of the exit after layer ``index``, from hidden states (T, A, C) of the
         utterances that are in the batch, and their valid frames (A,)."""
-        if self.w2v_model.encoder.layer_norm_first:
-            hidden = self.w2v_model.encoder.layer_norm(hidden)
-        lengths, num_frames = batch.frame_lengths[batch.utterances], batch.num_frames
-        if batch.left:
-            num_frames = int(lengths.max())
-        # upsampling is batch first: T x A x C -> A x T x C and back
-        hidden = self.frame_reduction.upsample(hidden.transpose(0, 1), num_frames).transpose(0, 1)
-        head = self.exit_heads[str(index)]
-        logits = run_head(head, self.final_dropout(hidden), lengths)
+        with self._frozen():  # the exit's head alone learns meanwhile
+            if self.w2v_model.encoder.layer_norm_first:
+                hidden = self.w2v_model.encoder.layer_norm(hidden)
+            # upsampling is batch first: T x A x C -> A x T x C and back
+            hidden = self.frame_reduction.upsample(hidden.transpose(0, 1), batch.most_frames)
+            hidden = hidden.transpose(0, 1)
+        head, lengths = self.exit_heads[str(index)], batch.logit_frames
+        if with_dropout:
+            hidden = self.final_dropout(hidden)
+        logits = run_head(head, hidden, lengths)
         return upsample_logits(logits, self.logit_upsample), lengths * self.logit_upsample
 
     def _front_end_frames(self, waveform, lengths):
@@ -561,6 +573,16 @@ class SpeedupEncoder(Wav2VecEncoder):
                 f"an utterance of {shortest} samples is shorter than one output frame, which takes "
                 f"{needed} samples with this front-end and waveform reduction"
             )
+
+
+def _check_options(cfg: SpeedupCtcConfig, start: Pretrained | None) -> None:
+    try:
+        check_options(cfg)
+    except ValueError as error:
+        if start is None or not start.reductions:
+            raise
+        has = named_reductions(start.reductions)
+        raise type(error)(f"{error}; model.w2v_path={cfg.w2v_path} has {has}") from None
 
 
 def check_length(logits: torch.Tensor, num_logits: int, num_samples: int) -> None:

@@ -58,7 +58,8 @@ def fit_state(state_dict: dict, model) -> None:
     """
     encoder = model.w2v_encoder
     _narrow(state_dict, model)
-    _take_head_of_last_layer(state_dict, encoder)
+    if not model.cfg.depths:  # at any depth of many it is the last head that decides
+        _take_head_of_last_layer(state_dict, encoder)
     if isinstance(encoder.w2v_model.encoder.layers, KeptLayers):
         prefix = f"{PREFIX}w2v_model.encoder.layers."
         drop_removed_layers(state_dict, prefix, encoder.kept_layers)
@@ -86,7 +87,7 @@ def _take_head_of_last_layer(state_dict: dict, encoder) -> None:
     """Where layers are cut after one with an exit, the head of that exit becomes the last."""
     prefix, last = f"{PREFIX}exit_heads.{encoder.kept_layers[-1]}.", f"{PREFIX}proj."
     head = [key for key in state_dict if key.startswith(prefix)]
-    if head and len(encoder.speeds.depths) == 1:
+    if head:
         logger.warning("layers are cut after exit %s: its head decides", encoder.kept_layers[-1])
         for key in head:
             state_dict[last + key[len(prefix) :]] = state_dict[key]

@@ -50,8 +50,8 @@ def suggestions(subject: Subject, reduced: dict, hours: float) -> list[Suggestio
                 f"WER 15.5 to 15.3, -2.4 to +2.1 points, with a teacher as here, 17.2 without "
                 f"({RECORDED})",
                 "python -m fairseq_speedup prune checkpoints/checkpoint_last.pt --output "
-                "pruned.pt; then train on, with model.w2v_path=pruned.pt, without "
-                "model.prune_target and with the teacher",
+                "pruned.pt, in Hydra's folder of that training; then train on, with "
+                "model.w2v_path=$PWD/pruned.pt, without model.prune_target and with the teacher",
             )
         )
     if not {"downsample", "frontend", "frame_pool"} & reduced.keys():

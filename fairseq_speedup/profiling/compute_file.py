@@ -57,7 +57,8 @@ def merge_reports(reports: list[dict]) -> dict:
     merged["peak_memory_bytes"] = max(each["peak_memory_bytes"] for each in reports)
     counted = [each for each in reports if each["macs_per_second"]]
     if counted:
-        weights = [each["audio_seconds"] / audio_seconds for each in counted]
+        seconds = sum(each["audio_seconds"] for each in counted)
+        weights = [each["audio_seconds"] / seconds for each in counted]
         by_stage = {
             stage: sum(
                 weight * each["macs_per_second_by_stage"][stage]
@@ -103,8 +104,10 @@ def _kept_name(subset: str) -> str:
 
 
 def clear_report(folder: str, subset: str) -> None:
-    """Makes way for a new report before decoding starts: one of the same subset is deleted, as
+    """Makes way for a new report before decoding starts: those of the same subset are deleted, as
     fairseq empties its results file; one of another is kept as ``compute-{its subset}.json``."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(os.path.join(folder, _kept_name(subset)))
     path = os.path.join(folder, FILE_NAME)
     try:
         with open(path, encoding="utf-8") as file:

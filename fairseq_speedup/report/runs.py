@@ -202,6 +202,14 @@ def read_runs(folder: str) -> list[Row]:
             f"{folder} holds no compute.json: decode with fairseq-generate, --results-path in it"
         )
     decodings = [read_decoding(Path(folder), path) for path in reports]
+    first_of: dict[tuple[Path, str], Path] = {}
+    for path, each in zip(reports, decodings, strict=True):
+        first = first_of.setdefault((path.parent, each.test_set.subset), path)
+        if first != path:
+            raise RunsError(
+                f"{first} and {path} are both of {each.test_set.subset}, and there are results of "
+                "one: remove the older"
+            )
     check_measures(
         (str(path.parent), Scoring.of_compute(each.compute))
         for path, each in zip(reports, decodings, strict=True)
@@ -277,6 +285,11 @@ def read_decoding(root: Path, path: Path) -> Decoding:
     except (ValueError, RecursionError) as error:
         raise RunsError(f"{path} is no report of fairseq-generate: {error}") from None
     subset = compute["gen_subset"]
+    if compute.get("num_shards", 1) != 1:
+        raise RunsError(
+            f"{path} is of shard {compute.get('shard_id')} of {compute['num_shards']} of {subset}: "
+            "put them together with merge, and give its --output in their place"
+        )
     generated = generate_path(str(path.parent), subset)
     if not os.path.isfile(generated):
         raise RunsError(f"{path} is of {subset}, but {generated} does not exist")

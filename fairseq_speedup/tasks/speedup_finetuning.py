@@ -363,13 +363,13 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         if empty:
             named = ", ".join(audio.file_of(index) for index in empty[:MAX_NAMED])
             logger.warning("%s: %d utterances have no labels: %s", split, len(empty), named)
-        self._check_lengths(audio, any_speed=not decoding)
+        self._check_lengths(audio, any_speed=training)
         if not decoding and not training:  # now, and not after an epoch
             limit = self._of_training("dataset.max_tokens_valid")
             audio.check_fits(limit, MAX_SAMPLES[training])
         if not decoding and self.lengths is not None:
             used = ~audio.left_out
-            frames = self.lengths.ctc_lengths(audio.sizes[used])
+            frames = self.lengths.ctc_lengths(audio.sizes[used], any_speed=training)
             used_labels = [line for line, keep in zip(labels, used, strict=True) if keep]
             report_feasibility(
                 split,

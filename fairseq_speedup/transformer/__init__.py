@@ -1,1 +1,2 @@
-"""The transformer, reduced: which layers are kept, and after which an utterance may leave."""
+"""The transformer, reduced: which layers are kept, after which an utterance may leave, and where
+frames are dropped or merge."""

@@ -202,7 +202,7 @@ class EarlyExit(LayerStage):
         frames = batch.unmerged()
         if batch.keep_everyone:
             batch.exit_hidden[index] = frames
-        if self.criterion is None:
+        if self.criterion is None or (batch.keep_everyone and not self.observed):
             return
         logits, logit_lengths = self.head(index, frames, batch)
         measured = self.criterion.measure(
@@ -222,6 +222,11 @@ class EarlyExit(LayerStage):
         cfg.exit_layers = numbers(place, self.exits)
         if self.criterion is not None and self.criterion.by_layer:
             cfg.exit_threshold = float(sum(index < cfg.exit_threshold for index in place))
+
+    def leaves_after(self) -> int | None:
+        """See LayerStage."""
+        by_layer = self.criterion is not None and self.criterion.by_layer
+        return self.last_layer() if by_layer else None
 
     def num_heads_run(self, layer_frames: np.ndarray):
         """The exits that each utterance came to."""

@@ -16,7 +16,7 @@ class FrameBatch:
         merge     a0 a12 a3      b0 b12  .       lengths 3 2   index_now 0 1 1 2 | 0 1 1 1
         drop a3   a0 a12         b0 b12          lengths 2 2   index_now 0 1 1 1 | 0 1 1 1
         leave a                  b0 b12          lengths 2     utterances b
-        restored   0  0  0  0    b0 b12 b12 .    and a's logits are those of its exit
+        unmerged                 b0 b12 b12      and a's logits are those of its exit
 
     Args:
         hidden: (T, B, C), what the first layer is given
@@ -161,6 +161,7 @@ class FrameBatch:
             longest = int(self.lengths.max())
             self.attention_map = self.attention_map[stays][:, :, :longest, :longest]
         self._cut(self.hidden[:, stays], sizes, index_now)
+        self.given = self.given[: self.hidden.size(0), stays]
 
     def _cut(self, hidden, sizes, index_now) -> None:
         """To the longest utterance; that is a tensor, so that a traced graph keeps it open."""
@@ -188,25 +189,28 @@ class FrameBatch:
             return hidden[:longest]
         return hidden.gather(0, index[:, :longest].T[:, :, None].expand(-1, -1, hidden.size(2)))
 
-    def restored(self) -> torch.Tensor:
-        """(T, B, C): the batch as it began, zero for those that left."""
-        hidden = self.unmerged()
-        if not self.left:
-            return hidden
-        whole = hidden.new_zeros(self.begin_frames, len(self.begin_lengths), hidden.size(2))
-        whole[: hidden.size(0), self.utterances] = hidden
-        return whole
+    @property
+    def logit_frames(self) -> torch.Tensor:
+        """(A,), valid frames that heads are given, not pooled any more."""
+        return self.frame_lengths[self.utterances]
 
-    def with_exit_logits(self, logits: torch.Tensor | None, num_frames: int) -> torch.Tensor:
-        """Puts into ``logits`` (num_frames, B, V), in place, those of the utterances that left;
-        into new ones where everyone did and there are none."""
-        if logits is None:
-            _, like = self.left[0]
-            logits = like.new_zeros(num_frames, len(self.begin_lengths), like.size(-1))
-        for utterances, exit_logits in self.left:
-            logits[:, utterances] = 0
-            logits[: exit_logits.size(0), utterances] = exit_logits.to(logits.dtype)
-        return logits
+    @property
+    def most_frames(self) -> int:
+        """Of them, those of the longest utterance where some have left, else all of the batch."""
+        return int(self.logit_frames.max()) if self.left else self.num_frames
+
+    def all_logits(self, logits: torch.Tensor | None, num_logits: int) -> torch.Tensor:
+        """Those of a batch that some have left, (num_logits, B, V), 0 at padding.
+
+        Args:
+            logits: (T'', A, V), of the last head; None where everyone has left
+        """
+        found = [*self.left, *([] if logits is None else [(self.utterances, logits)])]
+        _, last = found[-1]
+        whole = last.new_zeros(num_logits, len(self.begin_lengths), last.size(-1))
+        for utterances, theirs in found:
+            whole[: theirs.size(0), utterances] = theirs.to(whole.dtype)
+        return whole
 
 
 def _any(flags: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ frame before it that stayed, so that lengths, timestamps and logits are those of
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -136,7 +137,8 @@ FRAME_DROPS["blank"] = FrameDrop(blank_frames, needs_exit=True)
 
 
 class FrameDropping(LayerStage):
-    """
+    """Takes frames out of the batch after some layers.
+
     Args:
         layers: indices of the layers after which frames are dropped
         indices: of the model's layers, in the model before layers were removed
@@ -163,7 +165,8 @@ class FrameDropping(LayerStage):
         kept = encoder.kept_layers
         exits = parse_exit_layers(cfg.exit_layers, kept, cut=bool(cfg.depths))
         layers = parse_drop_layers(cfg, kept, exits)
-        return cls(layers, kept, encoder.exit_logits, encoder.logits_per_frame, cfg)
+        head = partial(encoder.exit_logits, with_dropout=False)  # what goes is no matter of chance
+        return cls(layers, kept, head, encoder.logits_per_frame, cfg)
 
     def __init__(self, layers: list[int], indices: list[int], head, logits_per_frame, cfg):
         self.layers = layers
@@ -192,6 +195,7 @@ class FrameDropping(LayerStage):
         first = torch.arange(num_frames, device=drops.device)[:, None] == 0
         batch.drop(drops & ~padding & ~first)
 
+    @torch.no_grad()
     def _log_probs(self, index: int, batch: FrameBatch) -> torch.Tensor:
         """Log-probabilities (T, A, V) of the frames that the transformer began with, of the logits
         that pooling and logit upsampling make of one those with the least probable blank; padding

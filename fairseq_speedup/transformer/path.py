@@ -12,7 +12,7 @@ from fairseq_speedup.transformer.relative_attention import sharing_positions
 
 
 class TransformerPath:
-    """mask -> pool -> positions -> layers, and what stages do between them -> frames restored ->
+    """mask -> pool -> positions -> layers, and what stages do between them -> unmerge ->
     upsample
 
     Training, the inference forms and exported graphs all run this, each with layers of its own. It
@@ -56,8 +56,9 @@ class TransformerPath:
             keep_everyone: see FrameBatch
             options: of the layers
         Returns:
-            hidden states (B, T, C), None where every utterance has left at an exit; what the batch
-            went through; fairseq's results of each layer
+            hidden states (A, T, C) of the utterances that have not left at an exit, T up to their
+            longest, None where all have; what the batch went through; fairseq's results of each
+            layer
         """
         encoder, reduction = self.encoder, self.frame_reduction
         num_frames = frames.size(1)
@@ -87,5 +88,5 @@ class TransformerPath:
         if encoder.layer_norm_first:
             # in fairseq's layout, T x B x C -> B x T x C and back: dropout after it draws by layout
             batch.hidden = encoder.layer_norm(batch.hidden.transpose(0, 1)).transpose(0, 1)
-        hidden = batch.restored().transpose(0, 1)  # T x B x C -> B x T x C
-        return reduction.upsample(hidden, num_frames), batch, results
+        hidden = batch.unmerged().transpose(0, 1)  # T x A x C -> A x T x C
+        return reduction.upsample(hidden, batch.most_frames), batch, results

@@ -57,6 +57,10 @@ class LayerStage:
         they hold (int, numpy array or tensor)."""
         return lengths
 
+    def leaves_after(self) -> int | None:
+        """Index of the layer after which every utterance leaves, where its options alone say so."""
+        return None
+
     def renumber(self, cfg, place: Mapping[int, int]) -> None:
         """Names layers in the options of ``cfg`` by their places, in place: the others are cut out
         of the model for good."""

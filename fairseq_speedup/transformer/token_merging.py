@@ -97,7 +97,8 @@ def parse_merge_layers(merge_layers: str, kept: list[int], cut: bool = False) ->
 
 
 class TokenMerging(LayerStage):
-    """
+    """Merges frames with their neighbours after some layers.
+
     Args:
         layers: indices of the layers after which frames merge
         cfg: ratio and threshold
