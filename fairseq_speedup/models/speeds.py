@@ -54,7 +54,7 @@ class Speeds:
         self.frame_pools = _choices(cfg, "frame_pools", "frame_pool", 1)
         self.widths = list(cfg.widths) or [cfg.width]  # checked by check_widths
         self.depths: list[int] = []
-        self.default = Speed(cfg.downsample_factor, cfg.frame_pool, 0)  # depth: set_depths
+        self.default = Speed(cfg.downsample_factor, cfg.frame_pool, 0, cfg.width)  # set_depths
 
     def set_depths(self, cfg, num_layers: int, num_all: int) -> None:
         """
@@ -76,7 +76,7 @@ class Speeds:
             )
         # of a trained model fewer layers may be kept: those depths are what is left of it
         self.depths = [depth for depth in depths if depth <= num_layers] or [num_layers]
-        self.default = Speed(cfg.downsample_factor, cfg.frame_pool, num_layers)
+        self.default = Speed(cfg.downsample_factor, cfg.frame_pool, num_layers, cfg.width)
 
     @property
     def many(self) -> bool:
