@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from fairseq import utils
 
-from fairseq_speedup.decoding.generator import symbols_to_strip
+from fairseq_speedup.decoding.generator import check_numbers, symbols_to_strip
 from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.offline import Offline
 from fairseq_speedup.decoding.scoring import Scoring
@@ -100,7 +100,7 @@ def observe(args) -> Observed:
     """Runs the model over the split.
 
     Raises:
-        ValueError: the checkpoint has no exits
+        ValueError: the checkpoint has no exits, or gives NaN
     """
     overrides = {"exit_criterion": args.exit_criterion}
     try:
@@ -130,10 +130,11 @@ def observe(args) -> Observed:
     for sample in offline.batches():
         output = offline.model(**sample["net_input"])
         lengths = lengths_of(output["padding_mask"], output["encoder_out"].transpose(0, 1))
-        hypotheses = [
-            decoder.decode(utils.log_softmax(logits.float(), dim=-1), lengths)
-            for logits in [*output["exit_logits"].values(), output["encoder_out"]]
-        ]
+        hypotheses = []
+        for logits in [*output["exit_logits"].values(), output["encoder_out"]]:
+            log_probs = utils.log_softmax(logits.float(), dim=-1)
+            check_numbers(log_probs, lengths, sample)
+            hypotheses.append(decoder.decode(log_probs, lengths))
         measured.append(torch.stack(list(output["exit_measured"].values()), dim=1).cpu().numpy())
         for i, target in enumerate(offline.references(sample)):
             reference = words(target)

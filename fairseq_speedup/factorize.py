@@ -21,8 +21,9 @@ from fairseq_speedup.from_audio import (
     macs_of,
     state_of,
 )
+from fairseq_speedup.importance.whole_audio import whole_audio
 from fairseq_speedup.low_rank.linear import LowRankLinear
-from fairseq_speedup.low_rank.outputs import OutputStatistics, rank_of
+from fairseq_speedup.low_rank.outputs import OutputStatistics, TooLittleAudioError, rank_of
 from fairseq_speedup.low_rank.ranks import (
     LINEARS,
     OF_ATTENTION,
@@ -45,14 +46,23 @@ def run(args) -> None:
     check_whole(args.checkpoint, model)
     model.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     pieces = [each.clone() for each in audio.pieces(model, cfg, task)]
-    watched, before = watch(model, pieces)
+    try:
+        watched, before = watch(model, pieces)
+    except TooLittleAudioError as error:
+        raise CheckpointError(f"{args.checkpoint}: {error}") from None
     macs = macs_of(model)
     ranks = ranks_of(watched, args.energy_attention, args.energy_ffn)
     made = _lower(model, watched, ranks, args.max_layer_macs)
     print("\n".join(_table(ranks, made)))
-    _check_any(args.checkpoint, made, args.max_layer_macs)
+    if not any(made.values()):
+        raise CheckpointError(
+            f"{args.checkpoint}: no layer would keep less than --max-layer-macs "
+            f"{args.max_layer_macs:g} of its MACs: nothing is written; a smaller "
+            "--energy-attention or --energy-ffn keeps fewer directions"
+        )
     share = macs_of(model) / macs
-    change = Change.of(before, log_probs(model, pieces, "comparing"))
+    with whole_audio(model.w2v_encoder):
+        change = Change.of(before, log_probs(model, pieces, "comparing"))
     if not np.isfinite(change.largest):
         raise CheckpointError(f"{args.checkpoint}: the ranks make it give NaN: nothing is written")
     write_checkpoint(_state(model, cfg, task, made, share), args.output)
@@ -63,19 +73,18 @@ def run(args) -> None:
     print(f"wrote {args.output}: --path to decode, model.w2v_path to train on")
 
 
-def low_rank_state(path: str, model, cfg, task, watched, energies: tuple[float, float]) -> dict:
-    """The checkpoint of a copy of a model with the ranks that hold these shares of the variance.
+def low_rank_state(model, cfg, task, watched, energies: tuple[float, float]) -> dict | None:
+    """The checkpoint of a copy of a model with the ranks that hold these shares of the variance;
+    None where no linear layer has one so low that two matrices would cost less.
 
     Args:
-        path: of the model's checkpoint, for messages
         watched: of :func:`watch`
         energies: of attention, and of the feed-forward layers
-    Raises:
-        CheckpointError: no layer is of low rank
     """
     small = copy.deepcopy(model)
     made = _lower(small, watched, ranks_of(watched, *energies), most=1.0)
-    _check_any(path, made, 1.0)
+    if not any(made.values()):
+        return None
     return _state(small, cfg, task, made, macs_of(small) / macs_of(model))
 
 
@@ -109,51 +118,48 @@ def check_whole(path: str, model) -> None:
 
 @dataclass
 class Watched:
-    """A linear layer, and what it gave."""
+    """A linear layer, and what it gave: float64, on the CPU.
 
-    name: str
+    mean: (out_features,)
+    variances: (out_features,), falling
+    directions: (out_features, out_features), that have them, in columns
+    """
+
     linear: torch.nn.Linear
-    outputs: OutputStatistics
+    mean: torch.Tensor
+    variances: torch.Tensor
+    directions: torch.Tensor
 
 
 def watch(model, pieces):
-    """The linear layers of each layer, by its index, and the model's log-probabilities.
+    """The linear layers of each layer, by its index and their names, and the model's
+    log-probabilities.
 
     Raises:
-        CheckpointError: fewer frames than a layer has outputs
+        TooLittleAudioError: fewer frames than a layer has outputs
     """
     encoder = model.w2v_encoder
-    transformer = encoder.w2v_model.encoder
-    watched: dict[int, dict[str, Watched]] = {}
-    with contextlib.ExitStack() as hooks:
-        for index, layer in zip(encoder.kept_layers, transformer.layers, strict=True):
+    seen: list[tuple[int, str, torch.nn.Linear, OutputStatistics]] = []
+    with contextlib.ExitStack() as before:
+        before.enter_context(whole_audio(encoder))
+        for index, layer in zip(encoder.kept_layers, encoder.w2v_model.encoder.layers, strict=True):
             call_projections(layer)
-            watched[index] = {}
             for name, linear in linears_of(layer).items():
                 outputs = OutputStatistics(linear.out_features, linear.weight.device)
                 hook = linear.register_forward_hook(
                     lambda _, given, result, outputs=outputs: outputs.add(result)
                 )
-                hooks.callback(hook.remove)
-                watched[index][name] = Watched(f"{name} of layer {index}", linear, outputs)
-        multiple = transformer.required_seq_len_multiple
-        transformer.required_seq_len_multiple = 1  # a frame of padding is none of the audio's
-        before = log_probs(model, pieces, "looking at layers")
-        transformer.required_seq_len_multiple = multiple
-    for of_layer in watched.values():
-        for each in of_layer.values():
-            _check_enough(each, pieces)
-    return watched, before
-
-
-def _check_enough(each: Watched, pieces) -> None:
-    given, needed = each.outputs.num_rows, each.linear.out_features
-    if given < needed:
-        seconds = sum(map(len, pieces)) / SAMPLE_RATE_HZ
-        raise CheckpointError(
-            f"too little audio: its {seconds:.1f} s have {given} frames in {each.name}, which has "
-            f"{needed} outputs; give more (--audio, --minutes), best some minutes"
-        )
+                before.callback(hook.remove)
+                seen.append((index, name, linear, outputs))
+        given = log_probs(model, pieces, "looking at layers")
+    seconds = sum(map(len, pieces)) / SAMPLE_RATE_HZ
+    for index, name, _, outputs in seen:
+        outputs.check_enough(seconds, f"{name} of layer {index}", "outputs")
+    watched: dict[int, dict[str, Watched]] = {index: {} for index in encoder.kept_layers}
+    for _ in progress.bar(range(len(seen)), "finding directions", unit=" layers"):
+        index, name, linear, outputs = seen.pop(0)  # covariances are large, and go as they are used
+        watched[index][name] = Watched(linear, outputs.mean(), *outputs.directions())
+    return watched, given
 
 
 def ranks_of(watched, attention: float, feed_forward: float) -> dict[int, dict[str, int]]:
@@ -167,18 +173,9 @@ def ranks_of(watched, attention: float, feed_forward: float) -> dict[int, dict[s
     }
 
 
-def _check_any(path: str, made, most: float) -> None:
-    if not any(made.values()):
-        raise CheckpointError(
-            f"{path}: no layer would keep less than --max-layer-macs {most:g} of its MACs: nothing "
-            "is written; a smaller --energy-attention or --energy-ffn keeps fewer directions"
-        )
-
-
 def _rank(seen: Watched, energy: float) -> int:
-    variances, _ = seen.outputs.directions()
     most = min(seen.linear.in_features, seen.linear.out_features)
-    return min(most, rank_of(variances, energy, MULTIPLE))
+    return min(most, rank_of(seen.variances, energy, MULTIPLE))
 
 
 def _lower(model, watched, ranks, most: float) -> dict[int, dict[str, int]]:
@@ -190,8 +187,7 @@ def _lower(model, watched, ranks, most: float) -> dict[int, dict[str, int]]:
         for name, seen in watched[index].items():
             linear, rank = seen.linear, ranks[index][name]
             if rank * (linear.in_features + linear.out_features) < most * linear_macs(linear):
-                _, directions = seen.outputs.directions()
-                low = LowRankLinear.of(linear, seen.outputs.mean(), directions[:, :rank])
+                low = LowRankLinear.of(linear, seen.mean, seen.directions[:, :rank])
                 replace(layer, name, low)
                 made[index][name] = rank
     return made

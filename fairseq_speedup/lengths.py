@@ -76,7 +76,7 @@ def merged_length(length, ratio: Fraction, start: int):
     """Frames left when ``floor(ratio * length)`` adjacent pairs merge, or all pairs if that is
     more. The pairs are (start, start + 1), (start + 2, start + 3) and so on; start is 0 or 1."""
     merges = length * ratio.numerator // ratio.denominator
-    pairs = (length - start) // 2
+    pairs = (length - start) // 2 * (length > 0)
     return length - merges + (merges - pairs) * (merges > pairs)
 
 

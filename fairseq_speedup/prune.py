@@ -17,8 +17,9 @@ from fairseq_speedup.from_audio import (
     num_parameters,
     state_of,
 )
-from fairseq_speedup.importance.measure import Seen, TooLittleAudioError, add_gates, close, measure
+from fairseq_speedup.importance.measure import Seen, add_gates, close, measure
 from fairseq_speedup.importance.selection import TargetError
+from fairseq_speedup.low_rank.outputs import TooLittleAudioError
 from fairseq_speedup.low_rank.ranks import low_rank_of
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.pruning.config import parse_parts

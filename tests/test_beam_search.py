@@ -291,6 +291,18 @@ def test_skipping_blanks_is_taking_sure_ones_for_blank(num_frames, seed):
     assert len(skipped.frames) == (~sure).sum() + len(runs)
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.9, 0.999])
+def test_a_blank_just_below_the_threshold_is_searched(threshold):
+    above, below = threshold + 1e-4, threshold - 1e-4
+    probabilities = [above, above, below, below, above, below]
+    log_probs = table([[blank, 1 - blank, 0, 0] for blank in probabilities])
+    found = skip_blanks(Emission(log_probs.copy(), np.arange(6), 6), BLANK, threshold)
+    assert found.frames.tolist() == [0, 2, 3, 4, 5]  # one of the first two, which are a run
+    spoken = np.isfinite(found.log_probs[:, 1])
+    assert spoken.tolist() == [False, True, True, False, True]
+    assert found.skipped_score == pytest.approx(math.log(above), abs=1e-6)
+
+
 def test_a_decoder_gives_frames_of_the_whole_utterance():
     probabilities = [[0.9, 0.1, 0, 0]] * 4 + [[0.1, 0.8, 0.1, 0]] * 2 + [[0.9, 0.1, 0, 0]] * 5
     log_probs = torch.from_numpy(table([*probabilities, [0, 0, 0, 1]]))[:, None]
@@ -317,6 +329,30 @@ def test_searching_elsewhere_gives_the_same(arpa):
     for each, like in zip(found, expected, strict=True):
         assert [h["score"] for h in each] == [h["score"] for h in like]
         assert [h["tokens"].tolist() for h in each] == [h["tokens"].tolist() for h in like]
+
+
+@pytest.mark.parametrize("num_frames", [0, 1, 5])
+@pytest.mark.parametrize("kind", ["prefix", "lexicon", "lexicon-free"])
+def test_a_search_that_finds_nothing_gives_an_empty_hypothesis(arpa, kind, num_frames):
+    if kind == "prefix":
+        search = PrefixBeamSearch(WORDS, BLANK, beam=5)
+    elif kind == "lexicon":
+        search = lexicon_search(arpa, 0.5)
+    else:
+        search = LexiconFreeSearch(WORDS, BLANK, DecodingOptions(), 5, 4, 0.5, arpa)
+    ((best, *_),) = search.search([np.full((num_frames, 4), -np.inf, dtype=np.float32)])
+    assert best.path.tolist() == [BLANK] * num_frames
+    assert best.score == best.acoustic_score == -np.inf or num_frames == 0
+
+
+def test_the_callers_log_probabilities_stay(arpa):
+    words = Words(["<s>", "<pad>", "A"], unspoken=(1,))
+    log_probs = torch.tensor([[[0.1, 0.8, 0.1]], [[0.5, 0.2, 0.3]]]).log()  # of a batch of one
+    before = log_probs.clone()
+    BeamDecoder(PrefixBeamSearch(words, BLANK, beam=5), words, BLANK, 0.6).decode(
+        log_probs, torch.tensor([2])
+    )
+    assert torch.equal(log_probs, before)
 
 
 def test_labels_that_no_transcript_has_are_never_found():

@@ -139,6 +139,13 @@ def test_help_names_choices_and_defaults():
         (["profile", "--seconds", "1,x"], 1, "--seconds, line 2: expected a length in seconds"),
         (["profile", "factor"], 1, "'factor' is not of the form option=value"),
         (["export", "--path", "lost.pt", "--output", "x"], 1, "checkpoint lost.pt does not exist"),
+        (["export", "--path", "{}", "--output", "x", "--minutes", "2"], 1, "--minutes is for --to"),
+        (
+            ["export", "--path", "{}", "--output", "x", "--gen-subset", "a"],
+            1,
+            "--gen-subset is for",
+        ),
+        (["low-rank", "{}", "--audio", "{}", "--output", "lost/x"], 1, "lost does not exist"),
         (["convert", "a.pt", "lost/b"], 1, "lost does not exist"),
         (["calibrate", ".", "--path", "a.pt", "--thresholds", "0"], 1, "--thresholds 0 is out of"),
         (["calibrate", ".", "--path", "a.pt", "--exit-criterion", "layer"], 1, "layer is unknown"),
@@ -153,7 +160,7 @@ def test_help_names_choices_and_defaults():
     ],
 )
 def test_wrong_arguments_are_named_before_torch_and_fairseq_are_imported(words, status, said):
-    done, names = imports(*words)
+    done, names = imports(*(word.replace("{}", __file__) for word in words))
     assert done.returncode == status
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -153,6 +153,15 @@ def test_bytes_are_torchs(product, size, of_gelus):
         assert_close(call(ours, frames), expected, atol=1e-5 * scale, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_an_output_of_large_weights_takes_nothing_from_the_others(kind):
+    weight, frames = torch.randn(6, 64), torch.randn(20, 64)
+    weight[3] *= 1000
+    found = in_torch(kind)(weight, torch.zeros(6), of_gelus=False).outputs(frames)
+    expected = F.linear(frames, weight)
+    assert ((found - expected).norm(dim=0) < 0.1 * expected.norm(dim=0)).all()
+
+
 @pytest.mark.parametrize("width", [1, 63, 256])
 def test_the_levels_of_a_gelu_go_on_as_they_are(product, width):
     first, second = torch.randn(width, 40) / 6, torch.randn(30, width) / width**0.5

@@ -461,6 +461,24 @@ def test_feasibility_is_checked_when_data_are_loaded_for_training(data, pretrain
     task_of(data, upsampled).load_dataset("train", **TRAINING)
 
 
+def test_validation_is_held_to_the_speed_that_is_evaluated_and_training_to_all(
+    data, pretrained, caplog
+):
+    for split in ("train", "test"):
+        row = f"{split}-5.wav\t1200"
+        edit_lines(data / f"{split}.tsv", lambda lines, row=row: lines.__setitem__(6, row))
+    model = build_model(pretrained, downsample="conv", downsample_factors=[1.0, 4.0])
+    task = task_of(data, model)
+    task.load_dataset("test")
+    assert len(task.dataset("test").ordered_indices()) == 12
+    with pytest.raises(InfeasibleCtcError, match="feasibility of train: 8 of 11"):
+        task.load_dataset("train", **TRAINING)
+    task = task_of(data, model, allow_infeasible_ctc=True)
+    task.load_dataset("train", **TRAINING)
+    assert 5 not in task.dataset("train").ordered_indices()
+    assert "train: 1 of 12 utterances are bad: utterance 5" in caplog.text
+
+
 LENGTHS = Path(__file__).parents[2] / "shared/librispeech_eval.tsv.gz"
 
 

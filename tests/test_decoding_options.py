@@ -5,6 +5,8 @@ from fairseq.dataclass.configs import GenerationConfig
 
 from fairseq_speedup.decoding import flashlight
 from fairseq_speedup.decoding.beam import build_search
+from fairseq_speedup.decoding.generated import Utterance
+from fairseq_speedup.decoding.merge import MergeError, Shard, check_complete
 from fairseq_speedup.decoding.options import DecodingOptions, check_options, describe
 from fairseq_speedup.decoding.words import Words
 
@@ -88,6 +90,19 @@ def test_what_decoded_is_described(paths):
     described = describe(*options_of(given, paths))
     expected = {"ctc_decoder": "beam", "beam": 5, "nbest": 1, "lm_weight": 2.0}
     assert described == expected | {"lexicon": paths["LEXICON"], "kenlm_model": paths["LM"]}
+
+
+def test_workers_make_no_other_run(paths):
+    def shard(number: int, **given) -> Shard:
+        decoding = describe(*options_of({"ctc_decoder": "beam", **given}, paths))
+        report = {"num_shards": 2, "shard_id": number, "utterances_in_subset": 2}
+        report["decoding"] = decoding
+        return Shard(f"shard{number}", {number: Utterance([])}, report, "WER: 0.00")
+
+    assert shard(0, decoder_workers=3).report["decoding"]["decoder_workers"] == 3
+    check_complete([shard(0, decoder_workers=3), shard(1)])
+    with pytest.raises(MergeError, match=r"shard0 and shard1 are of other runs: decoding is \{"):
+        check_complete([shard(0, beam_threshold=3.0), shard(1)])
 
 
 def test_a_missing_extra_is_named(paths, monkeypatch):

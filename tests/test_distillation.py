@@ -35,6 +35,7 @@ from fairseq_speedup.criterions.ctc_distillation import (
 )
 from fairseq_speedup.criterions.distillation import (
     HeadFrames,
+    head_input,
     hidden_distance,
     matching_frames,
     posterior_distance,
@@ -43,6 +44,7 @@ from fairseq_speedup.criterions.layer_distillation import (
     LayerDistillationConfig,
     LayerDistillationCriterion,
 )
+from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.models.config import reductions
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.tasks import SpeedupFinetuningConfig, SpeedupFinetuningTask
@@ -266,6 +268,49 @@ def test_the_teachers_least_blank_frame_counts():
     other = frames_of([[0.5, 0.5], [0.9, 0.1]])
     expected = 0.2 * torch.tensor(0.2 / 0.5).log() + 0.8 * torch.tensor(0.8 / 0.5).log()
     assert posterior_distance(other, teacher).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_frame_learns_from_no_frame_beyond_its_stretch():
+    # of 3 frames the first of 2 stands for the first, and the second for the others
+    teacher = frames_of([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]])
+    same = frames_of([[0.9, 0.1], [0.2, 0.8]])
+    assert posterior_distance(same, teacher).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("distance", [posterior_distance, hidden_distance])
+def test_padding_is_no_part_of_a_distance(distance):
+    generator = torch.Generator().manual_seed(0)
+
+    def random_frames(lengths):
+        frames, size = torch.tensor(lengths), (max(lengths), len(lengths), 4)
+        logits, hidden = (torch.randn(size, generator=generator) for _ in range(2))
+        output = {"encoder_out": logits, "padding_mask": padding_mask_of(frames, max(lengths))}
+        alone = [
+            HeadFrames(
+                {"encoder_out": logits[:n, i : i + 1], "padding_mask": None},
+                hidden[:n, i : i + 1],
+                blank=0,
+            )
+            for i, n in enumerate(lengths)
+        ]
+        return HeadFrames(output, hidden, blank=0), alone
+
+    (ours, ours_alone), (teachers, teachers_alone) = random_frames([2, 1]), random_frames([3, 2])
+    alone = [distance(*each).item() for each in zip(ours_alone, teachers_alone, strict=True)]
+    assert min(alone) > 0
+    assert distance(ours, teachers).item() == pytest.approx(sum(alone), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["add", "set"])
+def test_what_is_compared_is_without_the_weight_of_the_blank(pretrained, mode):
+    model = build_model(pretrained, blank_weight=2.0, blank_mode=mode)
+    with torch.no_grad(), head_input(model) as hidden:
+        output = model(**batch_of([9000, 6000]))
+    frames = HeadFrames(output, hidden[0], blank=0)
+    before = frames.logits.clone()
+    log_probs = model.get_normalized_probs(output, log_probs=True)  # as fairseq's criterion does
+    assert not torch.allclose(log_probs, torch.log_softmax(before, dim=-1))
+    assert torch.equal(frames.logits, before)
 
 
 def test_hidden_states_are_compared_with_the_mean_of_their_stretch():

@@ -2,9 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from helpers.models import Labels, batch_of, build_model, finetuned_state, write_pretrained
+import torch.nn.functional as F
+from helpers.models import (
+    Labels,
+    batch_of,
+    build_model,
+    check_alone,
+    finetuned_state,
+    let_longer_leave,
+    write_pretrained,
+)
 from omegaconf import OmegaConf
 
 from fairseq_speedup.criterions import CtcExitsConfig, CtcExitsCriterion
@@ -131,6 +141,24 @@ def test_layers_really_run_are_counted_by_the_layers_themselves(six_layers):
     assert {index for index, _, _ in seen} == set(range(int(layers_run.max())))
 
 
+@pytest.mark.parametrize("more", [{}, {"frame_pool": 2}, {"logit_upsample": 2}], ids=str)
+def test_the_last_head_runs_over_those_who_stay_and_is_counted_so(six_layers, more):
+    model = build_exits(six_layers[False], exit_layers="1", exit_criterion="entropy", **more)
+    encoder, net_input = model.w2v_encoder, batch_of(COUNTS)
+    let_longer_leave(model, 7000)
+    given = []  # shapes of what the exit's head and the last are given
+    for head in (encoder.exit_heads["1"], encoder.proj):
+        head.register_forward_pre_hook(lambda _, args: given.append(tuple(args[0].shape)))
+    logits, output = run(model, net_input)
+    all_frames = encoder.frame_lengths(np.array(COUNTS))
+    assert given == [(all_frames[0], 5, 16), (all_frames[2], 3, 16)]
+    asked = [1, 2, 2, 2, 1]
+    head = 16 * len(Labels().target_dictionary) * encoder.logit_upsample
+    counted = MacCounter(model).count(COUNTS, output["layer_frames"].numpy())
+    assert counted.head.tolist() == (all_frames * asked * head).tolist()
+    check_alone(model, net_input, logits, output["layer_frames"])
+
+
 def test_when_everyone_leaves_the_rest_is_not_run(six_layers):
     model = build_exits(six_layers[False], exit_criterion="entropy", exit_threshold=1e9)
     called = []
@@ -168,6 +196,64 @@ def test_macs_count_the_layers_and_heads_that_were_run(six_layers):
     head = 16 * len(Labels().target_dictionary) * frames
     assert int(early.head[0]) == 2 * head  # the exits after layers 1 and 2
     assert int(whole.head[0]) == 4 * head  # those, the one after layer 4, and the last
+
+
+@pytest.mark.parametrize(
+    ("threshold", "more"),  # one beyond the last exit among them
+    [
+        (2, {}),
+        (9, {}),
+        (2, {"frame_pool": 2}),
+        (2, {"merge_ratio": 0.2}),
+        (9, {"merge_ratio": 0.2}),
+    ],
+    ids=str,
+)
+def test_macs_of_exits_by_layer_are_foretold_without_audio(six_layers, threshold, more):
+    model = build_exits(six_layers[False], exit_criterion="layer", exit_threshold=threshold, **more)
+    _, output = run(model, batch_of(COUNTS))
+    counter, layer_frames = MacCounter(model), output["layer_frames"].numpy()
+    assert counter.count(COUNTS).sum() == counter.count(COUNTS, layer_frames).sum()
+
+
+def test_similarity_is_of_what_a_layer_is_given_and_what_it_gives(six_layers):
+    model = build_exits(six_layers[False], exit_criterion="similarity")
+    encoder, seen = model.w2v_encoder, {}
+    for index, layer in enumerate(encoder.w2v_model.encoder.layers):
+        layer.register_forward_hook(
+            lambda _, args, output, index=index: seen.update({index: (args[0], output[0])})
+        )
+    encoder.exit.observed = True
+    _, output = run(model, batch_of(COUNTS))
+    frames = encoder.frame_lengths(torch.tensor(COUNTS)).tolist()
+    for index, found in output["exit_measured"].items():
+        before, after = seen[index]
+        expected = [
+            F.cosine_similarity(after[:count, i], before[:count, i], dim=1).mean().item()
+            for i, count in enumerate(frames)
+        ]
+        assert found.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("criterion", ["entropy", "similarity"])
+def test_training_measures_nothing_and_calibration_does(six_layers, criterion):
+    outputs, called = {}, []
+    for name in ("none", criterion):
+        model = build_exits(
+            six_layers[False], exit_criterion=name, final_dropout=0.3, dropout=0.1
+        ).train()
+        for index, head in model.w2v_encoder.exit_heads.items():
+            head.register_forward_hook(lambda *_, index=index: called.append(index))
+        called.clear()
+        torch.manual_seed(0)
+        np.random.seed(0)
+        _, outputs[name] = run(model, batch_of(COUNTS))
+        assert called == ["1", "2", "4"]
+        assert outputs[name]["exit_measured"] == {}
+    assert torch.equal(outputs[criterion]["encoder_out"], outputs["none"]["encoder_out"])
+    model.eval().w2v_encoder.exit.observed = True
+    _, observed = run(model, batch_of(COUNTS))
+    assert [*observed["exit_measured"]] == [1, 2, 4]
 
 
 def test_training_keeps_every_exits_logits_and_loss(six_layers):
@@ -211,12 +297,32 @@ def test_every_exit_is_logged_also_where_its_layer_was_dropped(six_layers):
         assert (log[f"loss_exit_{layer}"], log[f"size_exit_{layer}"]) == (0, 0)
 
 
-def test_heads_are_trained_while_the_encoder_is_frozen(six_layers):
-    model = build_exits(six_layers[False], freeze_finetune_updates=10).train()
-    output = model(**batch_of([6000]))
-    sum(logits.sum() for logits in output["exit_logits"].values()).backward()
-    assert all(p.grad is not None for p in model.w2v_encoder.exit_heads.parameters())
-    assert all(p.grad is None for p in model.w2v_encoder.w2v_model.encoder.layers.parameters())
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_heads_alone_are_trained_while_the_rest_is_frozen(six_layers, pre_norm):
+    """The norm and the upsampling that lie between layers and heads are frozen too."""
+    model = build_exits(six_layers[pre_norm], freeze_finetune_updates=10, frame_pool=2).train()
+
+    def trained():
+        model.zero_grad()
+        output = model(**batch_of([6000]))
+        sum(logits.square().sum() for logits in output["exit_logits"].values()).backward()
+        return {name for name, p in model.named_parameters() if p.grad is not None}
+
+    heads = {f"w2v_encoder.exit_heads.{i}.{kind}" for i in (1, 2, 4) for kind in ("weight", "bias")}
+    assert trained() == heads
+    model.set_num_updates(10)
+    assert trained() > heads
+
+
+def test_every_exit_learns_in_every_update_where_heads_alone_are_trained(six_layers):
+    model = build_exits(six_layers[False], exit_heads_only=True, layerdrop=0.5).train()
+    for update in range(5):
+        model.set_num_updates(update)
+        model.zero_grad()
+        output = model(**batch_of([6000]))
+        assert layers_run_of(output).tolist() == [6]
+        sum(logits.square().sum() for logits in output["exit_logits"].values()).backward()
+        assert all(p.grad.any() for p in model.w2v_encoder.exit_heads.parameters())
 
 
 def test_heads_alone_can_be_trained(six_layers):
@@ -257,6 +363,7 @@ def test_layers_of_another_kind_are_refused(pretrained):
     [
         ("none", range(6), []),
         ("upper", range(6), [2, 3, 4]),
+        ("upper", range(5), [1, 2, 3]),
         ("upper", [0, 3, 5, 7], [3, 5]),
         ("0,5", [0, 3, 5, 7], [0, 5]),
     ],

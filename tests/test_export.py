@@ -23,8 +23,11 @@ import onnx
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.export import ExportedFileError, OnnxModel, exported, onnx_file, session
-from fairseq_speedup.export.command import load, metadata_of
+from fairseq_speedup.export.command import load_whole, metadata_of
 from fairseq_speedup.export.onnx_file import ExportError, export_onnx
+from fairseq_speedup.export.transformer import ExportableLinear, ExportableReusedAttention
+from fairseq_speedup.inference.low_rank import TwoLinears
+from fairseq_speedup.low_rank.linear import LowRankLinear
 from fairseq_speedup.transcription import transcribe
 from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA, ExitCriterion
 
@@ -251,7 +254,7 @@ def test_a_stock_checkpoint_is_exported_as_it_is(tmp_path, written):
     for name in ours:
         del state["cfg"]["model"][name]
     torch.save(state, tmp_path / "stock.pt")
-    model, task = load(str(tmp_path / "stock.pt"), None, {})
+    model, _, task = load_whole(str(tmp_path / "stock.pt"), None, {})
     assert model.cfg.padding == "stock"
     batches = [given(model, counts) for counts in BATCHES]
     export_onnx(
@@ -420,6 +423,16 @@ def test_engines_that_are_not_installed_are_named(written, tmp_path, monkeypatch
     audio = ["--int8", "--audio", str(tmp_path / "a.xml")]
     assert main([*command, *audio]) == 1
     assert "int8 OpenVINO models need the package nncf, which is" in capsys.readouterr().err
+
+
+def test_every_linear_layer_of_attention_is_in_the_form():
+    attention = types.SimpleNamespace(
+        num_heads=2, head_dim=4, v_proj=LowRankLinear(8, 8, 2), out_proj=torch.nn.Linear(8, 8)
+    )
+    made = ExportableReusedAttention(attention)
+    assert type(made.in_proj) is TwoLinears and type(made.out_proj) is ExportableLinear
+    attention.v_proj = torch.nn.Linear(8, 8)
+    assert type(ExportableReusedAttention(attention).in_proj) is ExportableLinear
 
 
 def loudness(*, hidden, lengths, **unused):

@@ -4,14 +4,21 @@ import importlib.util
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.commands import REPO
-from helpers.models import batch_of, build_model, check_alone, write_pretrained
+from helpers.models import batch_of, build_model, check_alone, let_longer_leave, write_pretrained
 
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.transformer.frame_batch import FrameBatch
-from fairseq_speedup.transformer.frame_dropping import FRAME_DROPS, blank_frames
+from fairseq_speedup.transformer.frame_dropping import (
+    FRAME_DROPS,
+    FrameDrop,
+    FrameDropping,
+    FrameDroppingConfig,
+    blank_frames,
+)
 
 COUNTS = [9000, 4000, 7000, 5500, 8000]
 BLANK = {"drop_frames": "blank", "exit_layers": "1,3", "drop_threshold": 0.05}
@@ -30,6 +37,16 @@ def steady():
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     yield {"drop_frames": "steady", "drop_layers": "0,2", "drop_threshold": 0.2}
     del FRAME_DROPS["steady"]
+
+
+@pytest.fixture
+def changed_most(monkeypatch):
+    """Frames that a layer changes much go."""
+
+    def choose(*, hidden, given, threshold, **unused):
+        return F.cosine_similarity(hidden, given, dim=-1) < threshold
+
+    monkeypatch.setitem(FRAME_DROPS, "changed", FrameDrop(choose))
 
 
 def build(path, **options):
@@ -81,6 +98,56 @@ def test_what_is_dropped_comes_back_as_a_copy_of_what_stayed():
     assert batch.any_of(flags).T.tolist() == [[True, False], [False, True]]
 
 
+def dropping_of(labels: list[int], logits_per_frame: int = 1) -> FrameDropping:
+    """After layer 0, whose exit is sure of these labels (T * logits_per_frame,)."""
+    logits = 9 * F.one_hot(torch.tensor(labels), 3).float()[:, None]
+
+    def head(index, frames, batch):
+        return logits, torch.tensor([len(labels)])
+
+    cfg = FrameDroppingConfig(drop_frames="blank")
+    return FrameDropping([0], [0, 1], head, lambda: logits_per_frame, cfg)
+
+
+def test_a_frame_stays_if_any_of_its_logits_is_a_label():
+    batch = begins(torch.arange(6.0)[:, None, None], [6])
+    #                         frame 0     1     2     3     4     5
+    dropping_of(logits_per_frame=2, labels=[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]).after(0, batch)
+    assert batch.hidden.flatten().tolist() == [0, 2, 3, 4]  # the first, and those beside the label
+
+
+def test_frames_that_merged_stay_if_one_of_them_does():
+    batch = begins(torch.arange(8.0)[:, None, None], [8])
+    merges = torch.tensor([0, 0, 1, 0, 0, 1, 0, 0]).bool()[:, None]  # 1 and 2, 4 and 5
+    batch.merge(merges)
+    dropping_of(labels=[0, 0, 0, 0, 0, 0, 1, 0]).after(0, batch)
+    # 0 is the first, and 5 is beside the label; of 1 and 2 nothing stays
+    assert batch.hidden.flatten().tolist() == [0, 4.5, 6, 7]
+    assert batch.index_now.tolist() == [[0, 0, 0, 0, 1, 1, 2, 3]]
+
+
+def test_who_stays_beside_those_who_leave_is_dropped_by_what_its_layer_was_given(
+    six_layers, changed_most
+):
+    options = {"exit_layers": "1", "drop_frames": "changed", "drop_layers": "1"}
+    model = build(six_layers, **options, exit_criterion="entropy")
+    net_input, seen = batch_of(COUNTS), []
+    layer = model.w2v_encoder.w2v_model.encoder.layers[1]
+    hook = layer.register_forward_hook(lambda _, args, output: seen.append((output[0], args[0])))
+    let_longer_leave(model, 7000)
+    run(model, net_input)
+    hook.remove()
+    similar = F.cosine_similarity(*seen[0], dim=-1).flatten().sort().values
+    middle = len(similar) // 2
+    dropping = next(stage for stage in model.w2v_encoder.stages if hasattr(stage, "drop"))
+    dropping.threshold = similar[middle - 1 : middle + 1].mean().item()  # and not one of them
+    logits, output = run(model, net_input)
+    before, after = output["layer_frames"][:, 1:3].T
+    assert (after > 0).tolist() == [False, True, True, True, False]
+    assert (after < before)[1:4].any()  # else the test shows nothing
+    check_alone(model, net_input, logits, output["layer_frames"])
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -120,6 +187,25 @@ def test_it_is_trained_through(six_layers):
     output["encoder_out"].square().sum().backward()
     weight = model.w2v_encoder.w2v_model.post_extract_proj.weight
     assert weight.grad.abs().sum() > 0
+
+
+def test_what_is_dropped_in_training_is_no_matter_of_dropout(six_layers, monkeypatch):
+    given, dropped = [], []
+
+    def choose(*, log_probs, **others):
+        given.append(log_probs)
+        dropped.append(blank_frames(log_probs=log_probs, **others))
+        return dropped[-1]
+
+    monkeypatch.setitem(FRAME_DROPS, "blank", FrameDrop(choose, needs_exit=True))
+    model = build(six_layers, **BLANK, final_dropout=0.5, apply_mask=False, dropout_input=0.0)
+    net_input = batch_of(COUNTS)
+    for training in (False, True, True):
+        model.train(training)(**net_input)
+    assert dropped[0].any()
+    for after, other in zip(dropped[2:], dropped[:2] * 2, strict=True):
+        assert torch.equal(after, other)
+    assert not any(log_probs.requires_grad for log_probs in given)
 
 
 def test_macs_are_those_of_the_frames_that_were_left_and_of_the_heads_that_were_asked(six_layers):

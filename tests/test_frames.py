@@ -19,6 +19,13 @@ def test_pooling_begins_as_the_mean_of_valid_frames(method):
     torch.testing.assert_close(pooled, expected)
 
 
+def test_a_window_that_is_not_full_is_given_the_bias_of_learned_pooling_once():
+    pool = FRAME_POOLS["conv"](4, 3)
+    nn.init.constant_(pool.conv.bias, 7.0)
+    frames = torch.tensor([[1.0, 2, 3, 4, 0, 0]])[:, :, None].expand(1, 6, 4)
+    assert pool(frames, torch.tensor([4]))[0, :, 0].tolist() == pytest.approx([2 + 7, 4 + 7])
+
+
 def test_upsampling_begins_as_repetition():
     upsampled = Upsampling(4, 3)(torch.tensor([[[1.0] * 4, [2.0] * 4]]))
     assert upsampled[0, :, 0].tolist() == [1, 1, 1, 2, 2, 2]

@@ -119,11 +119,43 @@ def test_each_speed_has_graphs_of_its_own(four_layers, as_on_a_gpu):
 )
 def test_what_cannot_be_captured_runs_as_it_is(four_layers, as_on_a_gpu, error, note):
     capture = Captures(error)
-    model, form = pair(four_layers, capture)
+    model, form = (build_model(four_layers).eval() for _ in range(2))
+    report = to_inference_form(form, "fp32")
+    form.w2v_encoder.captured.graphs.capture = capture
     for _ in range(3):
         assert_same(model, form, batch_of(COUNTS))
     assert form.w2v_encoder.captured.graphs.note == f"not captured: {note}"
+    assert report["graphs"] == f"none: not captured: {note}"
     assert len(capture.shapes) == 1
+
+
+def test_a_shape_without_memory_for_a_graph_leaves_the_others_theirs(
+    four_layers, as_on_a_gpu, caplog
+):
+    capture = Captures()
+
+    def in_little_memory(function, inputs, pool):
+        capture(function, inputs, pool)
+        try:
+            if len(inputs[0]) == 3:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        finally:  # as a capture that is ended
+            if inputs[0].size(1) > 40000:
+                raise RuntimeError("capture was invalidated")
+        return function
+
+    model, form = (build_model(four_layers).eval() for _ in range(2))
+    report = to_inference_form(form, "fp32")
+    graphs = form.w2v_encoder.captured.graphs
+    graphs.capture = in_little_memory
+    for counts in ([9000], COUNTS, [50000, 40000, 45000]):
+        for _ in range(3):
+            assert_same(model, form, batch_of(counts))
+    assert len(capture.shapes) == 3  # none of them again
+    assert graphs.note is None and len(graphs.too_large) == 2
+    assert [graph is not None for graph in graphs.graphs.values()] == [True]
+    assert report["graphs"] == "CUDA graphs, but none of 2 shapes that found no memory"
+    assert caplog.text.count("no memory for a CUDA graph") == 1
 
 
 def test_lengths_are_rounded_by_an_eighth_at_most():

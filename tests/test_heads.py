@@ -46,8 +46,9 @@ def test_the_bilstm_head_reads_an_utterance_to_its_end_and_no_further():
 
 def test_the_mlp_head_is_the_studys():
     head = build_head(HeadConfig(head="mlp"), 16, 10)
-    assert [type(layer) for layer in head[:2]] == [type(head[0]), nn.LeakyReLU]
-    assert (head[0].in_features, head[0].out_features) == (16, 16)
+    assert [type(layer) for layer in head] == [nn.Linear, nn.LeakyReLU, nn.Linear]
+    shapes = [(layer.in_features, layer.out_features) for layer in (head[0], head[2])]
+    assert shapes == [(16, 16), (16, 10)]
     assert build_head(HeadConfig(head="mlp", head_dim=5), 16, 10)[0].out_features == 5
 
 

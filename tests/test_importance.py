@@ -2,6 +2,7 @@
 
 import copy
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -171,6 +172,21 @@ def test_the_taylor_score_is_half_of_what_the_divergence_grows_by(whole):
 def log_probs_of(model, waveform):
     logits = model(source=waveform[None], padding_mask=None)["encoder_out"][:, 0]
     return torch.log_softmax(logits.double(), dim=-1)
+
+
+def test_nothing_of_an_utterance_is_held_when_it_was_learned_from(whole):
+    model = gated(whole("base"))
+    watched = Readers(model.w2v_encoder)
+    readers = list(watched.by_name.values())
+    score, seen = TaylorScore(readers), []
+    with watched.watching():
+        for reader in readers:  # after its own
+            reader.layer.register_forward_pre_hook(
+                lambda _, args: seen.append(weakref.ref(args[0]))
+            )
+        score.learn(model, utterances(1)[0])
+    assert len(seen) == len(readers)
+    assert not [each for each in seen if each() is not None]
 
 
 def test_measuring_leaves_the_model_as_it_is(whole):

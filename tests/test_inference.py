@@ -22,6 +22,7 @@ from fairseq_speedup.inference.int8 import (
     OneDnnProduct,
     PairsProduct,
     VnniProduct,
+    multiplies_int8,
     product_here,
 )
 from fairseq_speedup.inference.kernels.rows import LevelRows
@@ -242,6 +243,43 @@ def test_every_cpu_has_the_product_it_is_fastest_with(monkeypatch):
     assert found(sse4_2=True) is found() is None
 
 
+@needs_int8
+def test_attention_is_in_the_type_that_its_product_wants(monkeypatch):
+    def found(**capabilities):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        return Int8Linear(torch.nn.Linear(64, 32))
+
+    wide = {"avx2": True, "avx512_f": True, "avx512_vnni": True, "avx512_bf16": True}
+    amx = {**wide, "amx_int8": True, "amx_bf16": True}
+    if multiplies_int8():
+        assert type(found(**amx).product) is OneDnnProduct
+        assert found(**amx).dtype is torch.bfloat16
+        assert found(**{**amx, "amx_bf16": False, "avx512_bf16": False}).dtype is torch.float32
+    if type(found(**wide).product) is VnniProduct:  # of Cooper Lake and Zen 4
+        assert found(**wide).dtype is torch.float32
+
+
+@pytest.mark.skipif(not VnniProduct.runs_here(), reason="of CPUs with VNNI")
+def test_the_report_says_what_is_in_c(four_layers, monkeypatch):
+    wide = {"avx2": True, "avx512_f": True, "avx512_vnni": True, "avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: wide)
+    for form, whole, attention in (("int8", 4, 4), ("fp32", 4, 4), ("bf16", 0, 0)):
+        model = build_model(four_layers)
+        report = to_inference_form(model, form)
+        found = report["layers_in_c"], report["attention_in_c"]
+        assert found == (f"{whole} of 4", f"{attention} of 4")
+        layers = model.w2v_encoder.w2v_model.encoder.layers
+        assert sum(layer.in_c is not None for layer in layers) == whole
+
+
+def test_the_first_convolution_is_made_ready_once(four_layers):
+    _, form = pair(four_layers, "fp32")
+    cnn = form.w2v_encoder.w2v_model.feature_extractor
+    found = [cnn._first_weights(torch.randn(9000)) for _ in range(2)]
+    same = [one is other for one, other in zip(*found, strict=True)]
+    assert same == [cnn.group_norm is None] * 2
+
+
 @pytest.mark.parametrize("family", list(FORMS))
 @pytest.mark.parametrize("form", ["fp32", INT8])
 def test_every_family_has_one(tmp_path, family, form):
@@ -263,6 +301,13 @@ def test_an_unknown_form_is_refused_in_words(four_layers):
         to_inference_form(model, "int4")
     with pytest.raises(ValueError, match="fp16 is for GPUs"):
         to_inference_form(model, "fp16")
+
+
+def test_a_form_that_is_refused_changes_nothing(four_layers):
+    model = build_model(four_layers, prune_target=0.5)
+    with pytest.raises(ValueError, match="fp16 is for GPUs"):
+        to_inference_form(model, "fp16")
+    assert model.w2v_encoder.pruning is not None
 
 
 def test_int8_is_refused_where_nothing_multiplies_it(four_layers, monkeypatch):

@@ -164,6 +164,13 @@ def test_the_vocabulary_is_read_from_plain_and_gzipped_files(arpa, tmp_path):
     assert read_unigrams(str(tmp_path / "words.txt")) is None
 
 
+def test_a_damaged_gzip_file_has_no_vocabulary(arpa, tmp_path):
+    zipped = bytearray(gzip.compress(arpa.read_bytes()))
+    zipped[20:60] = bytes(40)
+    (tmp_path / "lm.arpa.gz").write_bytes(zipped)
+    assert read_unigrams(str(tmp_path / "lm.arpa.gz")) is None
+
+
 def test_of_another_format_unknown_tokens_score_like_the_unknown_one(arpa, monkeypatch):
     expected = known_tokens(str(arpa), ["cat", "cow", "dog", "Cat"])
     assert expected == {"cat", "dog"}

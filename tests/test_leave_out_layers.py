@@ -58,17 +58,31 @@ def logits_of(model):
 
 def test_influence_is_of_frames_whatever_the_utterances(whole):
     model = load(whole("large"))
-    one, other = torch.randn(2, 8000).unbind()
-    found = influence_of_layers(model, [one, other[:4000]])
+    one, other = torch.randn(2, 8320).unbind()
+    found = influence_of_layers(model, [one, other[:4320]])
     assert list(found) == [0, 1, 2, 3, 4]
     assert found[2] == pytest.approx(0, abs=1e-6)
     assert 0 < found[1] < min(found[0], found[3], found[4])
-    first, second = influence_of_layers(model, [one]), influence_of_layers(model, [other[:4000]])
-    # fairseq's layers see an even number of frames
-    frames = [model.w2v_encoder.frame_lengths(n) for n in (8000, 4000)]
-    counts = [n + n % 2 for n in frames]
+    first, second = influence_of_layers(model, [one]), influence_of_layers(model, [other[:4320]])
+    counts = [model.w2v_encoder.frame_lengths(n) for n in (8320, 4320)]
     expected = (counts[0] * first[3] + counts[1] * second[3]) / sum(counts)
     assert found[3] == pytest.approx(expected, rel=1e-4)
+
+
+def test_influence_is_of_all_layers_and_of_no_frame_of_padding(whole):
+    leaving = {"exit_criterion": "entropy", "exit_threshold": 100.0}  # all leave at the first exit
+    model = load(whole("large", exit_layers="1", **leaving))
+    encoder, seen = model.w2v_encoder, []
+    transformer = encoder.w2v_model.encoder
+    transformer.required_seq_len_multiple = 4
+    hook = transformer.layers[4].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    found = influence_of_layers(model, [torch.randn(8320)])
+    hook.remove()
+    assert list(found) == [0, 1, 2, 3, 4]
+    assert [len(frames) for frames in seen] == [encoder.frame_lengths(8320)] == [25]
+    with pytest.raises(ValueError, match="shorter than one output frame"):
+        influence_of_layers(model, [torch.randn(10)])
+    assert not encoder.exit.observed and transformer.required_seq_len_multiple == 4
 
 
 @pytest.mark.parametrize("kind", ["base", "large", "wavlm"])

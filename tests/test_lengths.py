@@ -1,5 +1,6 @@
 """The length formulas, derived again by walking over the samples."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -49,17 +50,43 @@ def test_needed_resampled_length_is_the_smallest(outputs, factor):
     assert lengths.resampled_length(needed - 1, factor) < outputs
 
 
-@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=5))
-def test_formulas_are_the_same_for_ints_arrays_and_tensors(values):
-    layers = [(512, 10, 5), (512, 3, 2), (512, 2, 2)]
-    for formula in (
-        lambda n: lengths.conv_stack_length(n, layers),
+# of lengths of any kind, and what they are of a long one, in fractions
+FORMULAS = {
+    "conv": (lambda n: lengths.conv_length(n, 10, 5), lambda n: Fraction(n - 10, 5) // 1 + 1),
+    "padded": (
+        lambda n: lengths.conv_length(n, 128, 3, 64),
+        lambda n: Fraction(n + 128 - 128, 3) // 1 + 1,
+    ),
+    "stack": (
+        lambda n: lengths.conv_stack_length(n, [(512, 10, 5), (512, 3, 2)]),
+        lambda n: (Fraction(n - 10, 5) // 1 + 1 - 3) // 2 + 1,
+    ),
+    "resampled": (
         lambda n: lengths.resampled_length(n, Fraction(267, 100)),
-        lambda n: lengths.multiple_length(n, 2),
-    ):
-        expected = [formula(n) for n in values]
-        assert formula(np.array(values)).tolist() == expected
-        assert formula(torch.tensor(values)).tolist() == expected
+        lambda n: math.ceil(n / Fraction(267, 100)),
+    ),
+    "multiple": (lambda n: lengths.multiple_length(n, 6), lambda n: math.ceil(Fraction(n, 6)) * 6),
+    "pooled": (lambda n: lengths.pooled_length(n, 3), lambda n: math.ceil(Fraction(n, 3))),
+    "merged": (
+        lambda n: lengths.merged_length(n, Fraction(1, 7), 0),
+        lambda n: n - math.floor(Fraction(n, 7)),
+    ),
+    "all merged": (
+        lambda n: lengths.merged_length(n, Fraction(4, 5), 1),
+        lambda n: n - math.floor(Fraction(n - 1, 2)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=5))
+def test_formulas_are_the_same_for_ints_arrays_and_tensors(name, values):
+    formula, _ = FORMULAS[name]
+    expected = [formula(n) for n in values]
+    assert all(type(each) is int for each in expected)
+    assert formula(np.array(values)).tolist() == expected
+    found = formula(torch.tensor(values))
+    assert found.dtype == torch.long and found.tolist() == expected
 
 
 def test_padding_mask_and_lengths_are_inverse():
@@ -70,6 +97,12 @@ def test_padding_mask_and_lengths_are_inverse():
     assert lengths.lengths_of(None, torch.zeros(2, 5)).tolist() == [5, 5]
 
 
-@pytest.mark.parametrize("num_samples", [2**24 + 7, 2**26 + 13])
-def test_lengths_stay_exact_beyond_single_precision(num_samples):
-    assert lengths.conv_length(num_samples, 10, 5) == (num_samples - 10) // 5 + 1
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("num_samples", [2**26 + 13, 2**50 + 1, 2**50 + 2])
+def test_lengths_stay_exact_beyond_the_precision_of_floats(name, num_samples):
+    """A float32 has whole numbers to 2**24; a quotient of a float64 is rounded, too."""
+    formula, exact = FORMULAS[name]
+    expected = exact(num_samples)
+    assert formula(num_samples) == expected
+    assert formula(np.array([num_samples])).tolist() == [expected]
+    assert formula(torch.tensor([num_samples])).tolist() == [expected]

@@ -7,6 +7,7 @@ from helpers.corpora import write_dictionary
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.data.manifest import ManifestError
+from fairseq_speedup.decoding.boundaries import LabelWords
 from fairseq_speedup.decoding.lexicon import lexicon_of_labels, read_lexicon
 from fairseq_speedup.decoding.words import Words
 
@@ -26,21 +27,58 @@ PIECES = Words(["<s>", "\u2581", "\u2581A", "B", "\u2581BA", "C"])
         (Words(["<s>", "x", "y"]), "x y", ["x", "y"], [(0, 1), (1, 2)]),
         (LETTERS, "<pad> | A <pad> B | </s> <unk>", ["AB", "<unk>"], [(2, 5), (6, 8)]),
         (Words(["<s>", "x", "y"]), "<pad> x", ["x"], [(1, 2)]),
+        (
+            PIECES,
+            "B\u2581A\u2581C \u2581 B",
+            ["B", "A", "C", "B"],
+            [(0, 1), (0, 1), (0, 1), (1, 3)],
+        ),
+        (PIECES, "C B\u2581 A \u2581BA", ["CB", "A", "BA"], [(0, 2), (2, 3), (3, 4)]),
+        (PIECES, "\u2581A B\u2581C B", ["AB", "CB"], [(0, 2), (1, 3)]),
+        (LETTERS, "A B|C |", ["AB", "C"], [(0, 2), (1, 2)]),
+        (LETTERS, "A\u3000B | \xa0 C", ["A", "B", "C"], [(0, 1), (0, 1), (3, 4)]),
     ],
 )
 def test_labels_make_words(words, line, expected, spans):
-    assert words.of(line.split()) == expected
-    assert words.spans(line.split()) == spans
+    assert words.of(line.split(" ")) == expected
+    assert words.spans(line.split(" ")) == spans
 
 
 def test_a_lexicon_of_labels_has_every_word_as_it_is_labelled():
     lines = [line.split() for line in ["A B | C |", "C | A |"]]
-    lexicon = lexicon_of_labels(lines, LETTERS)
+    lexicon = lexicon_of_labels(lines, LETTERS, "train.ltr")
     assert lexicon.spellings == {"A": [["A", "|"]], "AB": [["A", "B", "|"]], "C": [["C", "|"]]}
     lines = [line.split() for line in ["\u2581 B C", "\u2581BA \u2581 BA", "\u2581 BA"]]
-    lexicon = lexicon_of_labels(lines, Words([*PIECES.symbols, "BA"]))
+    lexicon = lexicon_of_labels(lines, Words([*PIECES.symbols, "BA"]), "train.spm")
     assert lexicon.words == ["BA", "BC"]
     assert lexicon.spellings["BA"] == [["\u2581", "BA"], ["\u2581BA"]]
+
+
+def test_a_label_of_two_words_is_refused_and_named(tmp_path, capsys):
+    (tmp_path / "dict.spm.txt").write_text("\u2581A 1\nB\u2581C 1\n")
+    (tmp_path / "train.spm").write_text("\u2581A B\u2581C \u2581A\n")
+    output = tmp_path / "lexicon.txt"
+    assert main(["lexicon", str(tmp_path), "--output", str(output)]) == 1
+    message = f"{tmp_path}/train.spm: the label 'B\u2581C' has a boundary between words within"
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+    assert main(["lexicon", str(tmp_path), "--output", str(tmp_path / "no/lexicon.txt")]) == 1
+    assert f"folder {tmp_path}/no does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("symbols", "boundary", "post_process"),
+    [
+        (["A", "|"], "|", "letter"),
+        (["\u2581A", "|", "B"], "\u2581", "sentencepiece"),  # of transcripts that have a |
+        (["A\u2581", "B"], "\u2581", "sentencepiece"),  # white space as a suffix
+        (["A\u2581B", "|"], "|", "letter"),
+        (["A", "B"], None, "none"),
+    ],
+)
+def test_words_and_their_scoring_agree_on_the_boundary(symbols, boundary, post_process):
+    assert Words(["<s>", *symbols]).boundary == boundary
+    assert LabelWords.of("train.x", [symbols]).post_process == post_process
 
 
 def test_the_command_makes_what_decoding_reads(tmp_path, capsys):

@@ -23,7 +23,8 @@ from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.lengths import FrameGrid
 from fairseq_speedup.models.lengths import model_lengths
 
-WORDS = Words(["<s>", "A", "B", "|"])
+SYMBOLS = ["<s>", "A", "B", "|"]
+WORDS = Words(SYMBOLS)
 REDUCTIONS = [
     {},
     {"downsample": "signal", "downsample_factor": 1.5},
@@ -117,9 +118,14 @@ def test_parts_are_cut_at_blanks():
     assert parts_of(blank, 1000) == [(0, 1000)]
 
 
-def found_of(scores: list[float], label: int) -> list[Found]:
-    path = np.array([label, BLANK])
-    return [Found(path, score, score - 1, score / 10, 2) for score in scores]
+def found_of(**scores: float) -> list[Found]:
+    """Hypotheses of a word each, by their labels: of A, B, and a boundary before a letter."""
+    paths = {name: np.array([*map(SYMBOLS.index, name), BLANK]) for name in scores}
+    return [Found(paths[name], s, s - 1, s / 10, 2) for name, s in scores.items()]
+
+
+def joined_words(path) -> tuple[str, ...]:
+    return WORDS.of_path(path, BLANK)
 
 
 class Nbest:
@@ -127,16 +133,27 @@ class Nbest:
 
 
 def test_parts_follow_each_other_in_the_best_orders():
-    parts = [found_of([-1, -2, -7], 1), found_of([-1, -1.5], 2), found_of([-3], 3)]
-    best = joined(parts, Nbest)
+    parts = [found_of(A=-1, B=-2, AB=-7), found_of(B=-1, A=-1.5), found_of(A=-3)]
+    best = joined(parts, Nbest, joined_words)
     assert [each.score for each in best] == [-5, -5.5, -6]
-    assert best[0].path.tolist() == [1, 0, 2, 0, 3, 0]
+    assert best[0].path.tolist() == [1, 0, 2, 0, 1, 0]
     assert (best[0].acoustic_score, best[0].lm_score, best[0].num_words) == (-8, -0.5, 6)
 
     class EndsWords(Nbest):
         part_end = 3
 
-    assert joined(parts, EndsWords)[0].path.tolist() == [1, 3, 2, 3, 3, 3]
+    best = joined(parts, EndsWords, joined_words)
+    assert best[0].path.tolist() == [1, 3, 2, 3, 1, 3]
+
+
+def test_a_joined_list_has_each_text_once():
+    class FourBest(Nbest):
+        nbest = 4
+
+    parts = [found_of(A=-1, AB=-1.2), found_of(BA=-1, A=-1.1, B=-3)]  # A BA and AB A are one text
+    best = joined(parts, FourBest, joined_words)
+    assert [joined_words(each.path) for each in best] == [("ABA",), ("AA",), ("ABBA",), ("AB",)]
+    assert [each.score for each in best] == pytest.approx([-2, -2.1, -2.2, -4])
 
 
 def test_a_long_utterance_is_searched_in_parts():

@@ -21,6 +21,7 @@ from torch import nn
 from fairseq_speedup import factorize, from_audio
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.factorize import watch
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.int8 import product_here
 from fairseq_speedup.inspection import inspect_file
@@ -137,6 +138,22 @@ def test_mean_and_directions_are_those_of_all_rows():
     torch.testing.assert_close(covariance, expected, atol=1e-3, rtol=1e-4)
     assert variances.tolist() == sorted(variances.tolist(), reverse=True)
     assert variances[-1] < 1e-4
+
+
+def test_watching_is_of_all_layers_and_leaves_the_model_as_it_is(whole, monkeypatch):
+    leaving = {"exit_criterion": "entropy", "exit_threshold": 100.0}  # all leave at the exit
+    model = load(whole("base", exit_layers="0", **leaving))
+    encoder = model.w2v_encoder
+    encoder.w2v_model.encoder.required_seq_len_multiple = 4
+    pieces = [torch.randn(16000 * 6 + 320)]
+    watched, before = watch(model, pieces)
+    assert [len(of_layer) for of_layer in watched.values()] == [6, 6, 6]
+    assert len(before[0]) == encoder.frame_lengths(len(pieces[0]))
+    monkeypatch.setattr(factorize, "log_probs", lambda *unused: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        watch(model, pieces)
+    assert encoder.w2v_model.encoder.required_seq_len_multiple == 4 and not encoder.exit.observed
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_layer_of_low_rank_gives_its_outputs_projected():

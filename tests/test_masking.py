@@ -44,6 +44,21 @@ def test_a_short_utterance_is_masked_less_and_not_as_a_whole(size):
         assert long.sum() >= 40  # not cut to what the short one has
 
 
+def test_spans_that_cover_an_utterance_are_halved_until_a_frame_is_left(monkeypatch):
+    lengths = []
+
+    def fairseq(shape, padding_mask, prob, length, *kind, min_masks):
+        lengths.append(length)
+        if length > 2:
+            raise ValueError("the entire sequence is masked")
+        return np.arange(shape[1])[None] < length
+
+    monkeypatch.setattr(masking, "fairseq_mask_indices", fairseq)
+    mask = masking.compute_mask_indices((1, 9), None, 1.0, 10, min_masks=1)
+    assert lengths == [9, 4, 2]
+    assert mask.tolist() == [[True] * 2 + [False] * 7]
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.integers(1, 300), min_size=1, max_size=4),

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -21,6 +22,7 @@ from helpers.processes import programs, run_forked
 from hydra import compose, initialize_config_dir
 
 from fairseq_speedup.__main__ import main
+from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.commands import build_parser
 from fairseq_speedup.commands.optimize import BEAM, decoding_of
 from fairseq_speedup.data.utterances import Recordings
@@ -36,7 +38,7 @@ from fairseq_speedup.optimize.made import checkpoint_of, path_of
 from fairseq_speedup.optimize.search import Search, fastest, front
 from fairseq_speedup.optimize.setup import Setup
 from fairseq_speedup.optimize.training import SECONDS, UPDATES, Recipe, suggestions
-from fairseq_speedup.optimize.worker import batches_of, export, exported_path
+from fairseq_speedup.optimize.worker import Worker, batches_of, export, exported_path
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 SUBJECT = Subject(
@@ -338,6 +340,43 @@ def test_a_model_of_many_speeds_is_tried_at_the_faster_ones():
     ]
 
 
+def test_each_option_of_many_speeds_is_tried_and_they_are_combined():
+    many = {"downsample_factor": ([1.0, 2.0], 1.0), "frame_pool": ([1, 2, 3], 1)}
+    many["keep_layers"] = ([2, 4, 6], 6)
+    subject = replace(SUBJECT, forms=[], can_merge=False, can_prune=False, many=many)
+
+    def loss(candidate):
+        given = candidate.overrides
+        lost = {1: 0.0, 2: 0.3, 3: 9.0}[given.get("frame_pool", 1)]
+        return lost + 5 * ("downsample_factor" in given) + 0.1 * (6 - num_layers(candidate))
+
+    def time(candidate):
+        return (1 + num_layers(candidate)) / candidate.overrides.get("frame_pool", 1)
+
+    bench, _ = searched([1], loss, time, subject)
+    assert fastest(bench, 1).candidate.overrides == {"frame_pool": 2, "keep_layers": "2"}
+    asked = [each.overrides for each in bench.asked if each.batch_size == 1]
+    assert asked == [
+        {},
+        {"downsample_factor": 2.0},
+        *({"frame_pool": each} for each in (2, 3)),
+        *({"frame_pool": 2, "keep_layers": each} for each in ("4", "2")),
+    ]
+
+
+def test_a_depth_is_a_number_of_first_layers_and_none_of_them_is_left_out():
+    subject = replace(SUBJECT, many={"keep_layers": ([2, 4, 6], 6)}, exits=[1, 3])
+    shallow = Candidate({"keep_layers": "4"})
+    assert candidates.kept_of(shallow, subject) == [0, 1, 2, 3]
+    assert candidates.kept_of(Candidate({"keep_layers": "4,"}), subject) == [4]
+    (cut,) = candidates.cut_at_exits(shallow, subject)
+    assert cut.overrides == {"keep_layers": "0,1", "exit_layers": "none"}
+    assert len(candidates.merging(shallow, subject)) == len(candidates.MERGE_RATIOS)
+    influence = dict.fromkeys(range(6), 0.0)
+    assert candidates.without_a_layer(Candidate(), SUBJECT, influence, most=2)
+    assert candidates.without_a_layer(Candidate(), subject, influence, most=2) == []
+
+
 def test_a_beam_search_is_tried_with_fewer_frames_and_hypotheses():
     subject = replace(SUBJECT, decoder="beam", beam=40)
     found = [each.decoding for each in candidates.decoders(Candidate(), subject)]
@@ -381,7 +420,8 @@ def test_a_checkpoints_form_is_taken_where_none_is_asked_for(model_path, monkeyp
     monkeypatch.setattr("fairseq_speedup.inference.form.product_here", lambda: None)
     narrow, _, _ = load_finetuned(str(model_path), "", {"inference_form": "int8"})
     assert form_of("auto", narrow) == "fp32"
-    assert "decodes in int8, which cannot be here" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "decodes in int8, which cannot be here" in said.err and not said.out
 
 
 def test_an_unknown_form_in_a_checkpoint_is_refused(model_path):
@@ -500,6 +540,40 @@ def test_other_threads_in_the_same_folder_are_refused_by_name(labelled, outcome,
     assert f"threads (OMP_NUM_THREADS) is {before} there and {before + 1} now; name" in errors
 
 
+def refused_again(labelled, outcome, model_path) -> str:
+    folder, _ = outcome
+    given = (model_path, "--data", labelled, "--wer-budget", 30, "--output", folder)
+    _, errors = optimize(*given, status=1)
+    return errors
+
+
+def test_edited_labels_are_of_another_run(labelled, outcome, model_path):
+    labels = labelled / "valid.ltr"
+    found = labels.stat()
+    os.utime(labels, (0, 0))
+    try:
+        errors = refused_again(labelled, outcome, model_path)
+    finally:
+        os.utime(labels, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert re.search(r"is of another run: labels is '.*valid\.ltr, \d+ bytes, written", errors)
+
+
+def test_another_version_or_other_kernels_are_another_run(
+    labelled, outcome, model_path, monkeypatch
+):
+    there = run.versions(run.ENGINE_PACKAGES)
+    assert {"fairseq_speedup", "torch"} <= set(there)
+    for changed, words in (
+        ({**there, "torch": "1.0"}, "torch is .* there and '1.0' now"),
+        ({k: v for k, v in there.items() if k != "torch"}, "torch is .* there and None now"),
+    ):
+        monkeypatch.setattr(run, "versions", lambda _, changed=changed: changed)
+        assert re.search(words, refused_again(labelled, outcome, model_path))
+    monkeypatch.undo()
+    monkeypatch.setattr(run.kernels, "how", lambda: "by hand")
+    assert "there and 'by hand' now" in refused_again(labelled, outcome, model_path)
+
+
 def test_data_of_another_dictionary_are_refused(labelled, model_path, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(labelled, other)
@@ -535,6 +609,29 @@ def test_audio_that_is_left_out_is_told_by_one_of_the_processes(corpus, tmp_path
         found = Recordings(task, [good, str(tmp_path / "lost.wav")], 400, tells)
         assert found.paths == [good]
         assert capsys.readouterr().err.count("lost.wav") == tells
+
+
+def test_options_of_decoding_are_those_of_one_candidate(tmp_path, monkeypatch):
+    given = []
+
+    class Task:
+        def __init__(self):
+            self.cfg = SimpleNamespace(inference="auto", blank_skip_threshold=1.0)
+
+        def build_generator(self, models, generation):
+            given.append((self.cfg.inference, self.cfg.blank_skip_threshold, generation.beam))
+
+    worker = Worker.__new__(Worker)
+    worker.setup = SimpleNamespace(folder=str(tmp_path), decoding={"ctc_decoder": "beam"})
+    worker.task, worker.kept_of, worker.use_cuda = Task(), None, False
+    base = Candidate(engine="onnx", decoding={"beam": 50})
+    Path(exported_path(worker.setup.folder, base)).touch()
+    monkeypatch.setattr("fairseq_speedup.export.engines.open_exported", lambda *unused: None)
+    monkeypatch.setattr("fairseq_speedup.models.exported_ctc.ExportedCtc", lambda session: None)
+    for options in ({"blank_skip_threshold": 0.95}, {"beam": 25}):
+        worker.load(base.with_decoding(**options))
+    assert given == [("none", 0.95, 50), ("none", 1.0, 25)]
+    assert worker.task.cfg == Task().cfg
 
 
 # -- smaller checkpoints -------------------------------------------------------------------------
@@ -611,6 +708,28 @@ def test_what_cannot_be_made_is_said_and_looked_for_once(setup, monkeypatch):
         with pytest.raises(ValueError, match="no linear layer has so low a rank"):
             checkpoint_of(setup, Candidate(low_rank=energies))
         monkeypatch.setattr(made, "_opened", lambda *unused: 1 / 0)
+
+
+def test_directions_are_found_once_for_all_ranks(setup, monkeypatch):
+    decomposed, eigh = [], torch.linalg.eigh
+
+    def counted(matrix):
+        decomposed.append(matrix)
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", counted)
+    for energies in made.ENERGIES:
+        checkpoint_of(setup, Candidate(low_rank=list(energies)))
+    assert len(decomposed) == 3 * 6  # linear layers
+
+
+def test_only_ranks_that_are_not_low_are_passed_over(setup, monkeypatch):
+    def damaged(*unused):
+        raise CheckpointError("the disk is damaged")
+
+    monkeypatch.setattr(made, "low_rank_state", damaged)
+    with pytest.raises(CheckpointError, match="the disk is damaged"):
+        checkpoint_of(setup, Candidate(low_rank=list(made.ENERGIES[0])))
 
 
 # -- what cannot be ------------------------------------------------------------------------------

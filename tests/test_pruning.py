@@ -245,6 +245,31 @@ def test_prune_writes_a_model_that_loads_by_itself_and_gives_the_same(
     assert written.stat().st_size < whole.stat().st_size
 
 
+@torch.no_grad()
+def test_what_follows_a_layer_follows_it_where_others_are_cut(tmp_path):
+    six = write_pretrained(tmp_path / "six.pt", **(SIZES | {"encoder_layers": 6}))
+    options = {
+        **{"keep_layers": "0,2,3,5", "merge_ratio": 0.2, "merge_layers": "0,2"},
+        **{"exit_layers": "2,3", "exit_criterion": "layer", "exit_threshold": 3.0},
+        **{"drop_frames": "blank", "drop_layers": "2", "drop_threshold": 0.5},
+    }
+    whole, written = finetuned(tmp_path / "gates.pt", six, **options), tmp_path / "cut.pt"
+    state = torch.load(whole, weights_only=False)
+    state["model"]["w2v_encoder.exit_heads.2.weight"] /= 24  # many frames are blank
+    torch.save(state, whole)
+    assert main(["prune", str(whole), "--output", str(written), "--any-share"]) == 0
+    model, small = load(whole), load(written)
+    found, expected = (each(**batch_of(COUNTS)) for each in (small, model))
+    frames = expected["layer_frames"]
+    merged = [model.w2v_encoder.stages[-1].lengths_after(2, n) for n in frames[:, 1].tolist()]
+    assert (frames[:, 2] < torch.tensor(merged)).all() and not frames[:, 3].any()
+    assert found["layer_frames"].tolist() == frames.tolist()
+    valid = ~expected["padding_mask"].T
+    torch.testing.assert_close(
+        found["encoder_out"][valid], expected["encoder_out"][valid], atol=3e-5, rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize("kind", ["base", "large"])
 def test_every_inference_form_of_gates_is_that_of_the_cut_model(start, kind):
     model = gated(start(kind))

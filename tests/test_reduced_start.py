@@ -7,6 +7,7 @@ from helpers.models import batch_of, build_model, finetuned_state, write_pretrai
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.models.config import reductions
+from fairseq_speedup.transformer.early_exit import ExitOptionError
 
 UPSAMPLING = "w2v_encoder.frame_reduction.upsamplings.2.linear.weight"
 CONV2 = {"downsample": "conv", "downsample_factor": 2.0}
@@ -82,6 +83,16 @@ def test_what_the_config_says_of_a_stage_goes_before(start, caplog):
     assert reductions(one_speed.cfg) == {"frame_pool": 2, "keep_layers": "3"}
     assert list(one_speed.w2v_encoder.frame_reduction.upsamplings) == ["2"]
     assert "which goes on with keep_layers=3; replaced: frame_pools=[1, 2, 3]" in caplog.text
+
+
+def test_a_speed_that_is_not_among_the_choices_goes(start, caplog):
+    caplog.set_level("INFO")
+    _, path = start(frame_pool=3, keep_layers="3")
+    many = build_model(path, frame_pools=[1, 2])
+    assert reductions(many.cfg) == {"frame_pools": [1, 2], "keep_layers": "3"}
+    assert "which goes on with keep_layers=3; replaced: frame_pool=3" in caplog.text
+    among = build_model(path, frame_pools=[1, 3])
+    assert reductions(among.cfg) == {"frame_pools": [1, 3], "keep_layers": "3", "frame_pool": 3}
 
 
 def test_an_option_alone_leaves_the_others_of_its_stage(start):
@@ -164,5 +175,6 @@ def test_what_does_not_fit_names_file_and_option(start, trained, asked, words):
 
 def test_what_is_not_legal_together_is_refused(start):
     _, path = start(frontend="fbank")
-    with pytest.raises(ValueError, match="exit_heads_only"):
+    words = rf"exit_heads_only needs exits.*; model.w2v_path={path} has frontend=fbank$"
+    with pytest.raises(ExitOptionError, match=words):
         build_model(path, exit_heads_only=True)

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from fairseq_speedup.report import command
 from fairseq_speedup.report.pareto import COSTS, front
 from fairseq_speedup.report.pictures import draw_costs
 from fairseq_speedup.report.runs import RunsError, read_runs
+from fairseq_speedup.report.saved import save
 from fairseq_speedup.report.significance import difference
 
 CONFIG = """
@@ -160,6 +162,16 @@ def test_the_front_has_what_nothing_beats(runs):
     assert [row.name for row in front(rows, "time")] == ["conv2", "full"]
 
 
+def test_rows_that_are_equal_are_on_the_front_together(runs):
+    for seed in (1, 2, 3):
+        shutil.copytree(runs / f"conv2/seed{seed}", runs / f"also2/seed{seed}")
+    rows = read_runs(str(runs))
+    best = front(rows, "MACs")
+    assert [row.name for row in best] == ["conv10", "also2", "conv2", "full"]
+    assert [row in best for row in read_runs(str(runs))] == [False] * 4
+    assert all(row in best for row in rows)
+
+
 def test_report_writes_table_csv_and_pictures(runs, tmp_path, capsys):
     layers = {"mean_layers_run": 1.5, "layers_run_histogram": {"1": 30, "2": 30}}
     write_results(runs / "exits/seed1/test", 0.1, **layers)
@@ -224,6 +236,23 @@ def test_what_is_saved_gives_the_same_report(runs, tmp_path, name):
     assert main(["report", str(saved), "--save", str(again), "--no-pictures"]) == 0
     assert again.read_bytes() == saved.read_bytes()
     assert (saved.parent / "report.md").is_file()
+
+
+def test_saved_rows_are_replaced_whole_or_not_at_all(runs, tmp_path, monkeypatch):
+    saved = tmp_path / "runs.json"
+    rows = read_runs(str(runs))
+    save(rows, str(saved))
+    before = saved.read_bytes()
+
+    def cut_off(path, data):
+        path.open("wb").write(data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", cut_off)
+    with pytest.raises(OSError, match="No space left"):
+        save(rows[:1], str(saved))
+    assert saved.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["runs.json"]
 
 
 def test_what_is_saved_does_not_tell_where_files_lay(tmp_path):

@@ -104,6 +104,13 @@ def test_checks_before_training_are_made_for_the_fastest_speed(four_layers):
     assert encoder.needed_samples() < third.needed_samples()
 
 
+def test_what_is_evaluated_is_checked_for_its_own_speed(four_layers):
+    third = build_model(four_layers, **(MANY | {"downsample_factor": 3.0})).w2v_encoder
+    whole = build_model(four_layers, **(MANY | {"downsample_factor": 1.0})).w2v_encoder
+    for encoder in (third, whole):
+        assert encoder.ctc_lengths(9000, any_speed=False) == encoder.output_lengths(9000)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

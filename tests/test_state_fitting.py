@@ -5,6 +5,7 @@ import torch
 from helpers.models import batch_of, build_model, write_pretrained
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.models.speeds import Speed
 
 
 @torch.no_grad()
@@ -71,6 +72,16 @@ def test_where_layers_are_cut_after_an_exit_its_head_decides(four_layers):
     cut.load_state_dict(whole.state_dict())
     head = whole.w2v_encoder.exit_heads["1"]
     assert torch.equal(cut.w2v_encoder.proj.weight, head.weight)
+
+
+def test_at_any_depth_of_many_the_last_head_decides(four_layers):
+    options = {"depths": [2, 3, 4], "exit_layers": "1,2"}
+    whole = build_model(four_layers, **options)
+    kept = build_model(four_layers, seed=9, **options, keep_layers="2")
+    kept.load_state_dict(whole.state_dict())
+    whole.w2v_encoder.speeds.default = Speed(1.0, 1, 2)
+    assert torch.equal(logits_of(kept), logits_of(whole))
+    assert torch.equal(kept.w2v_encoder.proj.weight, whole.w2v_encoder.proj.weight)
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,20 @@ def test_word_times_by_hand():
         assert found == pytest.approx(like)
 
 
+def test_words_that_share_a_label_share_its_time():
+    words = Words(["<s>", "\u2581A", "B\u2581A", "B"])
+    hypothesis = {
+        "tokens": torch.tensor([1, 2, 3]),
+        "frames": torch.tensor([[0, 2], [10, 14], [20, 22]]),
+    }
+    grid = FrameGrid(first=Fraction(160), step=Fraction(320))
+    first, second = word_times(hypothesis, words, grid, num_samples=16000, sample_rate=16000)
+    assert (first.word, second.word) == ("AB", "AB")
+    assert first.start == 0
+    assert first.end == second.start == pytest.approx(0.24)  # the middle of 200 to 280 ms
+    assert second.end == pytest.approx(0.44 + 0.08)
+
+
 def test_times_stay_within_the_utterance():
     hypothesis = hypothesis_of(("A", 0, 1), ("|", 1, 2), ("B", 2, 3))
     first, last = word_times(hypothesis, WORDS, GRID, num_samples=1000, sample_rate=16000)

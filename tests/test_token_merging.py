@@ -146,6 +146,16 @@ def test_feasibility_knows_that_merged_frames_are_copies(six_layers):
     assert model.w2v_encoder.output_lengths(8000) == 2 * frames
 
 
+def test_feasibility_of_many_poolings_is_that_of_the_largest_where_frames_merge(six_layers):
+    options = {"merge_ratio": 0.5, "merge_layers": "0", "frame_pools": [1, 3]}
+    encoder = build_model(six_layers, **options).w2v_encoder
+    (num_samples,) = (n for n in range(8000, 9000, 320) if encoder.frame_lengths(n) == 25)
+    # 9 windows of 3, of which 4 pairs merge: 5 windows stand for 3 labels each
+    assert encoder.ctc_lengths(num_samples) == 5 * 3
+    # not pooled, 12 pairs of frames merge
+    assert encoder.ctc_lengths(num_samples, any_speed=False) == 13
+
+
 @pytest.mark.parametrize(
     ("merge_layers", "kept", "layers"),
     [("all", [0, 1, 2], [0, 1]), ("all", [1, 5], [1]), ("1", [0, 1, 4], [1])],

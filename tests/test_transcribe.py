@@ -1,6 +1,9 @@
 """transcribe: audio files of any kind, with what fairseq-generate would say of them."""
 
 import json
+import math
+import os
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ from helpers.commands import generate_here
 from helpers.corpora import LETTERS, SAMPLE_RATE, write_dictionary, write_split
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.data.recording import RecordingError, read_recording
+from fairseq_speedup.data.recording import BLOCK, RecordingError, read_recording
+from fairseq_speedup.decoding import generator
+from fairseq_speedup.transcription.transcript import Transcript
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +91,26 @@ def test_json_has_times_scores_and_nbest(model, files, capsys):
 
 def test_other_rates_and_channels_are_made_to_fit_and_said_so(model, files, tmp_path, capsys):
     samples, _ = soundfile.read(files[0], dtype="float32")
-    silence = np.zeros_like(samples)
-    stereo = np.stack([2 * samples, silence], axis=1)
+    other = np.roll(samples[::-1], 1000)
+    stereo = np.stack([samples + other, samples - other], axis=1)
     soundfile.write(tmp_path / "stereo.flac", stereo, SAMPLE_RATE)
     soundfile.write(tmp_path / "other.ogg", np.repeat(samples, 3), 3 * SAMPLE_RATE)
     lines, errors, _ = transcribe(
         capsys, "--path", model, files[0], tmp_path / "stereo.flac", tmp_path / "other.ogg"
     )
-    assert lines[0].split("\t")[1] == lines[1].split("\t")[1]
+    one, averaged, resampled = (line.split("\t")[1] for line in lines)
+    assert averaged == one and resampled
     assert f"note: {tmp_path}/stereo.flac: its 2 channels are averaged" in errors
     assert f"note: {tmp_path}/other.ogg: resampled from 48000 to 16000 Hz" in errors
+
+
+def test_channels_are_averaged_of_whatever_each_has(tmp_path):
+    channels = np.random.default_rng(0).uniform(-0.9, 0.9, (BLOCK + 5000, 3)).astype(np.float32)
+    soundfile.write(tmp_path / "three.wav", channels, SAMPLE_RATE, "FLOAT")
+    found = read_recording(str(tmp_path / "three.wav"), SAMPLE_RATE, normalize=False)
+    expected = torch.from_numpy(channels.mean(axis=1))
+    torch.testing.assert_close(found.waveform, expected, atol=1e-6, rtol=0)
+    assert found.changes == ["its 3 channels are averaged"]
 
 
 def test_resampling_block_by_block_keeps_a_tone(tmp_path):
@@ -153,7 +168,7 @@ def test_a_bad_file_is_reported_and_the_others_go_on(model, files, bad, tmp_path
 def test_whatever_reading_raises_is_that_files_error(model, files, capsys, monkeypatch):
     class Odd(soundfile.SoundFile):
         def read(self, *args, **kwargs):
-            if self.name == str(files[1]):
+            if self.name == os.fsencode(files[1]):
                 raise ZeroDivisionError
             return super().read(*args, **kwargs)
 
@@ -175,6 +190,65 @@ def test_a_format_that_cannot_be_sought_in_is_read(model, files, tmp_path, capsy
     lines, errors, status = transcribe(capsys, "--path", model, tmp_path / "gsm.wav", files[1])
     assert (len(lines), status) == (2, 0)
     assert errors.startswith("transcribed 2 files, ")
+
+
+@pytest.mark.parametrize("form", ["WAV", "WAVEX", "AIFF", "AU"])
+def test_a_file_that_was_cut_off_is_said_to_be(tmp_path, form):
+    path = tmp_path / "cut"
+    soundfile.write(path, np.full(SAMPLE_RATE, 0.1), SAMPLE_RATE, format=form)
+    whole = path.read_bytes()
+    assert read_recording(str(path), SAMPLE_RATE, normalize=False).changes == []
+    path.write_bytes(whole[: len(whole) - SAMPLE_RATE])
+    found = read_recording(str(path), SAMPLE_RATE, normalize=False)
+    assert len(found.waveform) == SAMPLE_RATE // 2
+    (change,) = found.changes
+    assert re.fullmatch(r"its end is missing: 1\d{4} of 3\d{4} bytes of audio are there", change)
+
+
+@pytest.mark.parametrize("size", [0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_stream_of_unknown_length_lacks_nothing(tmp_path, size):
+    path = tmp_path / "stream.wav"
+    soundfile.write(path, np.full(SAMPLE_RATE, 0.1), SAMPLE_RATE)
+    header, samples = path.read_bytes()[:44], path.read_bytes()[44:]
+    path.write_bytes(header[:40] + size.to_bytes(4, "little") + samples)
+    found = read_recording(str(path), SAMPLE_RATE, normalize=False)
+    assert (len(found.waveform), found.changes) == (SAMPLE_RATE, [])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_what_the_model_gives_no_numbers_for_is_named_and_the_others_go_on(
+    model, files, capsys, monkeypatch, batch_size
+):
+    expected, _, _ = transcribe(capsys, "--path", model, "--batch-size", batch_size, *files)
+    lengths = [soundfile.info(file).frames for file in files]
+
+    def spoilt(models, net_input, *others):
+        encoded = encode(models, net_input, *others)
+        for row, count in enumerate(encoded.num_samples.tolist()):
+            if count in (lengths[1], lengths[2]):
+                encoded.log_probs[:, row] = np.nan
+        return encoded
+
+    encode = generator.encode
+    monkeypatch.setattr(generator, "encode", spoilt)
+    lines, errors, status = transcribe(capsys, "--path", model, "--batch-size", batch_size, *files)
+    assert status == 1
+    assert lines == [expected[0], expected[3]]
+    for file in files[1:3]:
+        assert f"error: {file}: the model gives no numbers (NaN): its training diverged" in errors
+    assert "--inference bf16 or fp32" in errors
+    assert "--fp16" not in errors and "utterance" not in errors
+    assert "transcribed 2 files," in errors and "2 of 4 files could not be" in errors
+
+
+def test_scores_that_json_does_not_have_are_null():
+    nothing = {"text": "", "score": -math.inf, "acoustic_score": math.nan, "lm_score": 0.0}
+    line = Transcript("a.wav", 1.0, [nothing, nothing], []).as_json()
+    found = json.loads(line, parse_constant=lambda name: pytest.fail(name))
+    expected = {**nothing, "score": None, "acoustic_score": None}
+    assert found == {
+        "audio": "a.wav", "duration": 1.0, **expected, "words": [], "nbest": [expected] * 2
+    }  # fmt: skip
 
 
 def test_a_long_recording_runs_in_windows(model, files, tmp_path, capsys):
@@ -200,9 +274,13 @@ def test_an_exported_model_says_the_same(model, files, tmp_path, capsys):
         found, _, status = transcribe(capsys, "--path", exported, *options, *files)
         assert status == 0
         assert found == expected
-    _, errors, status = transcribe(capsys, "--path", exported, "--inference", "int8", files[0])
-    assert status == 1
-    assert "--model-overrides and --inference do not change" in errors
+    for options, words in [
+        (["--inference", "int8"], "--model-overrides and --inference do not change"),
+        (["--data", tmp_path], f"--data {tmp_path} does not change {exported}, which holds its"),
+    ]:
+        _, errors, status = transcribe(capsys, "--path", exported, *options, files[0])
+        assert status == 1
+        assert words in errors
 
 
 @pytest.mark.parametrize(

@@ -212,8 +212,8 @@ def transcribe(capsys, *arguments) -> tuple[str, str, int]:
 
 
 def files_of(folder) -> dict[str, int]:
-    """When each file was written, by its path below ``folder``."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    """When each file was written, by its path below ``folder``; of those that are to be seen."""
+    files = [path for path in folder.rglob("[!.]*") if path.is_file()]
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
@@ -270,6 +270,91 @@ def test_what_is_finished_is_left_out_until_it_is_older(model, talks, tmp_path, 
     assert "transcribed 1 file," in errors
     _, errors, _ = transcribe(capsys, *options, "--overwrite")
     assert "transcribed 2 files," in errors and "finished before" not in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--path", "other.pt"], "path is {0}/model.pt, {1} bytes, written .* and {0}/other.pt, "),
+        (["--inference", "fp32"], "inference is auto there and fp32 now"),
+        (["--model-overrides", "{'frame_pool': 2}"], "model_overrides is not given there and {'fr"),
+        (["--ctc-decoder", "beam"], "ctc_decoder is greedy there and beam now"),
+        (["--window-seconds", "8"], "window_seconds is 30.0 there and 8.0 now"),
+    ],
+    ids=str,
+)
+def test_texts_of_another_run_are_not_taken_for_finished(
+    model, talks, tmp_path, capsys, monkeypatch, options, words
+):
+    for name in ("model.pt", "other.pt"):
+        shutil.copy(model, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "texts"
+    command = [talks, "--output-dir", "texts", "--path", "model.pt"]
+    transcribe(capsys, *command)
+    first = files_of(out)
+    _, errors, status = transcribe(capsys, *command, *options)
+    assert status == 1
+    size = os.path.getsize("model.pt")
+    words = words.replace("{0}", str(tmp_path)).replace("{1}", str(size))
+    assert re.search(f"--output-dir texts has texts of another run: {words}", errors)
+    assert "give --overwrite to replace them, or another folder" in errors
+    assert files_of(out) == first
+    _, errors, _ = transcribe(capsys, *command, "--batch-size", 2)  # what changes no text
+    assert "2 finished before" in errors
+
+    _, errors, status = transcribe(capsys, *command, *options, "--overwrite")
+    assert "transcribed 2 files," in errors
+    _, errors, _ = transcribe(capsys, *command, *options)
+    assert "2 finished before" in errors
+    assert "has texts of another run" in transcribe(capsys, *command)[1]
+
+
+def test_what_is_replaced_in_part_is_finished_in_part(model, talks, tmp_path, capsys):
+    out = tmp_path / "texts"
+    command = ["--path", model, "--output-dir", out]
+    transcribe(capsys, *command, talks)
+    command += ["--ctc-decoder", "beam"]
+    transcribe(capsys, *command, talks / "more/../a talk.wav", "--overwrite")
+    _, errors, _ = transcribe(capsys, *command, talks)
+    assert "transcribed 1 file," in errors and "1 finished before" in errors
+
+
+def test_a_folder_of_an_earlier_version_goes_on(model, talks, tmp_path, capsys):
+    out = tmp_path / "texts"
+    command = ["--path", model, talks, "--output-dir", out]
+    transcribe(capsys, *command)
+    (out / ".transcribed.json").unlink()
+    (out / "more/b.txt").unlink()
+    _, errors, status = transcribe(capsys, *command, "--inference", "fp32")
+    assert status == 0
+    assert "transcribed 1 file," in errors and "1 finished before" in errors
+    (out / ".transcribed.json").write_text("[")
+    assert "path is not given there and" in transcribe(capsys, *command)[1]
+
+
+def test_a_language_model_and_a_lexicon_are_looked_at(model, talks, tmp_path, capsys, data):
+    pytest.importorskip("flashlight.lib.text")
+    lexicon, out = tmp_path / "lexicon.txt", tmp_path / "texts"
+    assert main(["lexicon", str(data), "--output", str(lexicon)]) == 0
+    command = ["--path", model, talks, "--output-dir", out, "--ctc-decoder", "beam"]
+    command += ["--lexicon", lexicon]
+    assert transcribe(capsys, *command)[2] == 0
+    _, errors, _ = transcribe(capsys, *command, "--decoder-workers", 1)
+    assert "2 finished before" in errors
+    os.utime(lexicon, (1e9, 1e9))
+    assert f"another run: lexicon is {lexicon}, " in transcribe(capsys, *command)[1]
+
+
+def test_names_that_are_no_utf8_are_printed_as_they_are(model, talks, capsys, monkeypatch):
+    path = os.fsencode(talks) + b"/caf\xe9.wav"
+    shutil.copy(talks / "more/b.wav", path)
+    expected, _, _ = transcribe(capsys, "--path", model, talks / "more/b.wav")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "utf-8"))
+    assert main(["transcribe", "--cpu", "--path", str(model), os.fsdecode(path)]) == 0
+    sys.stdout.flush()
+    assert written.getvalue() == path + b"\t" + expected.split("\t")[1].encode()
 
 
 def test_a_file_that_fails_is_done_by_the_next_run(model, talks, tmp_path, capsys):

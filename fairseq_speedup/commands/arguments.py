@@ -15,6 +15,7 @@ from fairseq_speedup.decoding.options import (
 from fairseq_speedup.model_folders import check_model_folder
 
 INFERENCE_FORMS = ["auto", "none", "fp32", "bf16", "int8", "fp16"]
+MINUTES = 10  # of audio
 CHOICES = {"ctc_decoder": DECODERS}
 FORMS_OF_CHECKPOINTS = "ours, stock, or a Hugging Face folder"
 # of fairseq-generate, in words of CTC
@@ -73,13 +74,14 @@ def add_some_audio(group) -> None:
     add_minutes(group)
 
 
-def add_minutes(group) -> None:
+def add_minutes(group, default: float | None = MINUTES) -> None:
+    """``default`` None leaves it to the command to tell whether it is given."""
     group.add_argument(
         "--minutes",
         type=float,
-        default=10,
+        default=default,
         metavar="N",
-        help="of audio that are used, drawn from all that is given",
+        help=f"of audio that are used, drawn from all that is given (default: {MINUTES})",
     )
 
 
@@ -203,8 +205,20 @@ def check_model(args) -> None:
         read_overrides(args.model_overrides)
 
 
+def check_parent(path: str, named: str = "") -> None:
+    """Raises FileNotFoundError where the folder of a file to be written does not exist.
+
+    Args:
+        named: the option and a blank, for the message
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{named}{path}: folder {folder} does not exist")
+
+
 def check_free(path: str, overwrite: bool) -> None:
-    """Raises ValueError where a file would be replaced."""
+    """Raises ValueError where a file would be replaced, FileNotFoundError without its folder."""
+    check_parent(path)
     if os.path.exists(path) and not overwrite:
         raise ValueError(f"{path} exists; give --overwrite to replace it")
 

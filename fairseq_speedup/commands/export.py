@@ -14,7 +14,8 @@ from fairseq_speedup.commands import arguments
 
 ENGINES = ["onnx", "openvino"]
 OPENVINO_ENDINGS = (".xml", ".bin")
-OF_OPENVINO_INT8 = ("audio", "wer_budget")
+OF_OPENVINO_INT8 = ("audio", "gen_subset", "minutes", "wer_budget")
+SUBSET = "valid"
 
 
 def add_arguments(parser) -> None:
@@ -40,8 +41,8 @@ def add_arguments(parser) -> None:
         "int8 of OpenVINO", "its scales are found on audio: of --audio, or of a split of --data"
     )
     int8.add_argument("--audio", nargs="+", metavar="AUDIO", help="files, folders or globs")
-    int8.add_argument("--gen-subset", default="valid", metavar="SPLIT", help="split of --data")
-    arguments.add_minutes(int8)
+    int8.add_argument("--gen-subset", metavar="SPLIT", help=f"split of --data (default: {SUBSET})")
+    arguments.add_minutes(int8, default=None)
     int8.add_argument(
         "--wer-budget",
         type=float,
@@ -65,9 +66,7 @@ def check(args) -> None:
     for each in written:
         if os.path.exists(each) and not args.overwrite:
             raise ValueError(f"--output {each} exists; give --overwrite to replace it")
-    folder = os.path.dirname(os.path.abspath(args.output))
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"--output {args.output}: folder {folder} does not exist")
+    arguments.check_parent(args.output, "--output ")
     if args.int8_cnn and not args.int8:
         raise ValueError("--int8-cnn is more of --int8: give both, or neither")
     args.audio_files = []
@@ -81,12 +80,14 @@ def check(args) -> None:
 
 
 def _check_calibration(args) -> None:
-    """Of the audio that int8 is calibrated on; finds the recordings.
+    """Of the audio that int8 is calibrated on; finds the recordings, and sets the defaults.
 
     Raises:
         ValueError: there is none, or an option is out of range
         OSError: what is given is not there
     """
+    args.minutes = arguments.MINUTES if args.minutes is None else args.minutes
+    args.gen_subset = args.gen_subset or SUBSET
     arguments.check_minutes(args)
     if args.wer_budget is not None:
         arguments.check_wer_budget(args)

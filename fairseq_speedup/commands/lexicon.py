@@ -30,6 +30,10 @@ def add_arguments(parser) -> None:
     arguments.add_overwrite(parser, "replace a file that exists")
 
 
+def check(args) -> None:
+    arguments.check_parent(args.output, "--output ")
+
+
 def run(args) -> None:
     from fairseq_speedup.decoding import lexicon
 

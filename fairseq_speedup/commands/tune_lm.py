@@ -45,6 +45,8 @@ def check(args) -> None:
     generation = argparse.Namespace(beam=args.beam, nbest=1, lm_weight=1.0)  # one of the weights
     check_options(options_of_search(args), generation)
     arguments.check_model(args)
+    if args.emissions:
+        arguments.check_parent(args.emissions, "--emissions ")
 
 
 def run(args) -> None:

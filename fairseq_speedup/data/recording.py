@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,9 @@ from fairseq_speedup.data.find_recordings import STDIN
 from fairseq_speedup.data.sound_files import why_unreadable
 
 BLOCK = 1 << 18  # samples read at once
+# in libsndfile's log of WAV, AIFF and AU: bytes of audio that the header tells, and that follow
+SIZES = re.compile(r"(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)")
+STREAMED_SIZE = 0x7FFFF000  # from which on a header is of a stream whose length was not known
 EPS = 1e-5  # of fairseq's normalisation, PyTorch's layer norm
 
 
@@ -30,7 +34,7 @@ class Recording:
     """
     path: of the file
     waveform: (S,), in a temporary file that the system brings into memory as it is read
-    changes: what was done to it for the model's sake, in words
+    changes: what was done to it for the model's sake, or is missing of it, in words
     """
 
     path: str
@@ -85,9 +89,10 @@ def read_recording(
 
 @contextlib.contextmanager
 def _source(path: str) -> Any:
-    """What soundfile opens: of standard input a temporary file, as it must be sought in."""
+    """What soundfile opens: of standard input a temporary file, as it must be sought in; else the
+    name in bytes, which it does not make of all names."""
     if path != STDIN:
-        yield path
+        yield os.fsencode(path)
         return
     with tempfile.TemporaryFile() as kept:
         shutil.copyfileobj(sys.stdin.buffer, kept)
@@ -102,13 +107,16 @@ def duration(path: str) -> float:
     if path == STDIN:
         return 0.0
     try:
-        return soundfile.info(path).duration
+        return soundfile.info(os.fsencode(path)).duration
     except Exception:  # soundfile's are of any kind
         return 0.0
 
 
 def _changes(file: soundfile.SoundFile, sample_rate: int) -> list[str]:
     changes = []
+    size = SIZES.search(file.extra_info)
+    if size and int(size[1]) < STREAMED_SIZE:
+        changes.append(f"its end is missing: {size[2]} of {size[1]} bytes of audio are there")
     if file.channels > 1:
         changes.append(f"its {file.channels} channels are averaged")
     if file.samplerate != sample_rate:

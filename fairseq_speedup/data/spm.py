@@ -10,6 +10,7 @@ from typing import Any
 import sentencepiece
 
 from fairseq_speedup import progress
+from fairseq_speedup.data.characters import code_points
 from fairseq_speedup.data.manifest import ManifestError, read_lines
 
 logger = logging.getLogger(__name__)
@@ -41,10 +42,8 @@ def run(args: Namespace) -> None:
         _check_known(processor, encoded, transcripts)
         counts = Counter(piece for line in encoded[args.train_split] for piece in line)
         with open(os.path.join(part, "dict.spm.txt"), "w", encoding="utf-8") as file:
-            for index in range(processor.get_piece_size()):
-                if not (processor.is_control(index) or processor.is_unknown(index)):
-                    piece = processor.id_to_piece(index)
-                    file.write(f"{piece} {counts[piece]}\n")
+            for piece in _pieces(processor):
+                file.write(f"{piece} {counts[piece]}\n")
         for split, lines in encoded.items():
             with open(os.path.join(part, f"{split}.spm"), "w", encoding="utf-8") as file:
                 file.writelines(" ".join(pieces) + "\n" for pieces in lines)
@@ -58,16 +57,16 @@ def run(args: Namespace) -> None:
 
 
 def read_transcripts(folder: str, split: str) -> list[str]:
-    """Lines of words, from ``{split}.wrd`` or else from ``{split}.ltr``."""
+    """Lines of words with blanks between them, from ``{split}.wrd`` or else ``{split}.ltr``."""
     words = os.path.join(folder, f"{split}.wrd")
     letters = os.path.join(folder, f"{split}.ltr")
     if os.path.isfile(words):
-        transcripts = [line.strip() for line in read_lines(words)]
+        lines = read_lines(words)
     elif os.path.isfile(letters):
-        lines = read_lines(letters)
-        transcripts = [line.replace(" ", "").replace("|", " ").strip() for line in lines]
+        lines = ["".join(line.split()).replace("|", " ") for line in read_lines(letters)]
     else:
         raise FileNotFoundError(f"neither {words} nor {letters} exists")
+    transcripts = [" ".join(line.split()) for line in lines]  # as scoring splits
     if not any(transcripts):
         raise ManifestError(f"the transcripts of {split} in {folder} are empty")
     return transcripts
@@ -93,6 +92,27 @@ def train(lines: list[str], prefix: str, vocab_size: int, model_type: str) -> An
         reason = str(error).split("] ")[-1].strip() or "too small for its characters"
         raise ValueError(f"--vocab-size {vocab_size} does not fit the text: {reason}") from error
     return sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
+
+
+def _pieces(processor: Any) -> list[str]:
+    """Those that labels are made of.
+
+    Raises:
+        ManifestError: a piece that holds white space, where a line of labels would be split
+    """
+    indices = range(processor.get_piece_size())
+    pieces = [
+        processor.id_to_piece(index)
+        for index in indices
+        if not (processor.is_control(index) or processor.is_unknown(index))
+    ]
+    for piece in pieces:
+        if piece.split() != [piece]:
+            raise ManifestError(
+                f"spm.model has the piece {piece!r} ({code_points(piece)}): white space parts "
+                "labels, and is in none"
+            )
+    return pieces
 
 
 def _splits_in(folder: str) -> list[str]:

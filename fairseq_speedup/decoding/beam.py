@@ -51,7 +51,7 @@ class BeamDecoder:
         self.longest = longest
         self.workers = Workers(search, num_workers) if num_workers > 0 else None
         self.blank = blank
-        self.unspoken = words.unspoken
+        self.words = words
         self.blank_skip_threshold = blank_skip_threshold
         self.num_frames = 0
         self.num_searched_frames = 0
@@ -68,7 +68,7 @@ class BeamDecoder:
             lengths: (B,), valid frames
         """
         emissions = emissions_of(
-            log_probs, lengths, self.blank, self.unspoken, self.blank_skip_threshold
+            log_probs, lengths, self.blank, self.words.unspoken, self.blank_skip_threshold
         )
         self.num_frames += sum(emission.num_frames for emission in emissions)
         self.num_searched_frames += sum(len(emission.frames) for emission in emissions)
@@ -95,6 +95,7 @@ class DecodingBatch:
     def __init__(self, emissions: list[Emission], decoder: BeamDecoder):
         self.emissions = emissions
         self.blank = decoder.blank
+        self.words = decoder.words
         self.seconds_elsewhere = 0.0
         self.search = decoder.search
         self.parts = [_parts(each, decoder.blank, decoder.longest) for each in emissions]
@@ -114,13 +115,12 @@ class DecodingBatch:
     def _of_utterances(self, found: list[list[Found]]) -> list[list[Found]]:
         in_order = iter(found)
         return [
-            joined([next(in_order) or self._nothing(part) for part in parts], self.search)
+            joined([next(in_order) for _ in parts], self.search, self._words_of)
             for parts in self.parts
         ]
 
-    def _nothing(self, log_probs: np.ndarray) -> list[Found]:
-        """Where a search finds no hypothesis: an empty one, so that the utterance counts."""
-        return [Found(np.full(len(log_probs), self.blank), -np.inf, -np.inf)]
+    def _words_of(self, path: np.ndarray) -> tuple[str, ...]:
+        return self.words.of_path(path, self.blank)
 
     def hypotheses(self) -> list[list[dict]]:
         self.wait()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fairseq_speedup.data.manifest import ManifestError, check_post_process
 from fairseq_speedup.decoding.scoring import APART
-from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY
+from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY, boundary_of
 
 # by fairseq's post-processing, what stands between words where it joins labels; others join none
 BOUNDARIES = {
@@ -14,6 +14,9 @@ BOUNDARIES = {
     "wordpiece": "_",
     "_EOW": "_EOW",
 }
+
+# by what boundary_of finds
+POST_PROCESSES = {PIECE_BOUNDARY: "sentencepiece", LETTER_BOUNDARY: "letter", None: "none"}
 
 # of --wer-tokenizer, those of sacreBLEU that leave words as they are between blanks
 OF_BLANKS = ("none", "13a", "intl")
@@ -30,11 +33,13 @@ class LabelWords:
     path: of the file
     most_labels: of one line
     most_words: of one line, by post-processing; only of those whose boundary is there
+    boundary: see :func:`~fairseq_speedup.decoding.words.boundary_of`
     """
 
     path: str
     most_labels: int
     most_words: dict[str, int]
+    boundary: str | None
 
     @classmethod
     def of(cls, path: str, lines: list[list[str]]) -> "LabelWords":
@@ -44,14 +49,12 @@ class LabelWords:
             for name, boundary in BOUNDARIES.items()
             if any(boundary in symbol for symbol in symbols)
         }
-        return cls(path, max(map(len, lines), default=0), most_words)
+        return cls(path, max(map(len, lines), default=0), most_words, boundary_of(symbols))
 
     @property
     def post_process(self) -> str:
         """The one that fits these labels."""
-        return next(
-            (name for name in ("sentencepiece", "letter") if name in self.most_words), "none"
-        )
+        return POST_PROCESSES[self.boundary]
 
     def fault(self, post_process: str | None, joins: str) -> str | None:
         """What is wrong where labels are joined without a boundary, in words; None where they are

@@ -38,8 +38,9 @@ def emissions_of(
         unspoken: labels that no transcript has; they get no probability
         blank_skip_threshold: see :func:`skip_blanks`; 1 skips nothing
     """
-    # T x B x V -> B x T x V: one copy for the whole batch
-    batch = log_probs.float().transpose(0, 1).contiguous().cpu().numpy()
+    # T x B x V -> B x T x V: one copy for the whole batch, also where it would do without
+    copied = {"copy": True, "memory_format": torch.contiguous_format}
+    batch = log_probs.transpose(0, 1).to("cpu", torch.float32, **copied).numpy()
     batch[:, :, list(unspoken)] = -np.inf
     emissions = []
     for utterance, length in zip(batch, lengths.tolist(), strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 from fairseq_speedup.decoding.language_model import load_kenlm
 from fairseq_speedup.decoding.lexicon import Lexicon
 from fairseq_speedup.decoding.options import DecodingOptions
-from fairseq_speedup.decoding.search import Found
+from fairseq_speedup.decoding.search import Found, nothing_found
 from fairseq_speedup.decoding.words import Words
 
 try:
@@ -72,7 +72,7 @@ class _FlashlightSearch:
             found.append(self._found(result, len(log_probs)))
             if len(found) == self.nbest:
                 break
-        return found
+        return found or [nothing_found(len(log_probs), self.blank)]
 
     def _found(self, result: Any, num_frames: int) -> Found:
         # flashlight's begins with where it started from and ends with where it finished

@@ -19,6 +19,12 @@ from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.models.exported_ctc import ExportedCtc
 from fairseq_speedup.profiling.compute import ComputeMeter
 
+# what else gives NaN in fairseq-generate
+OF_FP16 = (
+    ", or values are beyond the range of fp16 (then decode without --fp16, or with --inference "
+    "bf16 or fp32)"
+)
+
 
 def symbols_to_strip(dictionary: Dictionary, blank: int) -> set[int]:
     """Symbols that are no part of a transcript, should a model emit them."""
@@ -80,7 +86,7 @@ class CtcGenerator:
 
     def _generate(self, models: Sequence[nn.Module], sample: dict) -> list[list[dict]]:
         encoded = self._encoded(models, sample)
-        _check_numbers(encoded, sample)
+        check_numbers(encoded.log_probs, encoded.lengths, sample, OF_FP16)
         with self.meter.decoding():
             batch = self.decoder.start(encoded.log_probs, encoded.lengths)
         if self.decoder.overlaps:
@@ -142,25 +148,39 @@ class Encoded:
     layer_frames: torch.Tensor | None
 
 
-def _check_numbers(encoded: Encoded, sample: dict) -> None:
+class NoNumbersError(ValueError):
+    """Log-probabilities that are NaN.
+
+    rows: of the batch, that have some
     """
+
+    def __init__(self, rows: list[int], of: str, more: str = ""):
+        super().__init__(f"the model gives no numbers (NaN){of}: its training diverged{more}")
+        self.rows = rows
+
+
+def check_numbers(
+    log_probs: torch.Tensor, lengths: torch.Tensor, sample: dict, more: str = ""
+) -> None:
+    """
+    Args:
+        log_probs: (T, B, V)
+        lengths: (B,), valid frames
+        sample: the batch, whose ``id`` (B,) numbers its utterances where it has one
+        more: that may have led to it, for the message
     Raises:
-        ValueError: log-probabilities that are no numbers, naming an utterance
+        NoNumbersError: log-probabilities that are no numbers, naming an utterance
     """
-    nan = encoded.log_probs.isnan()
+    nan = log_probs.isnan()
     if not nan.any():
         return
     nan = nan.any(dim=2)  # (T, B)
-    valid = ~padding_mask_of(encoded.lengths.to(nan.device), len(nan)).T
-    wrong = (nan & valid).any(dim=0)
-    if not wrong.any():
-        return
-    row = int(wrong.nonzero()[0])
-    of = f" for utterance {int(sample['id'][row])}, counted from 0" if "id" in sample else ""
-    raise ValueError(
-        f"the model gives no numbers (NaN){of}: its training diverged, or values are beyond the "
-        "range of fp16 (then decode without --fp16, or with --inference bf16 or fp32)"
-    )
+    valid = ~padding_mask_of(lengths.to(nan.device), len(nan)).T
+    rows = (nan & valid).any(dim=0).nonzero().flatten().tolist()
+    if rows:
+        named = int(sample["id"][rows[0]]) if "id" in sample else None
+        of = "" if named is None else f" for utterance {named}, counted from 0"
+        raise NoNumbersError(rows, of, more)
 
 
 def _unseen(num_samples: int) -> None:

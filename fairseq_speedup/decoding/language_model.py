@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import zlib
 from collections import Counter
 from functools import lru_cache
 from typing import Any
@@ -109,7 +110,7 @@ def read_unigrams(path: str) -> set[str] | None:
                     break
                 if line:
                     unigrams.add(line.split()[1])
-    except (UnicodeDecodeError, IndexError, EOFError, gzip.BadGzipFile):
+    except (UnicodeDecodeError, IndexError, EOFError, gzip.BadGzipFile, zlib.error):
         return None
     return unigrams
 

@@ -39,7 +39,7 @@ def run(args: Namespace) -> None:
             "give --words, or decode without a lexicon, by a language model over labels "
             "(--lexicon-free)",
         )
-        lexicon = lexicon_of_labels(lines, words)
+        lexicon = lexicon_of_labels(lines, words, path)
     else:
         path = args.words
         spell = _speller(words, args.spm_model or os.path.join(args.data, "spm.model"))
@@ -86,15 +86,28 @@ def read_word_list(path: str) -> list[str]:
     return list(dict.fromkeys(row[0] for row in columns if row))
 
 
-def lexicon_of_labels(lines: list[list[str]], words: Words) -> Lexicon:
+def lexicon_of_labels(lines: list[list[str]], words: Words, path: str) -> Lexicon:
     """Every word of lines of labels as it is labelled there, sorted; a word that is labelled in
-    several ways has several spellings, the most frequent first."""
+    several ways has several spellings, the most frequent first.
+
+    Args:
+        path: of the lines, for messages
+    Raises:
+        ManifestError: a label that is in two words
+    """
     counts: dict[str, Counter] = {}
     for line in lines:
         for start, end in words.spans(line):
             spelling = words.closed(line[start:end])
-            (word,) = words.of(spelling)
+            shared = [symbol for symbol in spelling if len(words.of([symbol])) > 1]
+            if shared:
+                raise ManifestError(
+                    f"{path}: the label {shared[0]!r} has a boundary between words within, so that "
+                    "no word can be spelled with it: decode by a language model over labels "
+                    "(--lexicon-free), or train pieces that are no longer than a word"
+                )
             if words.is_bounded(spelling):
+                (word,) = words.of(spelling)
                 counts.setdefault(word, Counter())[tuple(spelling)] += 1
     spellings = {
         word: [list(spelling) for spelling, _ in counts[word].most_common()]

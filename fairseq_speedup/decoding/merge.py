@@ -15,6 +15,7 @@ from fairseq_speedup.decoding.generated import (
     nbest_path,
     read_generated,
 )
+from fairseq_speedup.decoding.options import deciding
 from fairseq_speedup.decoding.scoring import FIELD, Scoring
 from fairseq_speedup.files import written_whole
 from fairseq_speedup.profiling.compute_file import (
@@ -131,11 +132,12 @@ def check_complete(shards: list[Shard]) -> None:
     """Raises MergeError unless these are all shards of one run, once each."""
     first = shards[0]
     for name in ("checkpoint", "options", "decoding", FIELD, "num_shards", "utterances_in_subset"):
-        for each in shards[1:]:
-            if each.report.get(name) != first.report.get(name):
+        expected, *others = [_deciding(name, each.report.get(name)) for each in shards]
+        for each, found in zip(shards[1:], others, strict=True):
+            if found != expected:
                 raise MergeError(
                     f"{first.folder} and {each.folder} are of other runs: {name} is "
-                    f"{first.report.get(name)} and {each.report.get(name)}"
+                    f"{expected} and {found}"
                 )
     num_shards = first.report["num_shards"]
     found = [each.report["shard_id"] for each in shards]
@@ -150,9 +152,14 @@ def check_complete(shards: list[Shard]) -> None:
     if double or len(shards) > num_shards:
         named = ", ".join(map(str, double[:MAX_NAMED]))
         raise MergeError(f"a shard is given twice, or utterances are in two shards: {named}")
-    expected = first.report["utterances_in_subset"]
-    if len(counts) != expected:
-        raise MergeError(f"the shards have {len(counts)} utterances, the data set {expected}")
+    in_subset = first.report["utterances_in_subset"]
+    if len(counts) != in_subset:
+        raise MergeError(f"the shards have {len(counts)} utterances, the data set {in_subset}")
+
+
+def _deciding(name: str, value: Any) -> Any:
+    """Of a field of compute.json, what all shards of a run have alike."""
+    return deciding(value) if name == "decoding" and isinstance(value, dict) else value
 
 
 def _with_wer(line: str, wer: float) -> str:

@@ -106,6 +106,7 @@ FOR_GREEDY = ["ctc_decoder", "ctm", "window_seconds", "window_overlap"]
 # of a beam search with a language model, beside the weights that tune-lm finds
 OF_SEARCH = ["kenlm_model", "lexicon", "lexicon_free", "sil_score", "beam_threshold"]
 OF_SEARCH += ["beam_size_token", "blank_skip_threshold"]
+OF_SPEED = ["decoder_workers"]  # they change no result
 SHORTEST_WINDOW = 2.0  # seconds
 SHORTEST_OVERLAP = 0.5  # seconds
 DEFAULTS = {each.name: each.default for each in fields(DecodingOptions)}
@@ -152,6 +153,11 @@ def describe(options: DecodingOptions, generation: Any) -> dict:
     described |= windows
     described |= {name: getattr(options, name) for name in given(options)}
     return described | ({"lm_weight": generation.lm_weight} if options.kenlm_model else {})
+
+
+def deciding(described: dict) -> dict:
+    """Of what :func:`describe` gave, what results depend on."""
+    return {name: value for name, value in described.items() if name not in OF_SPEED}
 
 
 def check_options(options: DecodingOptions, generation: Any) -> None:

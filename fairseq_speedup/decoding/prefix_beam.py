@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairseq_speedup.decoding.search import Found
+from fairseq_speedup.decoding.search import Found, nothing_found
 from fairseq_speedup.decoding.words import Words
 
 HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -153,7 +153,7 @@ class PrefixBeamSearch:
             if words not in seen:
                 seen.add(words)
                 found.append(Found(path, float(scores[place]), float(scores[place])))
-        return found
+        return found or [nothing_found(len(history), self.blank)]
 
     def _path(
         self, history: list["Step"], utterance: int, place: int, in_blank: bool

@@ -1,5 +1,6 @@
 """What every beam search takes and gives."""
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -41,36 +42,49 @@ class Search(Protocol):
         Args:
             log_probs: (T, V) of each utterance, in nats
         Returns:
-            for each utterance up to ``nbest`` hypotheses of different words, best first
+            for each utterance one to ``nbest`` hypotheses of different words, best first;
+            :func:`nothing_found` where there is none
         """
 
 
-def joined(parts: list[list[Found]], search: Search) -> list[Found]:
+def nothing_found(num_frames: int, blank: int) -> Found:
+    """The empty hypothesis of an utterance that a search finds none for, so that it counts."""
+    return Found(np.full(num_frames, blank), -np.inf, -np.inf)
+
+
+def joined(
+    parts: list[list[Found]], search: Search, words_of: Callable[[np.ndarray], Hashable]
+) -> list[Found]:
     """The n-best list of an utterance from those of its parts, which are searched one by one: of
-    all that follow each other, those with the best sum of scores.
+    all that follow each other, those of different words with the best sum of scores.
 
     Args:
         parts: each with a hypothesis at least
+        words_of: gives the words of a path (T,)
     """
     if len(parts) == 1:
         return parts[0]
     if search.part_end is not None:
         parts = [[_ended(found, search.part_end) for found in part] for part in parts]
-    chains = [[found] for found in parts[0]]
+    chains = parts[0]
     for part in parts[1:]:
-        longer = [[*chain, found] for chain in chains for found in part]
-        longer.sort(key=lambda chain: -sum(found.score for found in chain))
-        chains = longer[: search.nbest]
-    return [
-        Found(
-            np.concatenate([found.path for found in chain]),
-            *(
-                sum(getattr(found, name) for found in chain)
-                for name in ("score", "acoustic_score", "lm_score", "num_words")
-            ),
-        )
-        for chain in chains
-    ]
+        pairs = [(chain, found) for chain in chains for found in part]
+        pairs.sort(key=lambda pair: -(pair[0].score + pair[1].score))
+        longer: dict[Hashable, Found] = {}
+        for pair in pairs:
+            chain = _followed(*pair)
+            longer.setdefault(words_of(chain.path) if search.nbest > 1 else None, chain)
+            if len(longer) == search.nbest:
+                break
+        chains = list(longer.values())
+    return chains
+
+
+def _followed(first: Found, second: Found) -> Found:
+    """One part's hypothesis and the next one's as one."""
+    names = ("score", "acoustic_score", "lm_score", "num_words")
+    sums = (getattr(first, name) + getattr(second, name) for name in names)
+    return Found(np.concatenate([first.path, second.path]), *sums)
 
 
 def _ended(found: Found, label: int) -> Found:

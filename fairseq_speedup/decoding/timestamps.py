@@ -39,13 +39,10 @@ def word_times(
     def seconds(frame: int) -> float:
         return min(max(float(grid.start(frame)) / sample_rate, 0.0), duration)
 
+    placed = zip(words.of(symbols), words.spans(symbols), strict=True)
     timed = [
-        TimedWord(
-            "".join(words.of(symbols[first:end])),
-            seconds(frames[first][0]),
-            seconds(frames[end - 1][1]),
-        )
-        for first, end in words.spans(symbols)
+        TimedWord(word, seconds(frames[first][0]), seconds(frames[end - 1][1]))
+        for word, (first, end) in placed
     ]
     if timed:
         timed[0].start -= min(timed[0].start, LONGEST_EXTENSION)

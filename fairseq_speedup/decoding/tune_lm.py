@@ -19,9 +19,9 @@ import torch
 
 import fairseq_speedup
 from fairseq_speedup.decoding.beam import build_search
-from fairseq_speedup.decoding.boundaries import NoWordsError
+from fairseq_speedup.decoding.boundaries import BOUNDARIES, NoWordsError
 from fairseq_speedup.decoding.emissions import Emission, emissions_of, skip_blanks
-from fairseq_speedup.decoding.generator import log_posteriors
+from fairseq_speedup.decoding.generator import check_numbers, log_posteriors
 from fairseq_speedup.decoding.offline import Offline
 from fairseq_speedup.decoding.options import (
     DEFAULTS,
@@ -32,6 +32,8 @@ from fairseq_speedup.decoding.options import (
 )
 from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.files import version, written_whole
+from fairseq_speedup.refusals import reason
 
 LM_WEIGHTS = [0.5, 1.0, 2.0, 3.0, 4.0]
 WORD_SCORES = [-2.0, -1.0, 0.0, 1.0, 2.0]
@@ -85,7 +87,7 @@ class ObservedSplit:
     symbols, unspoken, blank: of the dictionary
     labels: their name, as in task.labels
     training_labels: the training split's, which may not be there
-    origin: what gave it
+    origin: see :func:`origin_of`
     """
 
     log_probs: list[np.ndarray]
@@ -107,7 +109,7 @@ class ObservedSplit:
     def words(self) -> Words:
         """How labels make what is counted."""
         words = Words(self.symbols, self.unspoken)
-        return words.apart() if self.post_process == "none" else words
+        return words.told_apart_by(BOUNDARIES.get(self.post_process))
 
     @property
     def num_words(self) -> int:
@@ -119,7 +121,7 @@ class ObservedSplit:
 
     def save(self, path: str) -> None:
         fields = {name: value for name, value in asdict(self).items() if name != "log_probs"}
-        with open(path, "wb") as file:
+        with written_whole(path) as part, open(part, "wb") as file:
             np.savez(
                 file,
                 fields=json.dumps(fields),
@@ -137,43 +139,59 @@ class ObservedSplit:
                 if "post_process" not in found:
                     raise ValueError("an earlier version wrote it; remove it")
                 return cls(log_probs=log_probs, **found)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"--emissions {path} cannot be read: {error}") from None
+        except Exception as error:  # zipfile's are of any kind
+            raise ValueError(f"--emissions {path} cannot be read: {reason(error)}") from None
 
 
 def observed(args: Namespace) -> ObservedSplit:
     """From the file of --emissions where that exists, else from the model."""
-    origin = {
-        "path": os.path.abspath(args.path),
-        "written": os.path.getmtime(args.path),
-        "data": os.path.abspath(args.data),
-        "gen_subset": args.gen_subset,
-        "model_overrides": read_overrides(args.model_overrides),
-    }
     if args.emissions and os.path.exists(args.emissions):
         split = ObservedSplit.load(args.emissions)
-        for name, value in origin.items():
+        for name, value in origin_of(args, split.labels).items():
             if split.origin.get(name) != value:
                 raise ValueError(
                     f"--emissions {args.emissions} is of another run: {name} is "
                     f"{split.origin.get(name)} there and {value} now; remove it or name another"
                 )
         return split
-    split = observe(args, origin)
+    split = observe(args)
     if args.emissions:
         split.save(args.emissions)
         print(f"wrote {args.emissions}")
     return split
 
 
+def origin_of(args: Namespace, labels: str) -> dict:
+    """What decides the log-probabilities and references, as JSON gives it back.
+
+    Args:
+        labels: their name, as in task.labels
+    """
+    files = {
+        "manifest": f"{args.gen_subset}.tsv",
+        "labels": f"{args.gen_subset}.{labels}",
+        "dictionary": f"dict.{labels}.txt",
+    }
+    origin = {
+        "path": version(args.path),
+        "model_overrides": read_overrides(args.model_overrides),
+        **{name: version(os.path.join(args.data, file)) for name, file in files.items()},
+    }
+    return json.loads(json.dumps(origin, default=str))
+
+
 @torch.no_grad()
-def observe(args: Namespace, origin: dict) -> ObservedSplit:
-    """Runs the model over the split."""
+def observe(args: Namespace) -> ObservedSplit:
+    """Runs the model over the split.
+
+    Raises:
+        NoNumbersError: it gives NaN
+    """
     offline = Offline(
         args.path,
         args.data,
         args.gen_subset,
-        origin["model_overrides"],
+        read_overrides(args.model_overrides),
         args.batch_size,
         args.cpu,
     )
@@ -181,11 +199,11 @@ def observe(args: Namespace, origin: dict) -> ObservedSplit:
     labels = offline.label_words()
     labels.tell()
     post_process = labels.post_process
-    if post_process == "none":
-        words = words.apart()
+    words = words.told_apart_by(BOUNDARIES.get(post_process))
     log_probs, references, greedy = [], [], []
     for sample in offline.batches():
         batch, lengths, _ = log_posteriors([offline.model], sample["net_input"])
+        check_numbers(batch, lengths, sample)
         emissions = emissions_of(batch, lengths, offline.blank, words.unspoken)
         log_probs += [each.log_probs for each in emissions]
         greedy += [
@@ -204,7 +222,7 @@ def observe(args: Namespace, origin: dict) -> ObservedSplit:
         name,
         post_process,
         os.path.join(args.data, f"train.{name}"),
-        origin,
+        origin_of(args, name),
     )
 
 

@@ -1,6 +1,8 @@
 """How labels make words: letters with a boundary symbol, or sentencepiece's pieces."""
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,17 @@ import numpy as np
 LETTER_BOUNDARY = "|"  # a label of its own, after each word
 PIECE_BOUNDARY = "\u2581"  # begins each word's first piece
 STRIPPED = {"<s>", "<pad>", "</s>"}  # fairseq-generate prints them not, should a model emit them
+
+
+def boundary_of(symbols: Collection[str]) -> str | None:
+    """What stands between words in labels: sentencepiece's mark where a label begins with it (the
+    letters' boundary is then a character), else the letters' boundary where it is a label, else
+    that mark within labels; None where there is none of it."""
+    if any(symbol.startswith(PIECE_BOUNDARY) for symbol in symbols):
+        return PIECE_BOUNDARY
+    if LETTER_BOUNDARY in symbols:
+        return LETTER_BOUNDARY
+    return PIECE_BOUNDARY if any(PIECE_BOUNDARY in symbol for symbol in symbols) else None
 
 
 class Words:
@@ -20,11 +33,7 @@ class Words:
     def __init__(self, symbols: list[str], unspoken: Sequence[int] = ()):
         self.symbols = symbols
         self.unspoken = unspoken
-        self.boundary = None
-        if LETTER_BOUNDARY in symbols:
-            self.boundary = LETTER_BOUNDARY
-        elif any(symbol.startswith(PIECE_BOUNDARY) for symbol in symbols):
-            self.boundary = PIECE_BOUNDARY
+        self.boundary = boundary_of(symbols)
 
     @classmethod
     def of_dictionary(cls, dictionary: Any) -> "Words":
@@ -35,10 +44,10 @@ class Words:
         specials = (dictionary.pad(), dictionary.eos(), dictionary.unk())
         return cls(dictionary.symbols, specials)
 
-    def apart(self) -> "Words":
-        """The same labels, each a word of its own."""
+    def told_apart_by(self, boundary: str | None) -> "Words":
+        """The same labels with another boundary; None makes a word of each."""
         words = Words(self.symbols, self.unspoken)
-        words.boundary = None
+        words.boundary = boundary
         return words
 
     @property
@@ -87,12 +96,22 @@ class Words:
         return self.boundary is None or symbols[0].startswith(self.boundary)
 
     def spans(self, symbols: list[str]) -> list[tuple[int, int]]:
-        """(first label, label after the last) of each word of a line of labels. A boundary that is
-        a label of its own belongs to no word, one that begins a piece to the word that follows."""
-        starts, ends = [0], []
+        """(first label, label after the last) of each of the words :meth:`of` a line of labels. The
+        letters' boundary belongs to no word, one that begins a piece to the word that follows; a
+        label with a boundary within belongs to the words on both sides."""
+        if self.boundary is None:
+            return [(n, n + 1) for n, symbol in enumerate(symbols) if symbol not in STRIPPED]
+        boundary = re.compile(rf"[{re.escape(self.boundary)}\s]")
+        spans, start, begun = [], 0, False
         for position, symbol in enumerate(symbols):
-            if self.boundary is None or symbol.startswith(self.boundary):
-                ends.append(position)
-                starts.append(position + (symbol == LETTER_BOUNDARY))
-        spans = zip(starts, [*ends, len(symbols)], strict=True)
-        return [(start, end) for start, end in spans if self.of(symbols[start:end])]
+            if symbol in STRIPPED:
+                continue
+            parts = boundary.split(symbol)
+            begun |= parts[0] != ""
+            for before, after in itertools.pairwise(parts):
+                if begun:
+                    spans.append((start, position + (before != "")))
+                begun = after != ""
+                begins_next = begun or not symbol.strip(PIECE_BOUNDARY)
+                start = position if begins_next else position + 1
+        return [*spans, (start, len(symbols))] if begun else spans

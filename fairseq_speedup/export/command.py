@@ -65,14 +65,8 @@ def described(quantised: Quantised, words: WordErrors) -> list[str]:
     return found
 
 
-def load(path: str, data: str | None, overrides: dict):
-    """The model, as ``speedup_ctc`` whatever the checkpoint holds, and its task."""
-    model, _, task = load_whole(path, data, overrides)
-    return model, task
-
-
 def load_whole(path: str, data: str | None, overrides: dict):
-    """Likewise, with its config between them."""
+    """The model, as ``speedup_ctc`` whatever the checkpoint holds, its config and its task."""
     if data is not None:
         overrides = {"data": data, **overrides}
     model, cfg, task = load_finetuned(path, "--path ", overrides)

@@ -1,6 +1,7 @@
-"""Writes a model as OpenVINO's two files, and compares what they give with what the model gives."""
+"""Writes a model as OpenVINO's two files."""
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import tempfile
@@ -8,17 +9,17 @@ import tempfile
 import torch
 
 from fairseq_speedup import progress
-from fairseq_speedup.export.exported import MissingExtraError, weight_bits
-from fairseq_speedup.export.metadata import Metadata
-from fairseq_speedup.export.model import ExportableModel, check_exportable
-from fairseq_speedup.export.onnx_file import (
+from fairseq_speedup.export.comparison import (
     CHECKED_SAMPLES,
     Check,
     Difference,
     check_same,
-    compared,
+    finish,
     record,
 )
+from fairseq_speedup.export.exported import MissingExtraError, weight_bits
+from fairseq_speedup.export.metadata import Metadata
+from fairseq_speedup.export.model import ExportableModel, check_exportable
 from fairseq_speedup.export.openvino_int8 import Int8, Quantised, nncf_installed
 from fairseq_speedup.export.openvino_session import (
     EXTRA,
@@ -70,7 +71,7 @@ def export_openvino(
             record(exportable, graph, metadata.needed_samples)
             del exportable
             network = openvino_installed().Core().read_model(graph)
-            found = {"fp32": finish(network, part, metadata, "fp32", checks)}
+            found = {"fp32": _finish(network, part, metadata, "fp32", checks)}
         check_same(path, found["fp32"])
         if int8 is not None:
             fp32 = OpenVinoModel.of(network, path, metadata, torch.get_num_threads())
@@ -79,22 +80,22 @@ def export_openvino(
             metadata = dataclasses.replace(
                 metadata, kept_fp32=quantised.kept_fp32, weight_bits=weight_bits()
             )
-            found["int8"] = finish(quantised.network, part, metadata, "int8", checks)
+            found["int8"] = _finish(quantised.network, part, metadata, "int8", checks)
         put_in_place(part, path)
     return found, quantised
 
 
-def finish(
+def _finish(
     network, path: str, metadata: Metadata, precision: str, checks: list[Check]
 ) -> Difference:
     """Writes a network with its metadata, compared with the model."""
-    metadata = dataclasses.replace(metadata, precision=precision)
-    write(network, path, metadata)
-    found = compared(OpenVinoModel(path, torch.get_num_threads()), checks)
-    checksum = crc32_of(weights_of(path))
-    done = dataclasses.replace(metadata, largest_difference=found.largest, weights_crc32=checksum)
-    write(network, path, done)
-    return found
+    return finish(
+        functools.partial(write, network, path),
+        lambda: OpenVinoModel(path, torch.get_num_threads()),
+        dataclasses.replace(metadata, precision=precision),
+        checks,
+        lambda: {"weights_crc32": crc32_of(weights_of(path))},
+    )
 
 
 def write(network, path: str, metadata: Metadata) -> None:

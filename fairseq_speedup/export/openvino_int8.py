@@ -1,6 +1,5 @@
 """int8 for OpenVINO: products whose scales are found on audio, and those that stay as they are."""
 
-import contextlib
 import logging
 import os
 import re
@@ -11,10 +10,11 @@ import numpy as np
 import torch
 
 from fairseq_speedup import progress
+from fairseq_speedup.export.comparison import ExportError
 from fairseq_speedup.export.exported import MissingExtraError, weight_bits
 from fairseq_speedup.export.int8_audio import Int8Audio
-from fairseq_speedup.export.onnx_file import ExportError
 from fairseq_speedup.export.openvino_session import EXTRA, OpenVinoModel
+from fairseq_speedup.export.quiet import quiet
 
 PRODUCTS = ("MatMul", "Convolution", "GroupConvolution")
 # parts of a graph, by the names of their products. What is in none of them stays as it is: the
@@ -127,7 +127,7 @@ class Int8:
         advanced = nncf.AdvancedQuantizationParameters(
             overflow_fix=nncf.OverflowFix.DISABLE if weight_bits() == 8 else nncf.OverflowFix.ENABLE
         )
-        with progress.step("finding the scales of int8"), _quiet():
+        with progress.step("finding the scales of int8"), quiet():
             return nncf.quantize(
                 network,
                 nncf.Dataset(items),
@@ -205,10 +205,3 @@ def fewest_kept(most: int, is_good: Callable[[int], bool]) -> int | None:
         else:
             bad = middle
     return good if good <= most else None
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the bars that NNCF prints among results."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield

@@ -77,7 +77,7 @@ class ExportableReusedAttention(nn.Module):
     def __init__(self, attention):
         super().__init__()
         self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
-        self.in_proj = attention.v_proj
+        self.in_proj = in_form(attention.v_proj, ExportableLinear.of)
         self.out_proj = in_form(attention.out_proj, ExportableLinear.of)
 
     def forward(self, frames, weights, packed_lengths=None):

@@ -1,10 +1,12 @@
 """How much each layer of a transformer does."""
 
+import contextlib
 from collections.abc import Iterable
 
 import torch
 
 from fairseq_speedup.decoding.generator import batch_of
+from fairseq_speedup.importance.whole_audio import whole_audio
 
 
 @torch.no_grad()
@@ -33,13 +35,10 @@ def influence_of_layers(model, waveforms: Iterable[torch.Tensor]) -> dict[int, f
 
         return hook
 
-    hooks = [
-        layer.register_forward_hook(watch(index)) for index, layer in zip(kept, layers, strict=True)
-    ]
-    try:
+    with contextlib.ExitStack() as before:
+        before.enter_context(whole_audio(encoder))
+        for index, layer in zip(kept, layers, strict=True):
+            before.callback(layer.register_forward_hook(watch(index)).remove)
         for waveform in waveforms:
             model(**batch_of([waveform.to(device)]))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {index: changed[index] / frames[index] for index in kept if frames[index]}

@@ -20,10 +20,6 @@ from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 NEARLY_ALL = 0.999999  # a target that any model keeps with a gate closed
 
 
-class TooLittleAudioError(ValueError):
-    """Fewer frames than a layer has inputs."""
-
-
 @dataclass
 class Seen:
     """Of a layer that reads what a group of gates can close.
@@ -77,17 +73,8 @@ def measure(model, pieces: Iterable[torch.Tensor], by: str) -> dict[str, Seen]:
             score.learn(model, piece.to(device))
             seconds += len(piece) / SAMPLE_RATE_HZ
     for name, reader in readers.items():
-        _check_enough(name, reader, seconds)
+        reader.inputs.check_enough(seconds, name, "inputs")
     return {name: Seen(reader.inputs, score.of(reader)) for name, reader in readers.items()}
-
-
-def _check_enough(name: str, reader: Reader, seconds: float) -> None:
-    given, needed = reader.inputs.num_rows, reader.num_inputs
-    if given < needed:
-        raise TooLittleAudioError(
-            f"too little audio: its {seconds:.1f} s have {given} frames for {name}, which has "
-            f"{needed} inputs; give more (--audio, --minutes), best some minutes"
-        )
 
 
 def scores_of(

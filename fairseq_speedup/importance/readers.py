@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from fairseq_speedup.importance.whole_audio import set_within, whole_audio
 from fairseq_speedup.low_rank.outputs import OutputStatistics
 from fairseq_speedup.pruning.gated import Gated, OpenLayerNorm
 
@@ -44,7 +45,8 @@ class Reader:
         if torch.is_grad_enabled():
             if not frames.requires_grad:  # the first: no weight before it asks for a gradient
                 frames = frames.detach().requires_grad_()
-            frames.register_hook(lambda gradient: self._learn(self._rows(frames * gradient)))
+            values = frames.detach()  # the hook is held by the graph, which it must not hold
+            frames.register_hook(lambda gradient: self._learn(self._rows(values * gradient)))
         rows = self._rows(frames.detach())
         self.inputs.add(rows[:: -(-len(rows) // MOST_ROWS)])
         return (frames,)
@@ -88,30 +90,18 @@ class Readers:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Within this they learn from what the encoder is given, gradients reach all of them, and
-        nobody leaves at an exit."""
-        encoder, w2v_model = self.encoder, self.encoder.w2v_model
-        kept = [
-            (w2v_model, "feature_grad_mult", 1.0),
-            (encoder, "freeze_finetune_updates", 0),
-            (w2v_model.encoder, "required_seq_len_multiple", 1),  # padding is no frame of the audio
-            *([] if encoder.exit is None else [(encoder.exit, "observed", True)]),
-        ]
-        before = [getattr(owner, name) for owner, name, _ in kept]
-        asked = [(parameter, parameter.requires_grad) for parameter in encoder.parameters()]
-        with contextlib.ExitStack() as hooks:
+        """Within this they learn from what the encoder is given, the whole of it, and gradients
+        reach all of them."""
+        encoder = self.encoder
+        with contextlib.ExitStack() as before:
+            before.enter_context(whole_audio(encoder))
+            set_within(before, encoder.w2v_model, "feature_grad_mult", 1.0)
+            set_within(before, encoder, "freeze_finetune_updates", 0)
+            for parameter in encoder.parameters():
+                set_within(before, parameter, "requires_grad", False)
             for reader in self.by_name.values():
-                hooks.callback(reader.layer.register_forward_pre_hook(reader.given).remove)
+                before.callback(reader.layer.register_forward_pre_hook(reader.given).remove)
             for layer, seen in self.residuals.items():
                 hook = layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.add(args[0]))
-                hooks.callback(hook.remove)
-            for owner, name, value in kept:
-                setattr(owner, name, value)
-            encoder.requires_grad_(False)
-            try:
-                yield
-            finally:
-                for (owner, name, _), value in zip(kept, before, strict=True):
-                    setattr(owner, name, value)
-                for parameter, value in asked:
-                    parameter.requires_grad_(value)
+                before.callback(hook.remove)
+            yield

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from fairseq_speedup.inference import kernels
 from fairseq_speedup.inference.kernels.attention import attend_in_c, can_attend
 from fairseq_speedup.inference.linear import Constant
 from fairseq_speedup.inference.low_rank import beside, in_form
@@ -38,6 +39,11 @@ class FusedAttention(nn.Module):
         if self.relative is not None:
             for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
                 delattr(self.relative, name)
+
+    @property
+    def in_c(self) -> bool:
+        """Whether C attends, where nothing is padded."""
+        return self.dtype is torch.float32 and kernels.LIBRARY is not None
 
     @classmethod
     def of(cls, attention, linear) -> "FusedAttention | FusedReusedAttention | NoHeads":
@@ -108,6 +114,7 @@ class FusedSharedAttention(FusedAttention):
     """Of a layer whose map others reuse."""
 
     shares_map = True
+    in_c = False
 
     def forward(self, frames, padding_mask=None, packed_lengths=None):
         """As FusedAttention's.

@@ -37,6 +37,7 @@ class BatchedCnn(nn.Module):
         convolutions = [block[0] for block in cnn.conv_layers]
         # no buffers: the first is folded in float32, the others are ready as they are
         self.first = convolutions[0].weight.detach()[:, 0]  # (C, K)
+        self.first_weight = self.first.T.to(dtype)
         self.weights = [
             conv.weight.detach().to(dtype)[:, :, None].contiguous(memory_format=torch.channels_last)
             for conv in convolutions[1:]
@@ -63,8 +64,7 @@ class BatchedCnn(nn.Module):
         _, kernel_size, stride = self.layers[0]
         windows = waveform.float().unfold(1, kernel_size, stride)  # (B, T, K)
         if self.group_norm is None:
-            weight = self.first.T.to(self.dtype)
-            frames = windows.to(self.dtype) @ weight
+            frames = windows.to(self.dtype) @ self.first_weight
             return frames if self.biases[0] is None else frames + self.biases[0]
         if not self.masked:
             lengths = torch.full_like(lengths, waveform.size(1))

@@ -24,11 +24,12 @@ class CapturedPath:
 
     Args:
         encoder: a SpeedupEncoder in the form of GPUs, without stages between its layers
+        report: of the inference form, whose ``graphs`` say what is not captured
     """
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: nn.Module, report: dict[str, str]):
         self.encoder = encoder
-        self.graphs = Graphs(self.run)
+        self.graphs = Graphs(self.run, lambda why: report.update(graphs=why))
         self.rounds = not _hears_padding(encoder)
 
     def __call__(self, source: torch.Tensor, padding_mask: torch.Tensor | None) -> dict:

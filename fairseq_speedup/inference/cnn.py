@@ -91,6 +91,7 @@ class ChannelsLastCnn(nn.Module):
         first, *others = cnn.conv_layers
         self.first = (as_linear(first[0]),)  # in a tuple: it stays as it is in every form
         self.group_norm = first[2] if isinstance(first[2], Fp32GroupNorm) else None
+        self.first_weights = None if self.group_norm is not None else _as_c_reads(*self.first)
         self.masked = masked
         self.linears = nn.ModuleList(
             [linear(as_linear(block[0]), of_gelus=True) for block in others]
@@ -139,15 +140,19 @@ class ChannelsLastCnn(nn.Module):
 
     def _first_weights(self, waveform):
         """Weights (K, C) and bias (C,) of the first convolution for one utterance (S,)."""
+        if self.first_weights is not None:
+            return self.first_weights
         (first,) = self.first
-        weight, bias, norm = first.weight, first.bias, self.group_norm
-        if norm is None:
-            bias = weight.new_zeros(weight.size(0)) if bias is None else bias
-            return weight.T.contiguous(), bias
         _, kernel_size, stride = self.layers[0]
         windows = waveform.double().unfold(0, kernel_size, stride)
         mean = windows.mean(dim=0)
         centred = windows - mean
         covariance = centred.T @ centred / len(windows)
-        weight, shift = fold_group_norm(weight, norm, mean, covariance)
+        weight, shift = fold_group_norm(first.weight, self.group_norm, mean, covariance)
         return weight.T.contiguous(), shift
+
+
+def _as_c_reads(linear: nn.Linear):
+    """Weights (K, C) and bias (C,)."""
+    weight, bias = linear.weight.detach(), linear.bias
+    return weight.T.contiguous(), weight.new_zeros(len(weight)) if bias is None else bias.detach()

@@ -1,6 +1,7 @@
 """Turns a loaded model into its inference form."""
 
 import logging
+import sys
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -54,7 +55,8 @@ def form_of(asked: str, model: nn.Module) -> str:
     try:
         check_device(saved, next(model.parameters()).device)
     except ValueError as error:
-        print(f"the checkpoint decodes in {saved}, which cannot be here ({error}): fp32 is used")
+        said = f"the checkpoint decodes in {saved}, which cannot be here ({error}): fp32 is used"
+        print(said, file=sys.stderr)
         return "fp32"
     return saved
 
@@ -89,8 +91,8 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
             f"--inference {form}: the model is in its inference form {before}; load it again for "
             "another"
         )
-    cut(model)
     check_device(form, next(model.parameters()).device)
+    cut(model)
     model.eval()  # fairseq's may return None
     model.requires_grad_(False)
     if not isinstance(model.w2v_encoder, SpeedupEncoder):
@@ -111,11 +113,13 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
     report["front_end"] = _front_end(encoder, linear, on_cpu)
     report["positional_convolution"] = _positions(transformer, linear)
     report["layers"] = _layers(transformer.layers, linear)
+    if on_cpu and report["layers"] == "fused":
+        report |= _in_c(list(transformer.layers))
     report["padding"] = _padding(encoder, transformer, report["layers"], on_cpu)
     _other_linears(model, linear)
     if not on_cpu:
         use_type_throughout(encoder, linear.dtype)
-        report["graphs"] = _capture(encoder, report["layers"])
+        _capture(encoder, report)
     return report
 
 
@@ -180,12 +184,24 @@ def _layers(layers, linear) -> str:
     return "fused"
 
 
+def _in_c(layers: list[nn.Module]) -> dict[str, str]:
+    """In how many layers C computes all in one call, and in how many attention."""
+    whole = sum(getattr(layer, "in_c", None) is not None for layer in layers)
+    attention = sum(getattr(layer.self_attn, "in_c", False) for layer in layers)
+    return {
+        "layers_in_c": f"{whole} of {len(layers)}",
+        "attention_in_c": f"{attention} of {len(layers)}",
+    }
+
+
 def _padding(encoder, transformer, layers: str, on_cpu: bool) -> str:
     transformer.required_seq_len_multiple = 1
     if layers != "fused":
         return "computed: the layers are not fused"
-    if encoder.stages and (not on_cpu or any(map(shares_map, transformer.layers))):
+    if encoder.stages and not on_cpu:
         return "computed: exits and merging follow the batch through the layers"
+    if encoder.stages and any(map(shares_map, transformer.layers)):
+        return "computed: attention maps that layers reuse are of the padded batch"
     if not on_cpu:
         encoder.transformer.layers = MaskedLayers(transformer, encoder.kept_layers)
         return "computed: graphs have one size for many lengths"
@@ -203,14 +219,16 @@ def use_type_throughout(encoder, dtype: torch.dtype) -> None:
             child.to(dtype)
 
 
-def _capture(encoder, layers: str) -> str:
-    """Has the encoder run as one graph, where its way does not depend on what frames hold."""
-    if layers != "fused" or encoder.stages:
-        return "none"
-    if getattr(encoder.proj, "needs_lengths", False):
-        return f"none: {type(encoder.proj).__name__} asks for lengths"
-    encoder.captured = CapturedPath(encoder)
-    return "CUDA graphs from the waveform to the logits"
+def _capture(encoder, report: dict[str, str]) -> None:
+    """Has the encoder run as one graph, where its way does not depend on what frames hold. The
+    report says so, and while the model runs also of what was not captured."""
+    if report["layers"] != "fused" or encoder.stages:
+        report["graphs"] = "none"
+    elif getattr(encoder.proj, "needs_lengths", False):
+        report["graphs"] = f"none: {type(encoder.proj).__name__} asks for lengths"
+    else:
+        report["graphs"] = "CUDA graphs from the waveform to the logits"
+        encoder.captured = CapturedPath(encoder, report)
 
 
 def _other_linears(model, linear) -> None:

@@ -82,6 +82,11 @@ class Product:
         """On this CPU, by this torch."""
         raise NotImplementedError
 
+    @classmethod
+    def around(cls) -> torch.dtype:
+        """What attention between such products is fastest in."""
+        return torch.float32
+
     def outputs(self, frames, norm: nn.LayerNorm | None = None, gelu: bool = False):
         """(..., out_features), normalised and then its GELU, where asked for."""
         rows = rescale(self._sums(frames), norm, gelu)
@@ -207,6 +212,10 @@ class OneDnnProduct(Product):
     def runs_here(cls):
         return multiplies_int8() and torch.backends.mkldnn.is_available()
 
+    @classmethod
+    def around(cls):
+        return torch.bfloat16 if multiplies_bf16() else torch.float32
+
     def _prepare(self, weight, scales, zero_point):
         self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
         self.scales, self.zero_point = scales, zero_point
@@ -282,7 +291,6 @@ class Int8Linear(InferenceLinear):
         of_gelus: its inputs are what a GELU gave
     """
 
-    dtype = torch.bfloat16 if multiplies_bf16() else torch.float32
     in_words = True
 
     def __init__(self, linear: nn.Linear, of_gelus: bool = False):
@@ -292,6 +300,7 @@ class Int8Linear(InferenceLinear):
             raise RuntimeError("int8 on a CPU that check_device refuses")
         weight = linear.weight.detach().float()
         self.product = product(weight, self.bias, of_gelus)
+        self.dtype = product.around()
         self.weight = weight.to("meta")  # of the size that MACs ask for: the product has its own
 
     @property

@@ -3,6 +3,10 @@
 import torch
 
 
+class TooLittleAudioError(ValueError):
+    """Fewer rows than they have values."""
+
+
 class OutputStatistics:
     """Of rows that come in blocks.
 
@@ -31,6 +35,22 @@ class OutputStatistics:
         self.num_rows += len(rows)
         self._sum += rows.sum(dim=0)
         self._products += rows.T @ rows
+
+    def check_enough(self, seconds: float, where: str, what: str) -> None:
+        """
+        Args:
+            seconds: of the audio that rows are of
+            where: they were seen, in words
+            what: they are of what is there, in words
+        Raises:
+            TooLittleAudioError
+        """
+        size = len(self._sum)
+        if self.num_rows < size:
+            raise TooLittleAudioError(
+                f"too little audio: its {seconds:.1f} s have {self.num_rows} frames in {where}, "
+                f"which has {size} {what}; give more (--audio, --minutes), best some minutes"
+            )
 
     def mean(self) -> torch.Tensor:
         """(size,), float64, on the CPU"""

@@ -332,9 +332,9 @@ class Bench:
 
 
 def _first_difference(there: dict, now: dict) -> str:
-    name = next(each for each in now if there.get(each) != now[each])
-    old, new = there.get(name), now[name]
-    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+    name = next(each for each in {**now, **there} if there.get(each) != now.get(each))
+    old, new = there.get(name), now.get(name)
+    if isinstance(old, dict) and isinstance(new, dict):
         return _first_difference(old, new)
     variable = " (OMP_NUM_THREADS)" if name == "threads" else ""
     return f"{name}{variable} is {old!r} there and {new!r} now"

@@ -4,6 +4,8 @@ form, in an engine, at a batch size and number of threads."""
 import json
 from dataclasses import dataclass, field, replace
 
+from fairseq_speedup.transformer.layer_removal import parse_keep_layers
+
 ENGINES = ("torch", "onnx", "onnx int8", "openvino", "openvino int8")
 NAMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 REVERTED = "openvino int8"  # the engine of which parts can stay in fp32, for the words' sake
@@ -145,7 +147,9 @@ def listed(layers: list[int]) -> str:
 def kept_of(candidate: Candidate, subject: Subject) -> list[int]:
     """Indices of the layers of a candidate."""
     kept = candidate.overrides.get("keep_layers")
-    return subject.kept_layers if kept is None else [int(each) for each in kept.split(",") if each]
+    if kept is None:
+        return subject.kept_layers
+    return parse_keep_layers(kept, subject.kept_layers[-1] + 1)
 
 
 def forms(candidate: Candidate, subject: Subject) -> list[Candidate]:
@@ -173,9 +177,10 @@ def without_a_layer(
     candidate: Candidate, subject: Subject, influence: dict[int, float], most: int
 ) -> list[Candidate]:
     """One layer less: each of the ``most`` that change their input least. The first and the last
-    stay, those whose attention maps others reuse, and exits and merging as they are."""
+    stay, those whose attention maps others reuse, and exits and merging as they are; so do all of a
+    model of many depths, whose first layers are a model each."""
     kept = kept_of(candidate, subject)
-    if len(kept) < 3 or "depths" in subject.many:
+    if len(kept) < 3 or "keep_layers" in subject.many:
         return []
     staying = {*subject.exits, *subject.map_sources}
     inner = [index for index in kept[1:-1] if index not in staying]

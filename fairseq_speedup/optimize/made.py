@@ -33,10 +33,12 @@ def checkpoint_of(setup: Setup, candidate: Candidate) -> str:
         return setup.path
     path = path_of(setup.folder, candidate)
     if candidate.low_rank:
-        make, none, start = _lower, NO_LOW_RANK, replace(candidate, low_rank=[])
+        make, name, none = _lower, "lower", NO_LOW_RANK
+        start = replace(candidate, low_rank=[])
     else:
-        make, none, start = _prune, NO_TARGET, replace(candidate, pruned=None)
-    done = f"{path_of(setup.folder, start)}.{make.__name__.strip('_')}"
+        make, name, none = _prune, "prune", NO_TARGET
+        start = replace(candidate, pruned=None)
+    done = f"{path_of(setup.folder, start)}.{name}"
     if not os.path.exists(path) and not os.path.exists(done):
         make(setup, start)
         Path(done).touch()
@@ -88,9 +90,7 @@ def _lower(setup: Setup, start: Candidate) -> None:
     model, cfg, task, pieces = _opened(setup, start)
     watched, _ = watch(model, pieces)
     for energies in ENERGIES:
-        try:
-            state = low_rank_state(setup.path, model, cfg, task, watched, energies)
-        except CheckpointError:
-            continue  # no layer has as low a rank
-        made = replace(start, low_rank=list(energies))
-        write_checkpoint(state, path_of(setup.folder, made))
+        state = low_rank_state(model, cfg, task, watched, energies)
+        if state is not None:
+            made = replace(start, low_rank=list(energies))
+            write_checkpoint(state, path_of(setup.folder, made))

@@ -18,6 +18,9 @@ from fairseq_speedup.decoding.boundaries import LabelWords
 from fairseq_speedup.decoding.generated import generate_path
 from fairseq_speedup.decoding.options import option, read_overrides
 from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.export.command import EXPORT_PACKAGES
+from fairseq_speedup.files import version
+from fairseq_speedup.inference import kernels
 from fairseq_speedup.models.config import switched_on
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.optimize import outcome
@@ -28,11 +31,13 @@ from fairseq_speedup.optimize.progress import Progress
 from fairseq_speedup.optimize.search import Search, fastest
 from fairseq_speedup.optimize.setup import Setup
 from fairseq_speedup.optimize.training import Recipe, suggestions
-from fairseq_speedup.profiling.environment import hardware
+from fairseq_speedup.profiling.environment import hardware, versions
 from fairseq_speedup.report.pictures import MissingExtraError, check_installed
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 LOG, SCRATCH, RESULTS = "tried.jsonl", "work", "results"
+# that are no part of every installation, and change what candidates give or take
+ENGINE_PACKAGES = sorted({"flashlight-text"}.union(*EXPORT_PACKAGES.values()))
 HOPELESS = 90.0  # % of errors: a budget of points means nothing
 
 
@@ -88,16 +93,33 @@ def _origin(args, setup: Setup, base: Candidate) -> dict:
     """What measurements are of: they hold for nothing else."""
     return {
         "model": os.path.abspath(args.path),
-        "written": os.path.getmtime(args.path),
         "data": setup.data or sorted(setup.audio),
         "gen_subset": setup.subset,
         "model_overrides": setup.overrides,
         "decoding": setup.decoding,
         "post_process": setup.post_process,
         "max_utterances": args.max_utterances,
+        "user_dir": args.user_dir,
+        "files": {name: version(path) for name, path in _files(args, setup).items()},
         "machine": hardware(setup.device),
         "threads": base.threads,
+        "versions": versions(ENGINE_PACKAGES),
+        "kernels": kernels.how(),
     }
+
+
+def _files(args, setup: Setup) -> dict[str, str]:
+    """Paths of what measurements depend on, by what it is: the model, labels and manifest or audio,
+    and what options of decoding name."""
+    found = {"model": args.path}
+    if setup.data is None:
+        found |= {path: path for path in setup.audio}
+    else:
+        split = os.path.join(setup.data, setup.subset)
+        found["manifest"] = f"{split}.tsv"
+        found["labels"] = f"{split}.{args.labels or infer_labels(setup.data)}"
+    given = setup.decoding.items()
+    return found | {name: path for name, path in given if os.path.isfile(str(path))}
 
 
 # -- before --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fairseq_speedup.optimize import candidates
 from fairseq_speedup.optimize.bench import Bench, Measured
@@ -66,7 +67,11 @@ class Search:
         return best
 
     def _speeds(self, best, budget):
-        return self._ladder(best, candidates.speeds(best.candidate, self.subject), budget)
+        """Each option is a ladder of its own, from where the one before has led."""
+        for name, values in self.subject.many.items():
+            one = replace(self.subject, many={name: values})
+            best = self._ladder(best, candidates.speeds(best.candidate, one), budget)
+        return best
 
     def _layers(self, best, budget):
         """Leaves out one layer after another while the budget holds."""

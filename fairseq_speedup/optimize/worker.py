@@ -2,6 +2,7 @@
 its own, and if it is killed, the others go on."""
 
 import contextlib
+import copy
 import ctypes
 import gc
 import os
@@ -160,7 +161,8 @@ class Worker:
             from fairseq_speedup.export.engines import open_exported
             from fairseq_speedup.models.exported_ctc import ExportedCtc
 
-            task = self.task
+            task = copy.copy(self.task)  # of the data, and of every engine's candidate
+            task.cfg = copy.deepcopy(self.task.cfg)
             self.model = ExportedCtc(open_exported(path, candidate.threads))
         task.cfg.inference = candidate.form
         for name, value in decoding.items():

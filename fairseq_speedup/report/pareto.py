@@ -9,11 +9,13 @@ COSTS = {
 
 
 def front(rows: list[Row], cost: str) -> list[Row]:
-    """The Pareto front of rows of one test set, cheapest first."""
+    """The Pareto front of rows of one test set, cheapest first. Rows that are equal in cost and WER
+    are on it together."""
     of = COSTS[cost]
     found: list[Row] = []
     with_cost = [row for row in rows if of(row) is not None]
     for row in sorted(with_cost, key=lambda row: (of(row), row.wer)):
-        if not found or row.wer < found[-1].wer:
+        last = found[-1] if found else None
+        if last is None or row.wer < last.wer or (of(row), row.wer) == (of(last), last.wer):
             found.append(row)
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fairseq_speedup.decoding.scoring import FIELD
+from fairseq_speedup.files import written_whole
 from fairseq_speedup.report.runs import Row, RunsError, TestSet, Training, check_compute
 
 FORMAT = "fairseq_speedup report 1"
@@ -39,7 +40,8 @@ def save(rows: list[Row], path: str) -> None:
     text = json.dumps({"format": FORMAT, "rows": records}, separators=(",", ":"), sort_keys=True)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     data = f"{text}\n".encode()
-    Path(path).write_bytes(gzip.compress(data, mtime=0) if path.endswith(".gz") else data)
+    with written_whole(path) as part:
+        Path(part).write_bytes(gzip.compress(data, mtime=0) if path.endswith(".gz") else data)
 
 
 def _record(row: Row) -> dict:

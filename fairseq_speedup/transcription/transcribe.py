@@ -1,9 +1,11 @@
 """Audio files of any format, rate and length, and their transcripts with times."""
 
+import io
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -15,11 +17,19 @@ from fairseq_speedup import progress
 from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.data.find_recordings import Found
 from fairseq_speedup.data.recording import Recording, RecordingError, duration, read_recording
-from fairseq_speedup.decoding.generator import batch_of
-from fairseq_speedup.decoding.options import OF_FAIRSEQ, DecodingOptions, read_overrides
+from fairseq_speedup.decoding.generator import NoNumbersError, batch_of
+from fairseq_speedup.decoding.options import (
+    DEFAULTS,
+    OF_FAIRSEQ,
+    DecodingOptions,
+    deciding,
+    describe,
+    read_overrides,
+)
 from fairseq_speedup.decoding.timestamps import word_times
 from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.export.engines import is_exported, open_exported
+from fairseq_speedup.files import version
 from fairseq_speedup.inference import InferenceConfig
 from fairseq_speedup.models.exported_ctc import ExportedCtc, ExportedLengths
 from fairseq_speedup.models.lengths import model_lengths
@@ -29,9 +39,15 @@ from fairseq_speedup.tasks.speedup_finetuning import (
     SpeedupFinetuningTask,
     completed,
 )
-from fairseq_speedup.transcription.transcript import Transcript, TranscriptFolder
+from fairseq_speedup.transcription.transcript import TEXT, Transcript, TranscriptFolder
 
 NOT_HERE = ["_name", "ctm"]
+OF_FILES = ["kenlm_model", "lexicon"]  # options
+NO_NUMBERS = (
+    "the model gives no numbers (NaN): its training diverged, or values are beyond the range of "
+    "fp16 (then give --inference bf16 or fp32)"
+)
+Failed = Callable[[str, Exception], None]  # called with a path and what is wrong with it
 
 
 def _own_options() -> list:
@@ -40,7 +56,12 @@ def _own_options() -> list:
 
 
 def run(args) -> None:
-    folder = TranscriptFolder(args.output_dir, args.formats) if args.output_dir else None
+    folder = None
+    if args.output_dir:
+        decided_by = _decided_by(args)
+        folder = TranscriptFolder(args.output_dir, args.formats, decided_by, args.overwrite)
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=TEXT["errors"])
     summary = Summary()
     recordings = []
     for each in args.recordings:
@@ -115,7 +136,7 @@ def _transcribe_all(
                 if recording.changes:
                     changes = ", ".join(recording.changes)
                     bar.write(f"note: {recording.path}: {changes}", file=sys.stderr)
-            for transcript in transcriber.transcripts(recordings):
+            for transcript in transcriber.transcripts(recordings, failed):
                 if folder:
                     folder.write(names[transcript.path], transcript)
                 else:
@@ -148,11 +169,11 @@ class Transcriber:
         self.words = Words.of_dictionary(self.task.target_dictionary)
         self.grid = self.task.lengths.frame_grid()
 
-    def batches(self, paths: list[str], batch_size: int, failed):
+    def batches(self, paths: list[str], batch_size: int, failed: Failed):
         """Recordings in order, up to ``batch_size`` at once; one that is cut into windows is alone.
 
         Args:
-            failed: called with the path and the error of a file that cannot be used
+            failed: called for a file that cannot be used
         """
         batch: list[Recording] = []
         for path in paths:
@@ -178,15 +199,29 @@ class Transcriber:
         needed_samples = self.task.lengths.needed_samples()
         return read_recording(path, self.task.sample_rate, self.task.cfg.normalize, needed_samples)
 
-    def transcripts(self, recordings: list[Recording]) -> list[Transcript]:
-        sample = {
-            "id": torch.arange(len(recordings)),
-            "net_input": batch_of([recording.waveform for recording in recordings]),
-        }
-        if self.use_cuda:
-            sample = utils.move_to_cuda(sample)
-        nbest = self.generator.generate([self.model], sample)
-        return [self._transcript(*each) for each in zip(recordings, nbest, strict=True)]
+    def transcripts(self, recordings: list[Recording], failed: Failed) -> list[Transcript]:
+        """
+        Args:
+            failed: called for a recording that the model gives no numbers for
+        """
+        while recordings:
+            sample = {
+                "id": torch.arange(len(recordings)),
+                "net_input": batch_of([recording.waveform for recording in recordings]),
+            }
+            if self.use_cuda:
+                sample = utils.move_to_cuda(sample)
+            try:
+                nbest = self.generator.generate([self.model], sample)
+            except NoNumbersError as error:
+                for row in error.rows:
+                    path = recordings[row].path
+                    failed(path, RecordingError(f"{path}: {NO_NUMBERS}"))
+                rest = set(range(len(recordings))).difference(error.rows)
+                recordings = [recordings[row] for row in sorted(rest)]
+            else:
+                return [self._transcript(*each) for each in zip(recordings, nbest, strict=True)]
+        return []
 
     def _transcript(self, recording: Recording, hypotheses: list[dict]) -> Transcript:
         num_samples, rate = len(recording.waveform), self.task.sample_rate
@@ -201,6 +236,17 @@ class Transcriber:
     def _text(self, hypothesis: dict) -> str:
         labels = hypothesis["tokens"].tolist()
         return " ".join(self.words.of([self.words.symbols[label] for label in labels]))
+
+
+def _decided_by(args) -> dict:
+    """What the texts depend on."""
+    given = {name: getattr(args, name) for name in DEFAULTS if hasattr(args, name)}
+    decoding = deciding(describe(DecodingOptions(**given), args))
+    files = {name: version(decoding[name]) for name in OF_FILES if name in decoding}
+    decided_by = {"path": version(args.path), "inference": args.inference, **decoding, **files}
+    if overrides := read_overrides(args.model_overrides):
+        decided_by["model_overrides"] = str(overrides)
+    return decided_by | ({"data": os.path.abspath(args.data)} if args.data else {})
 
 
 def _options(args) -> dict:
@@ -218,11 +264,16 @@ def _of_checkpoint(args):
     for name, value in _options(args).items():
         task_cfg[name] = value
     task = _task(task_cfg, loaded.target_dictionary, model_lengths(model))
-    return model.eval() or model, task
+    model.eval()
+    return model, task
 
 
 def _of_exported(args):
     """Its model and task."""
+    if args.data is not None:
+        raise ValueError(
+            f"--data {args.data} does not change {args.path}, which holds its labels: leave it out"
+        )
     if read_overrides(args.model_overrides) or args.inference not in ("auto", "none"):
         raise ValueError(
             f"--model-overrides and --inference do not change {args.path}, which is as it was "

@@ -1,7 +1,9 @@
 """What is found in a recording, and the files that say it."""
 
 import json
+import math
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,16 +33,25 @@ class Transcript:
         return f"{self.path}\t{self.nbest[0]['text']}"
 
     def as_json(self) -> str:
-        fields = {"audio": self.path, "duration": round(self.duration, 3), **self.nbest[0]}
+        """A score that is not finite is null."""
+        nbest = [{name: _or_none(value) for name, value in each.items()} for each in self.nbest]
+        fields = {"audio": self.path, "duration": round(self.duration, 3), **nbest[0]}
         fields["words"] = [
             {"word": each.word, "start": round(each.start, 3), "end": round(each.end, 3)}
             for each in self.words
         ]
-        if len(self.nbest) > 1:
-            fields["nbest"] = self.nbest
-        return json.dumps(fields, ensure_ascii=False)
+        if len(nbest) > 1:
+            fields["nbest"] = nbest
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False)
 
 
+def _or_none(value: Any) -> Any:
+    """A value without those numbers that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+RECORD = ".transcribed.json"  # in a folder of texts, what decided them
+NOT_GIVEN = "not given"
 TEXT: dict[str, Any] = {
     "encoding": "utf-8",
     "errors": "surrogateescape",
@@ -64,31 +75,66 @@ def _ctm_rows(transcript: Transcript, name: str) -> list[str]:
 
 
 class TranscriptFolder:
-    """Where each recording has a file of each format, named as the recording is.
+    """Where each recording has a file of each format, named as the recording is. What decided the
+    texts is in a file beside them, from the first one that is written on.
 
     Args:
         folder: made where it does not exist
         formats: of :data:`FORMATS`
+        decided_by: what decides the texts, by name: text and numbers
+        overwrite: texts that are there are to be replaced
     Raises:
+        ValueError: the texts that are there were decided by something else
         OSError: a folder that cannot be made
     """
 
-    def __init__(self, folder: str, formats: list[str]):
+    def __init__(self, folder: str, formats: list[str], decided_by: dict, overwrite: bool):
         self.folder = folder
         self.formats = formats
+        self.record = os.path.join(folder, RECORD)
+        self.decided_by = decided_by
+        self.since = 0.0  # when the first of these texts was written; earlier ones are of others
+        self.is_recorded = os.path.exists(self.record)
         os.makedirs(folder, exist_ok=True)
+        if self.is_recorded:
+            self._compare(overwrite)
+
+    def _compare(self, overwrite: bool) -> None:
+        try:
+            with open(self.record, encoding="utf-8") as file:
+                recorded = json.load(file)
+            found, self.since = dict(recorded["decided_by"]), float(recorded["since"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            found = {}  # nobody knows
+        names = [*self.decided_by, *(name for name in found if name not in self.decided_by)]
+        for name in names:
+            there, now = found.get(name, NOT_GIVEN), self.decided_by.get(name, NOT_GIVEN)
+            if there == now:
+                continue
+            if not overwrite:
+                raise ValueError(
+                    f"--output-dir {self.folder} has texts of another run: {name} is {there} there "
+                    f"and {now} now; give --overwrite to replace them, or another folder"
+                )
+            self.since, self.is_recorded = time.time(), False
+            return
+
+    def _write_record(self) -> None:
+        with written_whole(self.record) as part, open(part, "w", encoding="utf-8") as file:
+            json.dump({"since": self.since, "decided_by": self.decided_by}, file, indent=1)
+        self.is_recorded = True
 
     def path(self, name: str, form: str) -> str:
         return os.path.join(self.folder, name + FORMATS[form][0])
 
     def is_finished(self, recording: Found) -> bool:
-        """Whether all files are there, and none is older than the recording."""
+        """Whether all files are there, and none is older than the recording or of another run."""
         if recording.path == STDIN:
             return False
         try:
             recorded = os.path.getmtime(recording.path)
             files = [self.path(recording.name, form) for form in self.formats]
-            return all(os.path.getmtime(file) >= recorded for file in files)
+            return all(os.path.getmtime(file) >= max(recorded, self.since) for file in files)
         except OSError:  # none there
             return False
 
@@ -100,6 +146,8 @@ class TranscriptFolder:
         for form in self.formats:
             path = self.path(name, form)
             try:
+                if not self.is_recorded:
+                    self._write_record()
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 with written_whole(path) as part, open(part, "w", **TEXT) as file:
                     file.write(FORMATS[form][1](transcript, name))

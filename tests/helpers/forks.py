@@ -82,6 +82,9 @@ def _supervise(connection: socket.socket) -> dict:
         for standard, descriptor in enumerate(descriptors):
             os.dup2(descriptor, standard)
             os.close(descriptor)
+        # whether there is a place to seek in, a stream asks when it is opened
+        stream = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
+        sys.stdout = open(1, "w", closefd=False, **stream)
         return asked
     for descriptor in descriptors:
         os.close(descriptor)

@@ -1,5 +1,6 @@
 """Small models and their checkpoints in fairseq's formats, made on the spot."""
 
+import operator
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from fairseq_speedup.models import (
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.pretrained.encoder import build_encoder
 from fairseq_speedup.tasks import SpeedupFinetuningConfig, SpeedupFinetuningTask
+from fairseq_speedup.transformer.early_exit import ExitCriterion
 
 BLANK = 0
 
@@ -245,6 +247,18 @@ def task_of(data: Path, model=None, **options) -> SpeedupFinetuningTask:
     if model is not None:
         task.lengths = model_lengths(model)
     return task
+
+
+def let_longer_leave(model, num_samples: int) -> None:
+    """Has utterances of more samples than these leave at the first exit."""
+
+    def measure(*, lengths, **unused):
+        return lengths
+
+    encoder = model.w2v_encoder
+    encoder.exit.criterion = ExitCriterion(measure, operator.gt)
+    frames = encoder.frame_lengths(num_samples)
+    encoder.exit.threshold = int(encoder.frame_reduction.output_lengths(frames))
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
-"""What the inference forms do in C on CPUs: rows between products, and attention.
+"""What the inference forms do in C on CPUs: transformer layers as a whole or in parts, which are
+linear layers in fp32 and int8 and attention, convolutions, and rows between products.
 
 The installation compiles it (``setup.py``); where that had no compiler torch's operators do the
 same, slower. Called through ctypes, it knows nothing of torch but where numbers lie.

@@ -207,7 +207,7 @@ class LinearInC(kernels.HoldsAddresses):
     def _run(self, rows: _Rows, shape, after: _After) -> torch.Tensor:
         out = torch.empty(shape)
         if kernels.LIBRARY.linear(self.struct, rows, after, out.data_ptr()):
-            raise MemoryError(f"levels of {rows.count} frames")
+            raise MemoryError(f"a linear layer of {rows.count} frames")
         return out
 
 
