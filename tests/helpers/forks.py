@@ -84,7 +84,7 @@ def _supervise(connection: socket.socket) -> dict:
             os.close(descriptor)
         # whether there is a place to seek in, a stream asks when it is opened
         stream = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
-        sys.stdout = open(1, "w", closefd=False, **stream)
+        sys.stdout = open(1, "w", closefd=False, **stream)  # noqa: SIM115
         return asked
     for descriptor in descriptors:
         os.close(descriptor)

@@ -86,4 +86,4 @@ def how() -> str:
     """What computes it here, in words."""
     if LIBRARY is None:
         return f"torch's operators: {_WHY_NOT}"
-    return f"compiled, in vectors of up to {MOST_BITS} bits"
+    return f"compiled, products in vectors of up to {MOST_BITS} bits"
