@@ -16,6 +16,7 @@ from helpers.corpora import LETTERS, SAMPLE_RATE, tones
 from helpers.models import write_pretrained
 from helpers.processes import programs
 
+from fairseq_speedup.data.manifest import read_manifest
 from fairseq_speedup.report.runs import read_runs
 
 EXAMPLES = REPO / "examples"
@@ -413,3 +414,27 @@ def test_a_recipe_says_what_it_needs(examples, recipe, given):
     done = run_command("bash", examples / recipe / "run.sh", *given, check=False)
     assert done.returncode == 2
     assert f"bash examples/{recipe}/run.sh /path/to/{recipe} OUTPUT_FOLDER" in done.stderr
+
+
+def test_a_noisy_copy_has_the_texts_and_the_noise_that_is_asked_for(tmp_path):
+    data = tmp_path / "data"
+    (data / "wav").mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    waveforms = [spoken(rng)[1] for _ in range(2)]
+    lines = [str(data / "wav")]
+    for number, samples in enumerate(waveforms):
+        path = write_audio(data / f"wav/{number}", samples, "wav")
+        lines.append(f"{path.name}\t{len(samples)}")
+    (data / "test.tsv").write_text("\n".join(lines) + "\n")
+    (data / "test.ltr").write_text("A B |\nB A B |\n")
+    done = run_command(sys.executable, EXAMPLES / "recorded/noisy.py", data, "test", "--snr", "5")
+    assert "--gen-subset test_snr5" in done.stdout
+    manifest = read_manifest(str(data / "test_snr5.tsv"))
+    assert manifest.num_samples == [len(each) for each in waveforms]
+    assert (data / "test_snr5.ltr").read_text() == (data / "test.ltr").read_text()
+    for number, name in enumerate(manifest.files):
+        clean, _ = soundfile.read(data / f"wav/{number}.wav")
+        noisy, _ = soundfile.read(Path(manifest.root) / name)
+        gain = (noisy @ clean) / (clean @ clean)  # the noise is next to orthogonal
+        ratio = 10 * np.log10(np.mean((gain * clean) ** 2) / np.mean((noisy - gain * clean) ** 2))
+        assert ratio == pytest.approx(5, abs=0.5)

@@ -1,0 +1,64 @@
+"""A noisy copy of a split: pink noise, at one signal-to-noise ratio.
+
+    python examples/recorded/noisy.py out/data test --snr 10
+
+adds out/data/test_snr10.tsv and .ltr, and its audio below out/data/test_snr10.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from fairseq_speedup.data.manifest import read_manifest
+from fairseq_speedup.files import written_whole
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "open_corpus"))
+from augmentation import NOISE_SLOPES, add_noise, coloured_noise
+
+LABELS = ("ltr", "wrd")
+
+
+def noisy_copy(data: Path, split: str, snr_db: float, seed: int) -> str:
+    """The new split's name; its manifest is the last that is written."""
+    manifest = read_manifest(str(data / f"{split}.tsv"))
+    name = f"{split}_snr{snr_db:g}"
+    folder = (data / name).resolve()
+    folder.mkdir(exist_ok=True)
+    files = []
+    for number, path in enumerate(manifest.files):
+        speech, rate = soundfile.read(Path(manifest.root) / path, dtype="float32")
+        rng = np.random.default_rng([seed, number])
+        noise = coloured_noise(len(speech), NOISE_SLOPES["pink"], rng)
+        mixed = add_noise(speech, noise, snr_db)
+        mixed *= min(1.0, 0.99 / np.abs(mixed).max())  # nothing is clipped
+        files.append((f"{number}.flac", len(mixed)))
+        soundfile.write(folder / files[-1][0], mixed, rate)
+    for labels in LABELS:
+        if (data / f"{split}.{labels}").is_file():
+            shutil.copyfile(data / f"{split}.{labels}", data / f"{name}.{labels}")
+    with written_whole(str(data / f"{name}.tsv")) as part:
+        lines = [str(folder), *(f"{path}\t{count}" for path, count in files)]
+        Path(part).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder with manifests and labels")
+    parser.add_argument("split")
+    parser.add_argument("--snr", type=float, default=10.0, metavar="DB")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    try:
+        name = noisy_copy(args.data, args.split, args.snr, args.seed)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{args.data / name}.tsv: decode with --gen-subset {name}")
+
+
+if __name__ == "__main__":
+    main()
