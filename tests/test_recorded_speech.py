@@ -427,11 +427,12 @@ def test_a_noisy_copy_has_the_texts_and_the_noise_that_is_asked_for(tmp_path):
         lines.append(f"{path.name}\t{len(samples)}")
     (data / "test.tsv").write_text("\n".join(lines) + "\n")
     (data / "test.ltr").write_text("A B |\nB A B |\n")
-    done = run_command(sys.executable, EXAMPLES / "recorded/noisy.py", data, "test", "--snr", "5")
-    assert "--gen-subset test_snr5" in done.stdout
-    manifest = read_manifest(str(data / "test_snr5.tsv"))
+    noisy = [sys.executable, EXAMPLES / "recorded/noisy.py"]
+    done = run_command(*noisy, data, "test", "--snr", "5", "5")
+    assert "--gen-subset test_snr5-5" in done.stdout
+    manifest = read_manifest(str(data / "test_snr5-5.tsv"))
     assert manifest.num_samples == [len(each) for each in waveforms]
-    assert (data / "test_snr5.ltr").read_text() == (data / "test.ltr").read_text()
+    assert (data / "test_snr5-5.ltr").read_text() == (data / "test.ltr").read_text()
     for number, name in enumerate(manifest.files):
         clean, _ = soundfile.read(data / f"wav/{number}.wav")
         noisy, _ = soundfile.read(Path(manifest.root) / name)

@@ -1,8 +1,9 @@
-"""A noisy copy of a split: pink noise, at one signal-to-noise ratio.
+"""A noisy copy of a split: pink noise, at one signal-to-noise ratio or between two.
 
     python examples/recorded/noisy.py out/data test --snr 10
 
-adds out/data/test_snr10.tsv and .ltr, and its audio below out/data/test_snr10.
+adds out/data/test_snr10.tsv and .ltr, and its audio below out/data/test_snr10. With --snr 0 25 each
+utterance has a ratio of its own, and the split is test_snr0-25.
 """
 
 import argparse
@@ -22,10 +23,14 @@ from augmentation import NOISE_SLOPES, add_noise, coloured_noise
 LABELS = ("ltr", "wrd")
 
 
-def noisy_copy(data: Path, split: str, snr_db: float, seed: int) -> str:
-    """The new split's name; its manifest is the last that is written."""
+def noisy_copy(data: Path, split: str, snr_db: list[float], seed: int) -> str:
+    """The new split's name; its manifest is the last that is written.
+
+    Args:
+        snr_db: one ratio in dB, or the least and the largest
+    """
     manifest = read_manifest(str(data / f"{split}.tsv"))
-    name = f"{split}_snr{snr_db:g}"
+    name = f"{split}_snr{'-'.join(f'{each:g}' for each in snr_db)}"
     folder = (data / name).resolve()
     folder.mkdir(exist_ok=True)
     files = []
@@ -33,7 +38,7 @@ def noisy_copy(data: Path, split: str, snr_db: float, seed: int) -> str:
         speech, rate = soundfile.read(Path(manifest.root) / path, dtype="float32")
         rng = np.random.default_rng([seed, number])
         noise = coloured_noise(len(speech), NOISE_SLOPES["pink"], rng)
-        mixed = add_noise(speech, noise, snr_db)
+        mixed = add_noise(speech, noise, rng.uniform(snr_db[0], snr_db[-1]))
         mixed *= min(1.0, 0.99 / np.abs(mixed).max())  # nothing is clipped
         files.append((f"{number}.flac", len(mixed)))
         soundfile.write(folder / files[-1][0], mixed, rate)
@@ -50,9 +55,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder with manifests and labels")
     parser.add_argument("split")
-    parser.add_argument("--snr", type=float, default=10.0, metavar="DB")
+    parser.add_argument("--snr", type=float, nargs="+", default=[10.0], metavar="DB")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    if len(args.snr) > 2 or args.snr != sorted(args.snr):
+        parser.error("argument --snr: give one ratio, or the least and the largest")
     try:
         name = noisy_copy(args.data, args.split, args.snr, args.seed)
     except (ValueError, OSError) as error:
