@@ -103,10 +103,13 @@ class MacCounter:
         if self.frames is not None:
             pooling_macs, upsampling_macs = self.frames.macs(num_frames)
             pooled = self.frames.output_lengths(num_frames)
+        stages = self.stages
         if layer_frames is None:
             layer_frames = self.layer_frames(pooled)
+            # exits at which each utterance decides are no part of what can be foretold
+            stages = [each for each in stages if each.known_heads]
         layer_frames = np.asarray(layer_frames)
-        num_heads = self._num_heads_run(layer_frames)
+        num_heads = self._num_heads_run(layer_frames, stages)
         return Macs(
             waveform_reduction=waveform_macs,
             front_end=front_end_macs,
@@ -128,11 +131,12 @@ class MacCounter:
                     num_frames = num_frames * 0
         return np.stack(given, axis=-1)
 
-    def _num_heads_run(self, layer_frames):
-        """Heads that each utterance asked: its exits and, where it came so far, the last."""
+    def _num_heads_run(self, layer_frames, stages):
+        """Heads that each utterance asked: those of ``stages`` and, where it came so far, the
+        last."""
         num_run = sum(1 for _ in self.w2v.encoder.layers)
         asked_last = (layer_frames[:, num_run - 1] > 0).astype(int)
-        return asked_last + sum(stage.num_heads_run(layer_frames) for stage in self.stages)
+        return asked_last + sum(stage.num_heads_run(layer_frames) for stage in stages)
 
     def _positions(self, num_frames):
         """The positional convolutions; a Conformer may have none."""

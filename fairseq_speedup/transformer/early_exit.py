@@ -191,6 +191,10 @@ class EarlyExit(LayerStage):
         self.threshold = cfg.exit_threshold
         self.observed = False  # in evaluation, keep everyone and what is measured: calibration
 
+    @property
+    def known_heads(self) -> bool:
+        return self.criterion is None or self.criterion.by_layer
+
     def position(self, index: int) -> int:
         """Where the layer ``index`` of the unreduced model stands in this one, from 0."""
         return self.indices.index(index)
@@ -225,8 +229,7 @@ class EarlyExit(LayerStage):
 
     def leaves_after(self) -> int | None:
         """See LayerStage."""
-        by_layer = self.criterion is not None and self.criterion.by_layer
-        return self.last_layer() if by_layer else None
+        return self.last_layer() if self.known_heads else None
 
     def num_heads_run(self, layer_frames: np.ndarray):
         """The exits that each utterance came to."""

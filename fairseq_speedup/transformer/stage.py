@@ -32,6 +32,11 @@ class LayerStage:
         """Whether the frames that it leaves follow from their number alone."""
         return True
 
+    @property
+    def known_heads(self) -> bool:
+        """Whether the heads that it asks follow from its options and the number of frames."""
+        return True
+
     @classmethod
     def check(cls, cfg) -> None:
         """Raises ValueError for options that are wrong whatever the pretrained model."""
