@@ -305,7 +305,7 @@ def source(words: list[str], whole: bool) -> None:
     assert made_later or (REPO / words[0]).exists(), words[0]
 
 
-ASSIGNMENT = re.compile(r"[A-Z_]+=")
+ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
 CHECKS = {
     "python": python,
     "fairseq-generate": generate,

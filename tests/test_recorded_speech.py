@@ -433,6 +433,8 @@ def test_a_noisy_copy_has_the_texts_and_the_noise_that_is_asked_for(tmp_path):
     manifest = read_manifest(str(data / "test_snr5-5.tsv"))
     assert manifest.num_samples == [len(each) for each in waveforms]
     assert (data / "test_snr5-5.ltr").read_text() == (data / "test.ltr").read_text()
+    run_command(*noisy, data, "test", "--snr", "0", "5", "--without-labels")
+    assert (data / "test_snr0-5.ltr").read_text() == "\n\n"
     for number, name in enumerate(manifest.files):
         clean, _ = soundfile.read(data / f"wav/{number}.wav")
         noisy, _ = soundfile.read(Path(manifest.root) / name)

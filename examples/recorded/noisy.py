@@ -23,19 +23,20 @@ from augmentation import NOISE_SLOPES, add_noise, coloured_noise
 LABELS = ("ltr", "wrd")
 
 
-def noisy_copy(data: Path, split: str, snr_db: list[float], seed: int) -> str:
+def noisy_copy(data: Path, split: str, snr_db: list[float], seed: int, labelled: bool) -> str:
     """The new split's name; its manifest is the last that is written.
 
     Args:
         snr_db: one ratio in dB, or the least and the largest
+        labelled: else its lines of labels are empty, for training from audio alone
     """
     manifest = read_manifest(str(data / f"{split}.tsv"))
     name = f"{split}_snr{'-'.join(f'{each:g}' for each in snr_db)}"
     folder = (data / name).resolve()
     folder.mkdir(exist_ok=True)
     files = []
-    for number, path in enumerate(manifest.files):
-        speech, rate = soundfile.read(Path(manifest.root) / path, dtype="float32")
+    for number, file in enumerate(manifest.files):
+        speech, rate = soundfile.read(Path(manifest.root) / file, dtype="float32")
         rng = np.random.default_rng([seed, number])
         noise = coloured_noise(len(speech), NOISE_SLOPES["pink"], rng)
         mixed = add_noise(speech, noise, rng.uniform(snr_db[0], snr_db[-1]))
@@ -43,10 +44,13 @@ def noisy_copy(data: Path, split: str, snr_db: list[float], seed: int) -> str:
         files.append((f"{number}.flac", len(mixed)))
         soundfile.write(folder / files[-1][0], mixed, rate)
     for labels in LABELS:
-        if (data / f"{split}.{labels}").is_file():
-            shutil.copyfile(data / f"{split}.{labels}", data / f"{name}.{labels}")
+        path = data / f"{split}.{labels}"
+        if path.is_file() and labelled:
+            shutil.copyfile(path, data / f"{name}.{labels}")
+        elif path.is_file():
+            (data / f"{name}.{labels}").write_text("\n" * len(files), encoding="utf-8")
     with written_whole(str(data / f"{name}.tsv")) as part:
-        lines = [str(folder), *(f"{path}\t{count}" for path, count in files)]
+        lines = [str(folder), *(f"{file}\t{count}" for file, count in files)]
         Path(part).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return name
 
@@ -56,12 +60,13 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with manifests and labels")
     parser.add_argument("split")
     parser.add_argument("--snr", type=float, nargs="+", default=[10.0], metavar="DB")
+    parser.add_argument("--without-labels", action="store_true", help="audio alone")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     if len(args.snr) > 2 or args.snr != sorted(args.snr):
         parser.error("argument --snr: give one ratio, or the least and the largest")
     try:
-        name = noisy_copy(args.data, args.split, args.snr, args.seed)
+        name = noisy_copy(args.data, args.split, args.snr, args.seed, not args.without_labels)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{args.data / name}.tsv: decode with --gen-subset {name}")
