@@ -29,13 +29,17 @@ from fairseq_speedup.profiling.compute_file import (
 MAX_NAMED = 5
 WER_DIGITS = 2  # as fairseq prints it
 # of compute.json, what merging counts with
-NUMBERS: dict[str, Any] = dict.fromkeys(
-    ["num_utterances", "utterances_in_subset", "num_shards", "shard_id"], int
-)
-NUMBERS |= dict.fromkeys(
-    ["audio_seconds", "encoder_seconds", "decoder_wait_seconds", "peak_memory_bytes"], int | float
-)
-NUMBERS["macs_per_second"] = int | float | None
+NUMBERS: dict[str, Any] = {
+    "num_utterances": int,
+    "utterances_in_subset": int,
+    "num_shards": int,
+    "shard_id": int,
+    "audio_seconds": int | float,
+    "encoder_seconds": int | float,
+    "decoder_wait_seconds": int | float,
+    "peak_memory_bytes": int | float,
+    "macs_per_second": int | float | None,
+}
 NOT_RECORDED = (
     f"it was scored with fairseq's --wer-... options by an earlier version, whose {FILE_NAME} does "
     "not tell them: decode it again"
