@@ -1,5 +1,6 @@
 """Which front-end a model has."""
 
+import math
 from dataclasses import dataclass, field
 
 from fairseq.dataclass import FairseqDataclass
@@ -29,6 +30,13 @@ class FrontEndConfig(FairseqDataclass):
             "fine-tuning goes on"
         },
     )
+    frontend_match_snr: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "the least and the largest ratio in dB of speech to the noise that is mixed in "
+            "while the front-end is matched; none by default"
+        },
+    )
 
 
 def check_front_end(cfg: FrontEndConfig) -> None:
@@ -46,6 +54,17 @@ def check_front_end(cfg: FrontEndConfig) -> None:
         raise ValueError(
             f"frontend_match_updates={cfg.frontend_match_updates} is out of range; it must be 0 or "
             "more"
+        )
+    snr_db = cfg.frontend_match_snr
+    if snr_db and (len(snr_db) != 2 or not all(map(math.isfinite, snr_db)) or snr_db[0] > snr_db[1]):
+        raise ValueError(
+            f"frontend_match_snr={list(snr_db)} must be the least and the largest ratio in dB, as "
+            "[0,25], or none: []"
+        )
+    if snr_db and cfg.frontend_match_updates == 0:
+        raise ValueError(
+            f"frontend_match_snr={list(snr_db)} is of the updates that match the front-end: set "
+            "frontend_match_updates above 0, or frontend_match_snr=[]"
         )
     if cfg.frontend == "cnn" and cfg.frontend_frame_ms != CNN_FRAME_MS:
         raise ValueError(

@@ -17,6 +17,7 @@ from fairseq_speedup.frames import FrameReduction, mask_short_utterances
 from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd, MaskedCnn, run_cnn
 from fairseq_speedup.frontend.config import CNN_FRAME_MS
 from fairseq_speedup.frontend.matching import normalised, weights_held
+from fairseq_speedup.frontend.noise import with_noise
 from fairseq_speedup.heads import build_head, head_of_labels, run_head, upsample_logits
 from fairseq_speedup.lengths import FrameGrid, lengths_of, padding_mask_of
 from fairseq_speedup.models.config import SpeedupCtcConfig, check_options, named_reductions
@@ -191,6 +192,7 @@ class SpeedupEncoder(Wav2VecEncoder):
         w2v_model = self.w2v_model
         self.fbank = self.cnn = self.cnn_teacher = None
         self.match_updates = cfg.frontend_match_updates
+        self.match_snr = list(cfg.frontend_match_snr)
         self.cnn_held = False  # a CNN that is matched, and then stays as it is
         if cfg.frontend_match_updates > 0 and pretrained is not None:
             self.cnn_teacher = self._teacher(cfg, pretrained)
@@ -384,6 +386,8 @@ class SpeedupEncoder(Wav2VecEncoder):
             self.pruning.prepare(self.training)
         num_samples = lengths_of(padding_mask, source)
         if match_frontend:
+            if self.match_snr:
+                source = with_noise(source, num_samples, self.match_snr)
             frames, lengths = self._front_end_frames(*self._shortened(source, num_samples))
             return self._matched(frames, lengths, source, num_samples)
         if self.captured is not None:
