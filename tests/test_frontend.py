@@ -13,6 +13,7 @@ from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion
 from fairseq_speedup.frontend import FbankFrontEnd, FrontEndConfig
 from fairseq_speedup.frontend.fbank import LogMel
+from fairseq_speedup.frontend.noise import with_noise
 from fairseq_speedup.lengths import conv_stack_length
 from fairseq_speedup.macs import MacCounter
 
@@ -148,6 +149,83 @@ def test_matching_trains_a_learned_reduction_before_it_towards_the_whole_wavefor
     torch.testing.assert_close(output["target"], expected)
 
 
+LOUDNESS = torch.tensor([0.1, 1.0, 30.0])
+NOISY_COUNTS = torch.tensor([30000, 50000, 40000])
+
+
+def speech_in_noise(snr_db, seed=0, batch=slice(None), dtype=torch.float32):
+    """Waveforms with padding that is not zero, and the same with noise."""
+    torch.manual_seed(seed)
+    speech = (torch.randn(3, 50000) * LOUDNESS[:, None])[batch].to(dtype)
+    return speech, with_noise(speech, NOISY_COUNTS[batch], snr_db)
+
+
+def noise_in(speech, mixed, count):
+    """The gain of the speech, and the noise (count,)."""
+    speech, mixed = speech[:count].double(), mixed[:count].double()
+    gain = (speech @ mixed) / (speech @ speech)
+    return gain, mixed - gain * speech
+
+
+def test_noise_has_the_ratio_that_is_asked_for_and_the_waveform_stays_as_loud():
+    speech, mixed = speech_in_noise([5.0, 5.0])
+    for row, count in enumerate(NOISY_COUNTS):
+        gain, noise = noise_in(speech[row], mixed[row], count)
+        ratio_db = 10 * torch.log10((gain * speech[row, :count]).square().mean() / noise.var())
+        assert ratio_db.item() == pytest.approx(5, abs=0.3)
+        loudness = [each[row, :count].square().mean().item() for each in (speech, mixed)]
+        assert loudness[1] == pytest.approx(loudness[0], rel=1e-4)
+        assert torch.equal(mixed[row, count:], speech[row, count:])
+
+
+def test_each_utterance_has_a_ratio_and_a_colour_of_its_own():
+    ratios, slopes = [], []
+    for seed in range(40):
+        speech, mixed = speech_in_noise([0.0, 25.0], seed)
+        for row, count in enumerate(NOISY_COUNTS):
+            gain, noise = noise_in(speech[row], mixed[row], count)
+            power = (gain * speech[row, :count]).square().mean() / noise.square().mean()
+            ratios.append(10 * math.log10(power))
+            spectrum = torch.fft.rfft(noise).abs().square()
+            hertz = torch.fft.rfftfreq(int(count), 1 / 16000)
+            low, high = (
+                spectrum[(hertz > start) & (hertz < 2 * start)].mean() for start in (200, 3200)
+            )
+            slopes.append(math.log2(low / high) / 4)  # four octaves apart
+    assert min(ratios) < 3 and max(ratios) > 22
+    assert all(-0.5 < each < 25.5 for each in ratios)
+    assert np.mean(ratios) == pytest.approx(12.5, abs=3)
+    assert min(slopes) < 0.2 and max(slopes) > 1.8 and np.mean(slopes) == pytest.approx(1, abs=0.3)
+
+
+def test_silence_and_half_precision_stay_finite():
+    silence = torch.zeros(1, 4000)
+    assert with_noise(silence, torch.tensor([4000]), [0.0, 25.0]).abs().max() < 1e-6
+    speech, mixed = speech_in_noise([0.0, 0.0], dtype=torch.float16)
+    assert mixed.dtype == torch.float16 and mixed.isfinite().all()
+    assert not torch.equal(mixed[0], speech[0])
+
+
+def test_front_end_and_teacher_hear_the_same_noise(pretrained):
+    noisy = build_model(
+        pretrained, frontend="fbank", frontend_match_updates=9, frontend_match_snr=[3.0, 3.0]
+    )
+    clean = build_model(pretrained, frontend="fbank", frontend_match_updates=9)
+    clean.load_state_dict(noisy.state_dict())
+    net_input = batch_of(COUNTS)
+    torch.manual_seed(5)
+    in_noise = noisy(**net_input, match_frontend=True)
+    torch.manual_seed(5)
+    heard = with_noise(net_input["source"], torch.tensor(COUNTS), [3.0, 3.0])
+    expected = clean(**net_input | {"source": heard}, match_frontend=True)
+    for name in ("matched", "target"):
+        assert torch.equal(in_noise[name], expected[name])
+        without = clean(**net_input, match_frontend=True)[name]
+        assert not torch.allclose(in_noise[name], without, atol=0.01)
+    # and of fine-tuning nothing hears it
+    assert torch.equal(noisy(**net_input)["encoder_out"], clean(**net_input)["encoder_out"])
+
+
 def test_heads_alone_leave_the_statistics_alone(pretrained):
     model = build_model(pretrained, frontend="fbank", exit_layers="0", exit_heads_only=True)
     model.train()(**batch_of(COUNTS))
@@ -245,6 +323,17 @@ def test_an_encoder_without_its_cnn_is_refused_where_it_is_needed(without_cnn, o
                 "exit_heads_only": True,
             },
             "frontend_match_updates=5 trains the front-end, which exit_heads_only=true freezes",
+        ),
+        (
+            {"frontend": "fbank", "frontend_match_snr": [0.0, 25.0]},
+            r"frontend_match_snr=\[0.0, 25.0\] is of the updates.*set frontend_match_updates above",
+        ),
+        *(
+            (
+                {"frontend": "fbank", "frontend_match_updates": 5, "frontend_match_snr": snr_db},
+                r"must be the least and the largest ratio, from -100 to 100 dB, as \[0,25\], or none",
+            )
+            for snr_db in ([10.0], [25.0, 0.0], [0.0, math.nan], [0.0, 101.0], [1.0, 2.0, 3.0])
         ),
         (
             {"frontend": "fbank", "frontend_match_updates": 5, "no_pretrained_weights": True},

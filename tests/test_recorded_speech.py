@@ -417,21 +417,13 @@ def test_a_recipe_says_what_it_needs(examples, recipe, given):
 
 
 def test_a_noisy_copy_has_the_texts_and_the_noise_that_is_asked_for(tmp_path):
-    data = tmp_path / "data"
-    (data / "wav").mkdir(parents=True)
-    rng = np.random.default_rng(1)
-    waveforms = [spoken(rng)[1] for _ in range(2)]
-    lines = [str(data / "wav")]
-    for number, samples in enumerate(waveforms):
-        path = write_audio(data / f"wav/{number}", samples, "wav")
-        lines.append(f"{path.name}\t{len(samples)}")
-    (data / "test.tsv").write_text("\n".join(lines) + "\n")
-    (data / "test.ltr").write_text("A B |\nB A B |\n")
+    data = _spoken_split(tmp_path / "data", 2)
+    counts = read_manifest(str(data / "test.tsv")).num_samples
     noisy = [sys.executable, EXAMPLES / "recorded/noisy.py"]
     done = run_command(*noisy, data, "test", "--snr", "5", "5")
     assert "--gen-subset test_snr5-5" in done.stdout
     manifest = read_manifest(str(data / "test_snr5-5.tsv"))
-    assert manifest.num_samples == [len(each) for each in waveforms]
+    assert manifest.num_samples == counts
     assert (data / "test_snr5-5.ltr").read_text() == (data / "test.ltr").read_text()
     run_command(*noisy, data, "test", "--snr", "0", "5", "--without-labels")
     assert (data / "test_snr0-5.ltr").read_text() == "\n\n"
@@ -441,3 +433,46 @@ def test_a_noisy_copy_has_the_texts_and_the_noise_that_is_asked_for(tmp_path):
         gain = (noisy @ clean) / (clean @ clean)  # the noise is next to orthogonal
         ratio = 10 * np.log10(np.mean((gain * clean) ** 2) / np.mean((noisy - gain * clean) ** 2))
         assert ratio == pytest.approx(5, abs=0.5)
+
+
+def test_babble_is_of_other_utterances(tmp_path):
+    data = _spoken_split(tmp_path / "data", 8)
+    noisy = [sys.executable, EXAMPLES / "recorded/noisy.py", data, "test", "--noise", "babble"]
+    run_command(*noisy, "--snr", "5")
+    clean = [soundfile.read(data / f"wav/{number}.wav")[0] for number in range(8)]
+    manifest = read_manifest(str(data / "test_babble_snr5.tsv"))
+    assert manifest.num_samples == [len(each) for each in clean]
+    for number, name in enumerate(manifest.files):
+        mixed, _ = soundfile.read(Path(manifest.root) / name)
+        # what is no sum of this utterance and of some of the others, at any shift, is left
+        length = len(mixed)
+        columns = [clean[number]]
+        for other in clean[:number] + clean[number + 1 :]:
+            shifts = np.stack([np.resize(np.roll(other, by), length) for by in range(len(other))])
+            best = np.abs(shifts @ (mixed - clean[number])).argmax()
+            columns.append(shifts[best])
+        _, residual, *_ = np.linalg.lstsq(np.stack(columns, axis=1), mixed, rcond=None)
+        assert residual[0] < 0.05 * mixed @ mixed
+
+
+def test_babble_of_too_few_is_refused(tmp_path):
+    data = _spoken_split(tmp_path / "data", 6)
+    noisy = [sys.executable, EXAMPLES / "recorded/noisy.py", data, "test", "--noise", "babble"]
+    done = run_command(*noisy, check=False)
+    assert done.returncode == 1
+    assert "test.tsv has 6 utterances; --noise babble takes at least 7" in done.stderr
+    assert not (data / "test_babble_snr10").exists()
+
+
+def _spoken_split(data: Path, count: int) -> Path:
+    """``count`` utterances, as a split ``test``."""
+    (data / "wav").mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    lines = [str(data / "wav")]
+    for number in range(count):
+        samples = spoken(rng)[1]
+        path = write_audio(data / f"wav/{number}", samples, "wav")
+        lines.append(f"{path.name}\t{len(samples)}")
+    (data / "test.tsv").write_text("\n".join(lines) + "\n")
+    (data / "test.ltr").write_text("A B |\n" * count)
+    return data
