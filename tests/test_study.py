@@ -375,6 +375,45 @@ def test_what_a_study_cannot_start_from_or_run_on_is_named(tmp_path, monkeypatch
     assert "finds no GPU" in refusal(runner.Study.of, OmegaConf.merge(config, {"cpu": False}))
 
 
+def test_seeds_share_a_student_unless_each_has_a_teacher_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(REPO / "examples/study")
+    runner = importlib.import_module("study")
+    trained = []
+
+    def call(command, log):
+        trained.append({word.split("=")[0]: word.split("=")[-1].strip("'") for word in command})
+
+    monkeypatch.setattr(runner, "call", call)
+    config = CONFIG.format(quickstart=REPO / "examples/quickstart")
+    config = OmegaConf.create(config.replace("${hydra:runtime.cwd}", str(tmp_path)))
+    del config["hydra"]
+    (tmp_path / "rows.yaml").write_text("small: {student: [model.student_layers=2]}")
+    (tmp_path / "base.yaml").write_text("student: true")
+    config.distillation = {"config_dir": str(tmp_path), "config_name": "base", "overrides": []}
+    given = {"out": str(tmp_path / "out"), "data": str(tmp_path)}
+    for of_a_study in (False, True):
+        for seed in (1, 2):
+            start = tmp_path / f"full/seed{seed if of_a_study else 0}/checkpoint_last.pt"
+            start.parent.mkdir(parents=True, exist_ok=True)
+            start.touch()
+            if of_a_study:
+                (start.parent / "options.json").touch()
+            config = OmegaConf.merge(config, given, {"seed": seed, "w2v_path": str(start)})
+            config.out = str(tmp_path / f"out_{of_a_study}")
+            runner.Study.of(config).train("small")
+    _shared, first, second, *own = trained
+    saved = [Path(each["checkpoint.save_dir"]) for each in trained]
+    assert saved[0] == tmp_path / "out_False/students/2"
+    for tuned in (first, second):
+        assert tuned["model.w2v_path"] == f"{saved[0]}/checkpoint_last.pt"
+    assert len(own) == 4
+    for seed, (distilled, tuned) in enumerate(zip(own[::2], own[1::2], strict=True), start=1):
+        assert distilled["model.w2v_path"] == f"{tmp_path}/full/seed{seed}/checkpoint_last.pt"
+        folder = distilled["checkpoint.save_dir"]
+        assert folder == f"{tuned['checkpoint.save_dir']}/student"
+        assert tuned["model.w2v_path"] == f"{folder}/checkpoint_last.pt"
+
+
 WAITING = """
 from pathlib import Path
 from study import call, locked

@@ -147,7 +147,7 @@ class Study:
         start = OmegaConf.merge(self.cfg, {"w2v_path": str(w2v_path)})  # which is the teacher
         taught = list(start.teachers[row["teacher"]]) if "teacher" in row else []
         if "student" in row:
-            w2v_path = self._student(row["student"])
+            w2v_path = self._student(name, row["student"])
         if "widths" in row:
             w2v_path = self._ordered(name, w2v_path, row["widths"])
         options = row.get("train", [])
@@ -179,11 +179,15 @@ class Study:
     def _post_process(self, name: str) -> str:
         return "sentencepiece" if self.labels(name) == "spm" else "letter"
 
-    def _student(self, overrides: list[str]) -> Path:
-        """The checkpoint of a distilled student, which all seeds and amounts share."""
-        name = "_".join(each.split("=")[-1].strip("\"'").replace(",", "-") for each in overrides)
-        folder = Path(self.cfg.out).resolve() / "students" / name
+    def _student(self, name: str, overrides: list[str]) -> Path:
+        """The checkpoint of a distilled student. All seeds and amounts share that of one teacher;
+        where the teacher is of a study, each has its own."""
         teacher = Path(self.cfg.w2v_path).resolve()
+        if self._is_of_a_study(teacher):
+            folder = self.folder(name) / "student"
+        else:
+            words = [each.split("=")[-1].strip("\"'").replace(",", "-") for each in overrides]
+            folder = Path(self.cfg.out).resolve() / "students" / "_".join(words)
         given = [
             *self.cfg.distillation.overrides,
             f"common.user_dir='{USER_DIR}'",
