@@ -2,25 +2,21 @@
 
 import logging
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.data import Dictionary, FileAudioDataset
 from fairseq.dataclass.utils import gen_parser_from_dataclass, merge_with_parent
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
 from fairseq.scoring.wer import WerScorerConfig
 from fairseq.tasks import register_task
 from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetuningTask
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.criterions.ctc_pruning import unwrapped
-from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion, reduce_frontend_loss
+from fairseq_speedup.criterions.frontend_match import reduce_frontend_loss
 from fairseq_speedup.data.audio import CheckedAudioDataset
-from fairseq_speedup.data.characters import LookAlikes
 from fairseq_speedup.data.dictionary import difference, read_dictionary
 from fairseq_speedup.data.feasibility import check_feasibility, report_feasibility
 from fairseq_speedup.data.manifest import (
@@ -30,13 +26,9 @@ from fairseq_speedup.data.manifest import (
     read_labels,
     read_manifest,
 )
+from fairseq_speedup.data.split_checks import check_lengths, check_symbols
 from fairseq_speedup.decoding.beam import build_decoder
-from fairseq_speedup.decoding.boundaries import (
-    BOUNDARIES,
-    LabelWords,
-    NoWordsError,
-    check_scoring,
-)
+from fairseq_speedup.decoding.boundaries import BOUNDARIES, LabelWords, check_scoring
 from fairseq_speedup.decoding.generator import CtcGenerator
 from fairseq_speedup.decoding.options import DecodingOptions, check_options, describe
 from fairseq_speedup.decoding.results import result_files
@@ -44,7 +36,6 @@ from fairseq_speedup.decoding.run import DecodingRun
 from fairseq_speedup.decoding.scoring import of_generate
 from fairseq_speedup.decoding.windows import Windows
 from fairseq_speedup.decoding.words import Words
-from fairseq_speedup.frontend.matching import forget_momentum
 from fairseq_speedup.inference import InferenceConfig, form_of, to_inference_form
 from fairseq_speedup.models.config import reduction_options
 from fairseq_speedup.models.exported_ctc import KIND, ExportedCtc, ExportedLengths
@@ -60,16 +51,18 @@ from fairseq_speedup.profiling.training import (
 )
 from fairseq_speedup.relative_paths import looked_for
 from fairseq_speedup.sweeps import forget_earlier_training
+from fairseq_speedup.tasks.criterion_checks import (
+    check_criterion_options,
+    check_trains_all,
+    check_wer_of_validation,
+)
+from fairseq_speedup.tasks.matching import FrontEndMatching
 
 logger = logging.getLogger(__name__)
 
-DISTILLATION_CRITERIONS = ["ctc_distillation", "ctc_in_place_distillation"]
-EXIT_CRITERIONS = ["ctc_exits", *DISTILLATION_CRITERIONS]
-PRUNING_CRITERIONS = ["ctc_pruning", *EXIT_CRITERIONS]
 WITHOUT_LABELS = "; python -m fairseq_speedup transcribe decodes audio files without labels"
 # of a batch: the option, by whether it is of training
 MAX_SAMPLES = {True: "dataset.max_tokens", False: "dataset.max_tokens_valid"}
-MAX_NAMED = 5  # bad utterances named in one message
 
 
 @dataclass
@@ -103,10 +96,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.exit_heads_only = False
         self.speeds: Speeds | None = None  # of a model that is trained at one or at many
         self.frame_dim: int | None = None  # of its transformer
-        self.matches_frontend = False  # while training, for the first match_updates updates
-        self.frontend_match: FrontEndMatchCriterion | None = None  # the criterion then
-        self.match_updates = 0
-        self.teacher_checked = False
+        self.matching: FrontEndMatching | None = None
         self.profile: TrainingProfile  # set with the model
         self.zero_infinity = True
         self.decoding_run: DecodingRun | None = None
@@ -202,10 +192,12 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         self.exit_heads_only = model_cfg.get("exit_heads_only", False)
         self.speeds = getattr(model.w2v_encoder, "speeds", None)
         self.frame_dim = model.w2v_encoder.w2v_model.encoder.embedding_dim
-        self.matches_frontend = getattr(model.w2v_encoder, "cnn_teacher", None) is not None
-        self.match_updates = model_cfg.get("frontend_match_updates", 0)
-        if not from_checkpoint:
-            self._check_updates_left()
+        if getattr(model.w2v_encoder, "cnn_teacher", None) is not None:
+            self.matching = FrontEndMatching(self, model_cfg.frontend_match_updates)
+            self.matching.check_updates_left(
+                self._of_training("optimization.max_update") or 0,
+                without_labels=bool(self._of_training("dataset.disable_validation")),
+            )
         self.profile = TrainingProfile(model, self.sample_rate)
         if from_checkpoint:
             self._watch_for_inference(model)
@@ -229,22 +221,6 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
                     "with its head where the labels agree"
                 )
 
-    def _check_updates_left(self) -> None:
-        """That not every update of a training with labels goes to the front-end.
-
-        Raises:
-            ValueError: naming the options
-        """
-        updates = self._of_training("optimization.max_update") or 0
-        without_labels = self._of_training("dataset.disable_validation")
-        if self.matches_frontend and 0 < updates <= self.match_updates and not without_labels:
-            raise ValueError(
-                f"model.frontend_match_updates={self.match_updates} takes all of "
-                f"optimization.max_update={updates}, and CTC would train nothing: raise "
-                "optimization.max_update, which counts both, or lower the other; "
-                "dataset.disable_validation=true matches alone, as on audio without labels"
-            )
-
     def _of_training(self, option: str):
         """A value of the whole config, where the task has it."""
         if not OmegaConf.is_config(self.cfg):
@@ -253,26 +229,10 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
 
     def build_criterion(self, cfg: DictConfig, from_checkpoint=False):
         if not from_checkpoint:
-            _check_criterion_options(cfg)
+            check_criterion_options(cfg)
         if cfg.get("post_process") is not None:
             check_post_process(self.cfg.labels, cfg.post_process, option="criterion.post_process=")
-        if self.has_exits and cfg._name not in EXIT_CRITERIONS:
-            raise ValueError(
-                f"criterion={cfg._name} does not train the heads of model.exit_layers: "
-                f"set criterion._name={' or '.join(EXIT_CRITERIONS)}"
-            )
-        if self.has_gates and cfg._name not in PRUNING_CRITERIONS:
-            raise ValueError(
-                f"criterion={cfg._name} does not train the gates of model.prune_target: "
-                f"set criterion._name={' or '.join(PRUNING_CRITERIONS)}"
-            )
-        if self.exit_heads_only and cfg._name in DISTILLATION_CRITERIONS:
-            raise ValueError(
-                f"criterion={cfg._name} teaches the last head, which model.exit_heads_only=true "
-                "freezes: set criterion._name=ctc_exits, or model.exit_heads_only=false"
-            )
-        if self.matches_frontend:
-            self.frontend_match = FrontEndMatchCriterion(self)
+        check_trains_all(cfg._name, self.has_exits, self.has_gates, self.exit_heads_only)
         self.zero_infinity = cfg.get("zero_infinity", True)
         self.post_process = cfg.get("post_process")
         return super().build_criterion(cfg, from_checkpoint)
@@ -344,7 +304,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         if not training:
             self.label_words[split] = LabelWords.of(labels_path, labels)
             if not decoding:
-                self._check_wer(self.label_words[split])
+                check_wer_of_validation(self.label_words[split], self.post_process)
         super().load_dataset(split, task_cfg, **kwargs)
 
         with_labels = self.datasets[split]
@@ -358,12 +318,9 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         audio.root_dir = manifest.root  # fairseq's has the byte order mark of the file
         if labels:  # so has its first line of labels
             with_labels.labels[0] = with_labels.text_compressor.compress(" ".join(labels[0]))
-        self._check_symbols(audio, labels)
-        empty = [index for index, line in enumerate(labels) if not line]
-        if empty:
-            named = ", ".join(audio.file_of(index) for index in empty[:MAX_NAMED])
-            logger.warning("%s: %d utterances have no labels: %s", split, len(empty), named)
-        self._check_lengths(audio, any_speed=training)
+        check_symbols(audio, labels, self.target_dictionary, self.cfg.labels)
+        if self.lengths is not None:
+            check_lengths(audio, self.lengths.needed_samples(any_speed=training))
         if not decoding and not training:  # now, and not after an epoch
             limit = self._of_training("dataset.max_tokens_valid")
             audio.check_fits(limit, MAX_SAMPLES[training])
@@ -377,65 +334,6 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
                 self.cfg.allow_infeasible_ctc,
                 self.zero_infinity,
             )
-
-    def _check_wer(self, labels: LabelWords) -> None:
-        """That the wer of validation counts words."""
-        what = f"the wer of criterion.post_process={self.post_process}"
-        fault = labels.fault(self.post_process, what)
-        if not fault:
-            note = labels.note(self.post_process)
-            if note:
-                logger.warning("%s; uer counts labels", note)
-            return
-        remedy = (
-            "set criterion.post_process=none, by which wer counts labels (phonemes, characters), "
-            "as uer does"
-        )
-        if best_checkpoint_metric() != "wer":
-            logger.warning("%s; look at uer, or %s", fault, remedy)
-            return
-        raise NoWordsError(
-            f"{fault}, and checkpoint.best_checkpoint_metric=wer would choose by that: {remedy}, "
-            "or checkpoint.best_checkpoint_metric=uer"
-        )
-
-    def _check_symbols(self, audio: CheckedAudioDataset, labels) -> None:
-        known = self.target_dictionary.indices
-        look_alikes = LookAlikes(known)
-        bad = {}
-        for index, line in enumerate(labels):
-            unknown = sorted(set(line) - set(known))
-            if unknown:
-                bad[index] = f"labels outside the dictionary: {look_alikes.told(unknown)}"
-        symbols = " ".join(self.target_dictionary.symbols[self.target_dictionary.nspecial :][:40])
-        self._refuse(audio, bad, f"symbols of dict.{self.cfg.labels}.txt: {symbols}")
-
-    def _check_lengths(self, audio: CheckedAudioDataset, any_speed: bool) -> None:
-        if self.lengths is None:
-            return
-        needed = self.lengths.needed_samples(any_speed)
-        bad = {
-            int(index): f"{audio.sizes[index]} samples are shorter than one output frame"
-            for index in (audio.sizes < needed).nonzero()[0]
-        }
-        self._refuse(audio, bad, f"this model needs at least {needed} samples")
-
-    def _refuse(self, audio: CheckedAudioDataset, bad: dict[int, str], remedy: str) -> None:
-        """Leaves bad utterances out of training, counted and named; an error in other splits and
-        when they are most of the split."""
-        if not bad:
-            return
-        named = "; ".join(
-            f"utterance {index} ({audio.file_of(index)}): {reason}"
-            for index, reason in list(bad.items())[:MAX_NAMED]
-        )
-        more = f"; and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
-        message = f"{audio.split}: {len(bad)} of {len(audio)} utterances are bad: {named}{more}"
-        if not audio.skip_bad or len(bad) > len(audio) / 2:
-            raise ManifestError(f"{message}. {remedy}")
-        logger.warning("%s. They are left out of training. %s", message, remedy)
-        for index in bad:
-            audio.leave_out(index)
 
     def get_batch_iterator(self, dataset, max_tokens=None, max_sentences=None, **kwargs):
         """fairseq's, except that ``required_batch_size_multiple`` is always 1: fairseq drops the
@@ -460,16 +358,8 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     # -- steps -----------------------------------------------------------------------------------
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
-        if self.matches_frontend and update_num == 0 and not self.teacher_checked:
-            self.teacher_checked = True
-            unwrapped(model).w2v_encoder.begin_matching()
-        if self.matches_frontend and update_num < self.match_updates:
-            criterion = self.frontend_match
-        elif self.matches_frontend:
-            self.matches_frontend = False
-            stays = unwrapped(model).w2v_encoder.end_matching()
-            if stays and update_num == self.match_updates:
-                forget_momentum(optimizer)
+        if self.matching is not None:
+            criterion = self.matching.criterion_of(update_num, model, criterion, optimizer)
         loss, sample_size, logging_output = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad
         )
@@ -543,35 +433,11 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
         )
 
 
-def _check_criterion_options(cfg) -> None:
-    """Raises ValueError for an option that another criterion has: fairseq would only tell that it
-    is not known."""
-    options = {
-        name: {field.name for field in fields(each)}
-        for name, each in CRITERION_DATACLASS_REGISTRY.items()
-    }
-    for option in sorted(set(cfg) - options.get(cfg._name, set(cfg))):
-        owners = [name for name, known in options.items() if option in known]
-        remedy = f", which {', '.join(owners)} has" if owners else ""
-        raise ValueError(
-            f"criterion.{option} is no option of criterion._name={cfg._name}{remedy}: leave it out"
-        )
-
-
 def _other_kind(model_cfg) -> CheckpointError:
     return CheckpointError(
         f"this task fine-tunes and decodes {' and '.join(FINETUNED_MODELS)} models, not "
         f"{model_cfg._name}; a pretrained checkpoint is given as model.w2v_path"
     )
-
-
-def best_checkpoint_metric() -> str | None:
-    """What fairseq-hydra-train chooses checkpoints by, which it does not tell its task. None in
-    another command, and in the processes of several GPUs."""
-    hydra = HydraConfig.instance().cfg
-    if hydra is None:
-        return None
-    return OmegaConf.select(hydra.hydra._get_parent(), "checkpoint.best_checkpoint_metric")
 
 
 def completed(task_cfg) -> DictConfig:
