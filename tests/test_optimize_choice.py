@@ -369,10 +369,10 @@ def test_two_runs_measure_every_candidate_once(bench_of, tmp_path):
 @pytest.mark.parametrize(
     "origin, words",
     [
-        (ORIGIN | {"data": "test"}, "data is 'dev' there and 'test' now"),
+        (ORIGIN | {"data": "test"}, "data is dev there and test now"),
         (ORIGIN | {"threads": 2}, "threads (OMP_NUM_THREADS) is 1 there and 2 now"),
-        (ORIGIN | {"machine": {"cpu": "new", "gpu": None}}, "cpu is 'old' there and 'new' now"),
-        (ORIGIN | {"kernels": "new"}, "kernels is None there and 'new' now"),
+        (ORIGIN | {"machine": {"cpu": "new", "gpu": None}}, "machine.cpu is old there and new now"),
+        (ORIGIN | {"kernels": "new"}, "kernels is not given there and new now"),
         ({"data": "dev", "machine": ORIGIN["machine"]}, "threads (OMP_NUM_THREADS) is 1 there and"),
     ],
 )

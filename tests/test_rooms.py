@@ -9,7 +9,7 @@ from helpers.commands import USER_DIR
 # from the ground up; a room is a folder or a file of the package
 # fmt: off
 ROOMS = [
-    "files", "lengths", "library_warnings", "model_folders", "pickles", "progress", "refusals",
+    "earlier_run", "files", "lengths", "library_warnings", "model_folders", "pickles", "progress", "refusals",
     "registry",
     "relative_paths", "sampling", "sweeps",
     "saved_configs", "architectures", "checkpoints",

@@ -32,6 +32,7 @@ from fairseq_speedup.decoding.options import (
 )
 from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.earlier_run import first_difference
 from fairseq_speedup.files import version, written_whole
 from fairseq_speedup.refusals import reason
 
@@ -147,12 +148,12 @@ def observed(args: Namespace) -> ObservedSplit:
     """From the file of --emissions where that exists, else from the model."""
     if args.emissions and os.path.exists(args.emissions):
         split = ObservedSplit.load(args.emissions)
-        for name, value in origin_of(args, split.labels).items():
-            if split.origin.get(name) != value:
-                raise ValueError(
-                    f"--emissions {args.emissions} is of another run: {name} is "
-                    f"{split.origin.get(name)} there and {value} now; remove it or name another"
-                )
+        difference = first_difference(split.origin, origin_of(args, split.labels))
+        if difference is not None:
+            raise ValueError(
+                f"--emissions {args.emissions} is of another run: {difference}; remove it or name "
+                "another"
+            )
         return split
     split = observe(args)
     if args.emissions:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.earlier_run import first_difference
 from fairseq_speedup.optimize.candidates import Candidate
 from fairseq_speedup.optimize.setup import Setup
 from fairseq_speedup.optimize.worker import Transcribed, batches_of, serve
@@ -305,7 +306,7 @@ class Bench:
         found = lines[0].get("origin") if lines else None
         if found != origin:
             raise OtherRunError(
-                f"{self.log} is of another run: {_first_difference(found or {}, origin)}; name "
+                f"{self.log} is of another run: {first_difference(found or {}, origin)}; name "
                 "another --output, or give --overwrite"
             )
         with open(self.log, "w", encoding="utf-8") as file:
@@ -329,15 +330,6 @@ class Bench:
         first = [] if os.path.exists(self.log) else [{"origin": self.origin}]
         with open(self.log, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(each) + "\n" for each in [*first, line])
-
-
-def _first_difference(there: dict, now: dict) -> str:
-    name = next(each for each in {**now, **there} if there.get(each) != now.get(each))
-    old, new = there.get(name), now.get(name)
-    if isinstance(old, dict) and isinstance(new, dict):
-        return _first_difference(old, new)
-    variable = " (OMP_NUM_THREADS)" if name == "threads" else ""
-    return f"{name}{variable} is {old!r} there and {new!r} now"
 
 
 def spread(num_samples: list[int], count: int, among: list[int] | None = None) -> list[int]:

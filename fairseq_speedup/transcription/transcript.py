@@ -10,6 +10,7 @@ from typing import Any
 from fairseq_speedup.data.find_recordings import STDIN, Found
 from fairseq_speedup.decoding.results import ctm_rows
 from fairseq_speedup.decoding.timestamps import TimedWord
+from fairseq_speedup.earlier_run import first_difference
 from fairseq_speedup.files import written_whole
 from fairseq_speedup.transcription.subtitles import as_srt, as_vtt, cues_of
 
@@ -51,7 +52,6 @@ def _or_none(value: Any) -> Any:
 
 
 RECORD = ".transcribed.json"  # in a folder of texts, what decided them
-NOT_GIVEN = "not given"
 TEXT: dict[str, Any] = {
     "encoding": "utf-8",
     "errors": "surrogateescape",
@@ -106,18 +106,15 @@ class TranscriptFolder:
             found, self.since = dict(recorded["decided_by"]), float(recorded["since"])
         except (ValueError, TypeError, KeyError, RecursionError):
             found = {}  # nobody knows
-        names = [*self.decided_by, *(name for name in found if name not in self.decided_by)]
-        for name in names:
-            there, now = found.get(name, NOT_GIVEN), self.decided_by.get(name, NOT_GIVEN)
-            if there == now:
-                continue
-            if not overwrite:
-                raise ValueError(
-                    f"--output-dir {self.folder} has texts of another run: {name} is {there} there "
-                    f"and {now} now; give --overwrite to replace them, or another folder"
-                )
-            self.since, self.is_recorded = time.time(), False
+        difference = first_difference(found, self.decided_by)
+        if difference is None:
             return
+        if not overwrite:
+            raise ValueError(
+                f"--output-dir {self.folder} has texts of another run: {difference}; give "
+                "--overwrite to replace them, or another folder"
+            )
+        self.since, self.is_recorded = time.time(), False
 
     def _write_record(self) -> None:
         with written_whole(self.record) as part, open(part, "w", encoding="utf-8") as file:
