@@ -9,9 +9,8 @@ from helpers.commands import USER_DIR
 # from the ground up; a room is a folder or a file of the package
 # fmt: off
 ROOMS = [
-    "earlier_run", "files", "lengths", "library_warnings", "model_folders", "pickles", "progress", "refusals",
-    "registry",
-    "relative_paths", "sampling", "sweeps",
+    "earlier_run", "files", "lengths", "library_warnings", "model_folders", "pickles", "progress",
+    "refusals", "registry", "relative_paths", "sampling", "sweeps",
     "saved_configs", "architectures", "checkpoints",
     "data", "waveform", "frames", "frontend", "transformer", "heads",
     "macs", "pruning", "low_rank", "inference_forms", "pretrained", "models", "criterions",

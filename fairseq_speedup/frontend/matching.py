@@ -2,14 +2,21 @@
 shortened waveform (after Front-End Adapter, arXiv 2302.09331)."""
 
 import contextlib
+import copy
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fairseq_speedup.frontend.cnn import CnnFrontEnd, MaskedCnn, run_cnn
+from fairseq_speedup.frontend.config import CNN_FRAME_MS
+from fairseq_speedup.frontend.noise import with_noise
 from fairseq_speedup.frontend.scaled_norm import ScaledLayerNorm
 from fairseq_speedup.lengths import FrameGrid, padding_mask_of
+
+CNN_STRIDE = 320  # samples, 20 ms
 
 
 class CnnTeacher:
@@ -20,11 +27,41 @@ class CnnTeacher:
 
     Args:
         feature_extractor: fairseq's convolutional front-end, pretrained, which nothing else trains
+        snr_db: the least and the largest ratio to the noise in which both are heard, or none
     """
 
-    def __init__(self, feature_extractor):
+    def __init__(self, feature_extractor, snr_db: Sequence[float] = ()):
         self.feature_extractor = MaskedCnn.of(feature_extractor).eval().requires_grad_(False)
         self.cnn = CnnFrontEnd(self.feature_extractor)
+        self.snr_db = list(snr_db)
+
+    @classmethod
+    def of(cls, cfg, feature_extractor, heard: str) -> "CnnTeacher":
+        """The pretrained CNN as it is now.
+
+        Args:
+            heard: ``downsample`` of the model that it is from
+        Raises:
+            ValueError: it is no teacher of what ``cfg`` asks for
+        """
+        option = f"frontend_match_updates={cfg.frontend_match_updates}"
+        stride = math.prod(stride for _, _, stride in CnnFrontEnd(feature_extractor).conv_layers)
+        if cfg.frontend != "cnn" and stride != CNN_STRIDE:
+            raise ValueError(
+                f"{option}: the pretrained CNN does not give a frame every {CNN_FRAME_MS} ms; set "
+                "frontend_match_updates=0"
+            )
+        if cfg.no_pretrained_weights:
+            raise ValueError(
+                f"{option} needs the pretrained CNN's weights: leave no_pretrained_weights out"
+            )
+        if heard != "none":
+            raise ValueError(
+                f"{option}: the CNN of model.w2v_path={cfg.w2v_path} was trained with downsample="
+                f"{heard} and does not know the whole waveform any more; set "
+                "frontend_match_updates=0"
+            )
+        return cls(copy.deepcopy(feature_extractor), cfg.frontend_match_snr)
 
     def apply(self, function) -> None:
         """Follows the model to its device and precision."""
@@ -35,6 +72,26 @@ class CnnTeacher:
         theirs = feature_extractor.state_dict()
         ours = self.feature_extractor.state_dict()
         return all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+    def heard(self, waveform, num_samples):
+        """Waveforms (B, S), in noise where there is to be some."""
+        return with_noise(waveform, num_samples, self.snr_db) if self.snr_db else waveform
+
+    def compared(self, frames, lengths, waveform, num_samples, layer_norm, grid: FrameGrid) -> dict:
+        """
+        Args:
+            frames: (B, C, T) of the front-end that learns, and their valid counts (B,)
+            waveform, num_samples, layer_norm, grid: as for a call
+        Returns:
+            ``matched`` and ``target`` (B, T, C), and ``padding_mask`` (B, T)
+        """
+        num_frames = frames.size(2)
+        target, covered = self(waveform, num_samples, layer_norm, grid, num_frames)
+        return {
+            "matched": normalised(frames, layer_norm),
+            "target": target,
+            "padding_mask": padding_mask_of(lengths, num_frames) | ~covered,
+        }
 
     @torch.no_grad()
     def __call__(self, waveform, num_samples, layer_norm, grid: FrameGrid, num_frames: int):

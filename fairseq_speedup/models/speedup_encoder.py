@@ -1,8 +1,6 @@
 """fairseq's wav2vec 2.0 encoder with reductions at every stage of the data path."""
 
-import copy
 import logging
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,9 +13,7 @@ from torch import nn
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.frames import FrameReduction, mask_short_utterances
 from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd, MaskedCnn, run_cnn
-from fairseq_speedup.frontend.config import CNN_FRAME_MS
-from fairseq_speedup.frontend.matching import normalised, weights_held
-from fairseq_speedup.frontend.noise import with_noise
+from fairseq_speedup.frontend.matching import weights_held
 from fairseq_speedup.heads import build_head, head_of_labels, run_head, upsample_logits
 from fairseq_speedup.lengths import FrameGrid, lengths_of, padding_mask_of
 from fairseq_speedup.models.config import SpeedupCtcConfig, check_options, named_reductions
@@ -47,7 +43,6 @@ from fairseq_speedup.waveform import build_waveform_reduction
 
 logger = logging.getLogger(__name__)
 
-CNN_STRIDE = 320  # samples, 20 ms
 CNN_PREFIX = "feature_extractor."
 
 
@@ -192,10 +187,10 @@ class SpeedupEncoder(Wav2VecEncoder):
         w2v_model = self.w2v_model
         self.fbank = self.cnn = self.cnn_teacher = None
         self.match_updates = cfg.frontend_match_updates
-        self.match_snr = list(cfg.frontend_match_snr)
         self.cnn_held = False  # a CNN that is matched, and then stays as it is
         if cfg.frontend_match_updates > 0 and pretrained is not None:
-            self.cnn_teacher = self._teacher(cfg, pretrained)
+            heard = pretrained.reductions.get("downsample", "none")
+            self.cnn_teacher = CnnTeacher.of(cfg, w2v_model.feature_extractor, heard)
         if cfg.frontend == "cnn":
             self.cnn = CnnFrontEnd(w2v_model.feature_extractor)
             if cfg.padding == "masked":
@@ -205,29 +200,6 @@ class SpeedupEncoder(Wav2VecEncoder):
         self.fbank = FbankFrontEnd(cfg, w2v_model.embed)
         w2v_model.feature_extractor = nn.Identity()
         w2v_model.feature_grad_mult = 1.0
-
-    def _teacher(self, cfg, pretrained: Pretrained) -> CnnTeacher:
-        """The pretrained CNN as it is now, for the updates that match."""
-        option = f"frontend_match_updates={cfg.frontend_match_updates}"
-        cnn = self.w2v_model.feature_extractor
-        stride = math.prod(stride for _, _, stride in CnnFrontEnd(cnn).conv_layers)
-        if cfg.frontend != "cnn" and stride != CNN_STRIDE:
-            raise ValueError(
-                f"{option}: the pretrained CNN does not give a frame every {CNN_FRAME_MS} ms; set "
-                "frontend_match_updates=0"
-            )
-        if cfg.no_pretrained_weights:
-            raise ValueError(
-                f"{option} needs the pretrained CNN's weights: leave no_pretrained_weights out"
-            )
-        heard = pretrained.reductions.get("downsample", "none")
-        if heard != "none":
-            raise ValueError(
-                f"{option}: the CNN of model.w2v_path={cfg.w2v_path} was trained with downsample="
-                f"{heard} and does not know the whole waveform any more; set "
-                "frontend_match_updates=0"
-            )
-        return CnnTeacher(copy.deepcopy(cnn))
 
     def _let_gradient_through_cnn(self) -> None:
         """With feature_grad_mult 0, the default of fine-tuning, fairseq runs the CNN without
@@ -386,10 +358,7 @@ class SpeedupEncoder(Wav2VecEncoder):
             self.pruning.prepare(self.training)
         num_samples = lengths_of(padding_mask, source)
         if match_frontend:
-            if self.match_snr:
-                source = with_noise(source, num_samples, self.match_snr)
-            frames, lengths = self._front_end_frames(*self._shortened(source, num_samples))
-            return self._matched(frames, lengths, source, num_samples)
+            return self._matched(source, num_samples)
         if self.captured is not None:
             self._check_long_enough(num_samples)
             return self.captured(source, padding_mask)
@@ -535,18 +504,14 @@ class SpeedupEncoder(Wav2VecEncoder):
         frames = run_cnn(self.w2v_model.feature_extractor, waveform, lengths)
         return frames, self.front_end.output_lengths(lengths)
 
-    def _matched(self, frames, lengths, source, num_samples):
-        """``matched`` and ``target`` (B, T, C), and ``padding_mask`` (B, T)."""
-        assert self.cnn_teacher is not None  # the task asks for this before matching ends
-        layer_norm, num_frames = self.w2v_model.layer_norm, frames.size(2)
-        target, covered = self.cnn_teacher(
-            source, num_samples, layer_norm, self._front_end_grid(), num_frames
-        )
-        return {
-            "matched": normalised(frames, layer_norm),
-            "target": target,
-            "padding_mask": padding_mask_of(lengths, num_frames) | ~covered,
-        }
+    def _matched(self, source, num_samples) -> dict:
+        """What the front-end gives, and what it is to give: see :meth:`CnnTeacher.compared`."""
+        teacher = self.cnn_teacher
+        assert teacher is not None  # the task asks for this before matching ends
+        source = teacher.heard(source, num_samples)
+        frames, lengths = self._front_end_frames(*self._shortened(source, num_samples))
+        layer_norm, grid = self.w2v_model.layer_norm, self._front_end_grid()
+        return teacher.compared(frames, lengths, source, num_samples, layer_norm, grid)
 
     def begin_matching(self) -> None:
         """Before the first update, of a model that may have been given other weights since."""
