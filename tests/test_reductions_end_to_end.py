@@ -60,7 +60,6 @@ def test_frames_merge_in_a_model_that_was_not_trained_for_it(many, corpus, tmp_p
 def test_a_front_end_is_matched_then_fine_tuned_and_decoded_without_the_cnn(tmp_path, corpus):
     w2v_path = write_pretrained(tmp_path / "lost.pt")
     options = ["model.frontend=fbank", "model.frontend_match_updates=3"]
-    options += ["model.frontend_match_snr=[0,25]"]
     train(tmp_path / "run", corpus, w2v_path, *options)
     updates = re.findall(r"\[train_inner\]\[INFO\] - ({.*})", log_of(tmp_path / "run"))
     assert ["frontend_loss" in row for row in updates[:3]] == [True] * 3

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from fairseq.dataclass import FairseqDataclass
 
 CNN_FRAME_MS = 20
-MOST_DB = 100
 FRONT_ENDS = ("cnn", "fbank")
 
 
@@ -30,13 +29,6 @@ class FrontEndConfig(FairseqDataclass):
             "fine-tuning goes on"
         },
     )
-    frontend_match_snr: list[float] = field(
-        default_factory=list,
-        metadata={
-            "help": "the least and the largest ratio in dB of speech to the noise that is mixed in "
-            "while the front-end is matched; none by default"
-        },
-    )
 
 
 def check_front_end(cfg: FrontEndConfig) -> None:
@@ -54,17 +46,6 @@ def check_front_end(cfg: FrontEndConfig) -> None:
         raise ValueError(
             f"frontend_match_updates={cfg.frontend_match_updates} is out of range; it must be 0 or "
             "more"
-        )
-    snr_db = list(cfg.frontend_match_snr)
-    if snr_db and (len(snr_db) != 2 or not -MOST_DB <= snr_db[0] <= snr_db[1] <= MOST_DB):
-        raise ValueError(
-            f"frontend_match_snr={snr_db} must be the least and the largest ratio, from {-MOST_DB} "
-            f"to {MOST_DB} dB, as [0,25], or none: []"
-        )
-    if snr_db and cfg.frontend_match_updates == 0:
-        raise ValueError(
-            f"frontend_match_snr={snr_db} is of the updates that match the front-end: set "
-            "frontend_match_updates above 0, or frontend_match_snr=[]"
         )
     if cfg.frontend == "cnn" and cfg.frontend_frame_ms != CNN_FRAME_MS:
         raise ValueError(

@@ -4,7 +4,6 @@ shortened waveform (after Front-End Adapter, arXiv 2302.09331)."""
 import contextlib
 import copy
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,6 @@ from torch import nn
 
 from fairseq_speedup.frontend.cnn import CnnFrontEnd, MaskedCnn, run_cnn
 from fairseq_speedup.frontend.config import CNN_FRAME_MS
-from fairseq_speedup.frontend.noise import with_noise
 from fairseq_speedup.frontend.scaled_norm import ScaledLayerNorm
 from fairseq_speedup.lengths import FrameGrid, padding_mask_of
 
@@ -27,13 +25,11 @@ class CnnTeacher:
 
     Args:
         feature_extractor: fairseq's convolutional front-end, pretrained, which nothing else trains
-        snr_db: the least and the largest ratio to the noise in which both are heard, or none
     """
 
-    def __init__(self, feature_extractor, snr_db: Sequence[float] = ()):
+    def __init__(self, feature_extractor):
         self.feature_extractor = MaskedCnn.of(feature_extractor).eval().requires_grad_(False)
         self.cnn = CnnFrontEnd(self.feature_extractor)
-        self.snr_db = list(snr_db)
 
     @classmethod
     def of(cls, cfg, feature_extractor, heard: str) -> "CnnTeacher":
@@ -61,7 +57,7 @@ class CnnTeacher:
                 f"{heard} and does not know the whole waveform any more; set "
                 "frontend_match_updates=0"
             )
-        return cls(copy.deepcopy(feature_extractor), cfg.frontend_match_snr)
+        return cls(copy.deepcopy(feature_extractor))
 
     def apply(self, function) -> None:
         """Follows the model to its device and precision."""
@@ -72,10 +68,6 @@ class CnnTeacher:
         theirs = feature_extractor.state_dict()
         ours = self.feature_extractor.state_dict()
         return all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
-
-    def heard(self, waveform, num_samples):
-        """Waveforms (B, S), in noise where there is to be some."""
-        return with_noise(waveform, num_samples, self.snr_db) if self.snr_db else waveform
 
     def compared(self, frames, lengths, waveform, num_samples, layer_norm, grid: FrameGrid) -> dict:
         """

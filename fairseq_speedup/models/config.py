@@ -118,7 +118,7 @@ REDUCTION_OPTIONS = list(DEFAULTS)
 
 
 # of one training, and not of the model that it makes
-OF_TRAINING = {"frontend_match_updates", "frontend_match_snr", "exit_heads_only"}
+OF_TRAINING = {"frontend_match_updates", "exit_heads_only"}
 # choices of many speeds, and the option that is one of them
 CHOICES = {
     "downsample_factors": "downsample_factor",

@@ -508,7 +508,6 @@ class SpeedupEncoder(Wav2VecEncoder):
         """What the front-end gives, and what it is to give: see :meth:`CnnTeacher.compared`."""
         teacher = self.cnn_teacher
         assert teacher is not None  # the task asks for this before matching ends
-        source = teacher.heard(source, num_samples)
         frames, lengths = self._front_end_frames(*self._shortened(source, num_samples))
         layer_norm, grid = self.w2v_model.layer_norm, self._front_end_grid()
         return teacher.compared(frames, lengths, source, num_samples, layer_norm, grid)

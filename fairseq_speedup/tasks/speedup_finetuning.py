@@ -26,6 +26,7 @@ from fairseq_speedup.data.manifest import (
     read_labels,
     read_manifest,
 )
+from fairseq_speedup.data.noise import NoiseConfig, check_noise, in_noise
 from fairseq_speedup.data.split_checks import check_lengths, check_symbols
 from fairseq_speedup.decoding.beam import build_decoder
 from fairseq_speedup.decoding.boundaries import BOUNDARIES, LabelWords, check_scoring
@@ -66,7 +67,7 @@ MAX_SAMPLES = {True: "dataset.max_tokens", False: "dataset.max_tokens_valid"}
 
 
 @dataclass
-class SpeedupFinetuningConfig(InferenceConfig, DecodingOptions, AudioFinetuningConfig):
+class SpeedupFinetuningConfig(InferenceConfig, DecodingOptions, NoiseConfig, AudioFinetuningConfig):
     allow_infeasible_ctc: bool = field(
         default=False,
         metadata={
@@ -172,6 +173,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
             raise _other_kind(model_cfg)
         if not from_checkpoint:
             forget_earlier_training()
+            check_noise(self.cfg)
             self._check_start()
         elif model_cfg.get("widths"):  # of training; once loaded, a model has one
             model_cfg.widths = []
@@ -358,6 +360,7 @@ class SpeedupFinetuningTask(AudioFinetuningTask):
     # -- steps -----------------------------------------------------------------------------------
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        sample = in_noise(sample, self.cfg)
         if self.matching is not None:
             criterion = self.matching.criterion_of(update_num, model, criterion, optimizer)
         loss, sample_size, logging_output = super().train_step(
