@@ -13,7 +13,6 @@ from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion
 from fairseq_speedup.frontend import FbankFrontEnd, FrontEndConfig
 from fairseq_speedup.frontend.fbank import LogMel
-from fairseq_speedup.frontend.noise import with_noise
 from fairseq_speedup.lengths import conv_stack_length
 from fairseq_speedup.macs import MacCounter
 
@@ -149,127 +148,6 @@ def test_matching_trains_a_learned_reduction_before_it_towards_the_whole_wavefor
     torch.testing.assert_close(output["target"], expected)
 
 
-LOUDNESS = torch.tensor([0.1, 1.0, 30.0])
-NOISY_COUNTS = torch.tensor([30000, 50000, 40000])
-
-
-def speech_in_noise(snr_db, seed=0, batch=slice(None), dtype=torch.float32):
-    """Waveforms with padding that is not zero, and the same with noise."""
-    torch.manual_seed(seed)
-    speech = (torch.randn(3, 50000) * LOUDNESS[:, None])[batch].to(dtype)
-    return speech, with_noise(speech, NOISY_COUNTS[batch], snr_db)
-
-
-def noise_in(speech, mixed, count):
-    """The gain of the speech, and the noise (count,)."""
-    speech, mixed = speech[:count].double(), mixed[:count].double()
-    gain = (speech @ mixed) / (speech @ speech)
-    return gain, mixed - gain * speech
-
-
-def test_noise_has_the_ratio_that_is_asked_for_and_the_waveform_stays_as_loud():
-    speech, mixed = speech_in_noise([5.0, 5.0])
-    for row, count in enumerate(NOISY_COUNTS):
-        gain, noise = noise_in(speech[row], mixed[row], count)
-        ratio_db = 10 * torch.log10((gain * speech[row, :count]).square().mean() / noise.var())
-        assert ratio_db.item() == pytest.approx(5, abs=0.3)
-        loudness = [each[row, :count].square().mean().item() for each in (speech, mixed)]
-        assert loudness[1] == pytest.approx(loudness[0], rel=1e-4)
-        assert torch.equal(mixed[row, count:], speech[row, count:])
-
-
-def test_each_utterance_has_a_ratio_and_a_colour_of_its_own():
-    ratios, slopes = [], []
-    count = NOISY_COUNTS[0]
-    hertz = torch.fft.rfftfreq(int(count), 1 / 16000)
-    for seed in range(100):
-        (speech,), (mixed,) = speech_in_noise([0.0, 25.0], seed, batch=slice(0, 1))
-        gain, noise = noise_in(speech, mixed, count)
-        power = (gain * speech[:count]).square().mean() / noise.square().mean()
-        ratios.append(10 * math.log10(power))
-        spectrum = torch.fft.rfft(noise).abs().square()
-        low, high = (
-            spectrum[(hertz > start) & (hertz < 2 * start)].mean() for start in (200, 3200)
-        )
-        slopes.append(math.log2(low / high) / 4)  # four octaves apart
-    assert min(ratios) < 3 and max(ratios) > 22
-    assert all(-0.5 < each < 25.5 for each in ratios)
-    assert np.mean(ratios) == pytest.approx(12.5, abs=3)
-    assert min(slopes) < 0.2 and max(slopes) > 1.8 and np.mean(slopes) == pytest.approx(1, abs=0.3)
-
-
-def test_the_noise_of_half_of_them_is_some_of_the_others_at_once():
-    """Utterances are tones, each of a whole number of periods."""
-    counts = torch.tensor([4000, 8000] * 4)
-    hertz = torch.arange(8) * 200 + 200
-    time_s = torch.arange(8000) / 16000
-    tones = torch.sin(2 * math.pi * hertz[:, None] * time_s) * torch.logspace(-2, 2, 8)[:, None]
-    tones[0::2, 4000:] = 5.0  # padding, which nobody hears
-    voices, all_heard = [], torch.zeros(8)
-    for seed in range(20):
-        torch.manual_seed(seed)
-        mixed = with_noise(tones, counts, [0.0, 0.0])
-        for row in range(8):
-            _, noise = noise_in(tones[row], mixed[row], counts[row])
-            spectrum = torch.fft.rfft(noise, norm="forward").abs()[hertz * counts[row] // 16000]
-            heard = spectrum > 0.1 * noise.std()
-            in_tones = 2 * spectrum.square().sum() / noise.square().mean()
-            if in_tones < 0.9:
-                voices.append(0)
-                continue
-            assert in_tones == pytest.approx(1, abs=0.01)
-            assert not heard[row]
-            levels = spectrum[heard]
-            assert levels.max() < 1.01 * levels.min()  # equally loud
-            voices.append(int(heard.sum()))
-            all_heard += heard
-    assert set(voices) == {0, 3, 4, 5, 6}
-    assert 0.35 < voices.count(0) / len(voices) < 0.65
-    assert all_heard.min() > 0.7 * all_heard.float().mean()
-
-
-def test_a_batch_of_two_hears_the_other_or_a_colour():
-    torch.manual_seed(0)
-    speech = torch.randn(2, 4000)
-    for _ in range(10):
-        mixed = with_noise(speech, torch.tensor([4000, 3000]), [5.0, 5.0])
-        assert mixed.isfinite().all()
-
-
-@pytest.mark.parametrize("batch", [1, 4])
-def test_silence_and_half_precision_stay_finite(batch):
-    silence = torch.zeros(batch, 4000)
-    counts = torch.full((batch,), 4000)
-    assert with_noise(silence, counts, [0.0, 25.0]).abs().max() < 1e-6
-    silence[0] = 1e4 * torch.randn(4000)
-    for seed in range(8):
-        torch.manual_seed(seed)
-        assert with_noise(silence, counts, [0.0, 25.0]).isfinite().all()
-    speech, mixed = speech_in_noise([0.0, 0.0], dtype=torch.float16)
-    assert mixed.dtype == torch.float16 and mixed.isfinite().all()
-    assert not torch.equal(mixed[0], speech[0])
-
-
-def test_front_end_and_teacher_hear_the_same_noise(pretrained):
-    noisy = build_model(
-        pretrained, frontend="fbank", frontend_match_updates=9, frontend_match_snr=[3.0, 3.0]
-    )
-    clean = build_model(pretrained, frontend="fbank", frontend_match_updates=9)
-    clean.load_state_dict(noisy.state_dict())
-    net_input = batch_of(COUNTS)
-    torch.manual_seed(5)
-    in_noise = noisy(**net_input, match_frontend=True)
-    torch.manual_seed(5)
-    heard = with_noise(net_input["source"], torch.tensor(COUNTS), [3.0, 3.0])
-    expected = clean(**net_input | {"source": heard}, match_frontend=True)
-    for name in ("matched", "target"):
-        assert torch.equal(in_noise[name], expected[name])
-        without = clean(**net_input, match_frontend=True)[name]
-        assert not torch.allclose(in_noise[name], without, atol=0.01)
-    # and of fine-tuning nothing hears it
-    assert torch.equal(noisy(**net_input)["encoder_out"], clean(**net_input)["encoder_out"])
-
-
 def test_heads_alone_leave_the_statistics_alone(pretrained):
     model = build_model(pretrained, frontend="fbank", exit_layers="0", exit_heads_only=True)
     model.train()(**batch_of(COUNTS))
@@ -367,17 +245,6 @@ def test_an_encoder_without_its_cnn_is_refused_where_it_is_needed(without_cnn, o
                 "exit_heads_only": True,
             },
             "frontend_match_updates=5 trains the front-end, which exit_heads_only=true freezes",
-        ),
-        (
-            {"frontend": "fbank", "frontend_match_snr": [0.0, 25.0]},
-            r"frontend_match_snr=\[0.0, 25.0\] is of the updates.*set frontend_match_updates above",
-        ),
-        *(
-            (
-                {"frontend": "fbank", "frontend_match_updates": 5, "frontend_match_snr": snr_db},
-                r"must be the least and the largest ratio, from -100 to 100 dB, as \[0,25\]",
-            )
-            for snr_db in ([10.0], [25.0, 0.0], [0.0, math.nan], [0.0, 101.0], [1.0, 2.0, 3.0])
         ),
         (
             {"frontend": "fbank", "frontend_match_updates": 5, "no_pretrained_weights": True},
