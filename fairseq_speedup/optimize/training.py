@@ -60,9 +60,9 @@ def suggestions(subject: Subject, reduced: dict, hours: float) -> list[Suggestio
                 ("model.frontend=fbank", "model.frame_pool=2"),
                 0.54,
                 f"WER 14.7 to 11.8, -5.7 to -0.0 points, with a teacher as here, 16.6 in half the "
-                f"updates ({RECORDED}); in noise more is lost, unless they are matched on noisy "
-                "audio (docs/fine-tune.md#filterbanks); with more audio of synthetic voices "
-                f"filterbanks gained nothing ({HERE})",
+                f"updates ({RECORDED}); in noise more is lost, unless training hears it, by "
+                "task.noise_snr=[0,25] (docs/fine-tune.md#noise); with more audio of synthetic "
+                f"voices filterbanks gained nothing ({HERE})",
                 matches=True,
             )
         )
