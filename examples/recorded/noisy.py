@@ -46,7 +46,9 @@ def noisy_copy(
     folder = (data / name).resolve()
     folder.mkdir(exist_ok=True)
     files = []
-    read = [soundfile.read(Path(manifest.root) / file, dtype="float32") for file in manifest.files]
+    read = (soundfile.read(Path(manifest.root) / file, dtype="float32") for file in manifest.files)
+    if kind == BABBLE:
+        read = list(read)  # each is heard under others
     for number, (speech, rate) in enumerate(read):
         rng = np.random.default_rng([seed, number])
         if kind == BABBLE:

@@ -6,9 +6,10 @@ import torch
 from fairseq.dataclass import FairseqDataclass
 
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
+from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 STEEPEST = 2.0  # power falls with frequency to the power of this: brown; 0 is white, 1 pink
-LOWEST_BIN = 20 / 16000  # below 20 Hz at 16 kHz, as a fraction of the rate, it falls no more
+LOWEST_BIN = 20 / SAMPLE_RATE_HZ  # below 20 Hz it falls no more
 VOICES = (3, 6)  # of babble, the fewest and the most
 MOST_DB = 100
 
@@ -76,7 +77,6 @@ def with_noise(
     noise = _coloured(longest, STEEPEST * colour)
     if batch > 1:
         noise = torch.where(kind < 0.5, _babble(speech, num_samples, valid), noise)
-    noise = noise * valid
     least, largest = snr_db
     ratio = 10 ** ((least + (largest - least) * level) / 10)
     power = _power(speech, valid)
