@@ -1,5 +1,6 @@
 """fairseq's own commands, run as a user runs them, on a small corpus."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig
+from fairseq.tasks.audio_finetuning import AudioFinetuningConfig
 from helpers.commands import (
+    REPO,
     USER_DIR,
     fairseq_command,
     generate,
@@ -24,15 +28,23 @@ from helpers.results import check_results, words_of
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.models.config import SpeedupCtcConfig, reduction_options, switched_on
+from fairseq_speedup.models.config import switched_on
 
 STOCK = ["model._name=wav2vec_ctc", "task._name=audio_finetuning"]
-# stock dataclasses do not know our options, of which the configs have all but this one
-WITHOUT_OURS = [
-    f"~model.{name}"
-    for name in reduction_options(OmegaConf.structured(SpeedupCtcConfig))
-    if name != "inference_form"
-] + ["~task.allow_infeasible_ctc"]
+
+
+def options_of_ours(stock_options: dict[str, type]) -> list[str]:
+    """Hydra's words that take out of the configs what stock dataclasses do not know."""
+    every = OmegaConf.load(REPO / "config/finetuning/setting/every.yaml")
+    return [
+        f"~{group}.{name}"
+        for group, stock_config in stock_options.items()
+        for name in every[group]
+        if name not in {"_name", *(each.name for each in dataclasses.fields(stock_config))}
+    ]
+
+
+WITHOUT_OURS = options_of_ours({"model": Wav2Vec2CtcConfig, "task": AudioFinetuningConfig})
 CONV2 = ["model.downsample=conv", "model.downsample_factor=2", "model.logit_upsample=2"]
 
 
