@@ -555,7 +555,7 @@ def test_edited_labels_are_of_another_run(labelled, outcome, model_path):
         errors = refused_again(labelled, outcome, model_path)
     finally:
         os.utime(labels, ns=(found.st_atime_ns, found.st_mtime_ns))
-    assert re.search(r"is of another run: labels is '.*valid\.ltr, \d+ bytes, written", errors)
+    assert re.search(r"is of another run: files.labels is .*valid\.ltr, \d+ bytes, written", errors)
 
 
 def test_another_version_or_other_kernels_are_another_run(

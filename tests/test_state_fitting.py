@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.models import batch_of, build_model, write_pretrained
+from torch.testing import assert_close
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.models.speeds import Speed
@@ -80,7 +81,8 @@ def test_at_any_depth_of_many_the_last_head_decides(four_layers):
     kept = build_model(four_layers, seed=9, **options, keep_layers="2")
     kept.load_state_dict(whole.state_dict())
     whole.w2v_encoder.speeds.default = Speed(1.0, 1, 2)
-    assert torch.equal(logits_of(kept), logits_of(whole))
+    # where weights lie in memory decides the last bit of some products
+    assert_close(logits_of(kept), logits_of(whole), atol=1e-6, rtol=0)
     assert torch.equal(kept.w2v_encoder.proj.weight, whole.w2v_encoder.proj.weight)
 
 
