@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from fairseq_speedup.inference import kernels
-from fairseq_speedup.inference.int8 import LOWEST_GELU, PairsProduct, Product, VnniProduct
+from fairseq_speedup.inference.int8 import LOWEST_GELU, NarrowProduct, Product, VnniProduct
 from fairseq_speedup.inference.kernels.linears import (
     LinearInC,
     bytes_multiplier,
@@ -18,7 +18,7 @@ from fairseq_speedup.inference.kernels.linears import (
 # of several blocks of rows
 SIZES = [(1, 1, 1), (7, 5, 3), (6, 64, 64), (13, 66, 100), (50, 1023, 17), (40, 3100, 33)]
 SIZES += [(500, 3200, 80), (1200, 129, 200)]
-PRODUCTS = [VnniProduct, PairsProduct]
+PRODUCTS = [VnniProduct, NarrowProduct]
 
 
 @pytest.fixture(params=[512, 256], autouse=True)
@@ -32,7 +32,7 @@ def bits(request, monkeypatch):
 
 @pytest.fixture(params=PRODUCTS)
 def product(request):
-    if bytes_multiplier(request.param.IN_PAIRS) is None:
+    if bytes_multiplier(request.param.NARROW) is None:
         pytest.skip("no such compiled product")
     return request.param
 
@@ -71,7 +71,7 @@ def in_torch(product):
     """A product of the same levels and weights."""
 
     class Plain(PlainProduct):
-        LEVELS, LARGEST = product.LEVELS, product.LARGEST
+        LEVELS, LARGEST, scales_of = product.LEVELS, product.LARGEST, product.scales_of
 
     return Plain
 
@@ -153,6 +153,37 @@ def test_bytes_are_torchs(product, size, of_gelus):
         assert_close(call(ours, frames), expected, atol=1e-5 * scale, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("of_gelus", [False, True])
+@pytest.mark.parametrize("spread", ["alike", "normal", "far apart"])
+def test_the_largest_sums_that_there_can_be_fit(product, spread, of_gelus):
+    """Every input at that end of its levels that makes an output's sum the largest, or least."""
+    weight = torch.randn(48, 203)
+    weight = {"alike": weight.sign(), "normal": weight, "far apart": weight**5}[spread]
+    weight[0], weight[1] = 1.0, -1.0  # all on one side
+    ours, theirs = (
+        each(weight, torch.zeros(48), of_gelus) for each in (product, in_torch(product))
+    )
+    frames = torch.cat([weight.sign(), -weight.sign()])
+    if of_gelus:
+        frames = frames.clamp(min=0) + LOWEST_GELU
+    expected = theirs.outputs(frames)
+    assert_close(ours.outputs(frames), expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
+def test_no_four_narrow_weights_add_up_to_more_than_fits(spread):
+    """And hardly any output has coarser weights than that takes."""
+    weight = torch.randn(300, 90) * torch.randn(300, 90).abs() ** spread
+    levels = (weight / NarrowProduct.scales_of(weight)[:, None]).round()
+    padded = F.pad(levels, (0, 6)).view(300, 12, 8)
+    fours = padded[..., [[0, 1, 4, 5], [2, 3, 6, 7]]]
+    sums = torch.stack([fours.clamp(min=0).sum(-1), (-fours).clamp(min=0).sum(-1)])
+    largest = sums.amax(dim=(0, 2, 3))
+    assert largest.max() * NarrowProduct.LEVELS < 1 << 15 and levels.abs().max() <= 127
+    finest = (largest >= 120) | (levels.abs().amax(dim=1) >= 124)
+    assert finest.float().mean() > 0.99
+
+
 @pytest.mark.parametrize("kind", PRODUCTS)
 def test_an_output_of_large_weights_takes_nothing_from_the_others(kind):
     weight, frames = torch.randn(6, 64), torch.randn(20, 64)
@@ -184,7 +215,7 @@ def products(inputs, outputs):
     if floats_multiplier():
         yield LinearInC.of_floats(weight, bias)
     for product in PRODUCTS:
-        if bytes_multiplier(product.IN_PAIRS):
+        if bytes_multiplier(product.NARROW):
             yield product(weight, bias, of_gelus=False)
 
 

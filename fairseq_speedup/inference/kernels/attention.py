@@ -24,9 +24,9 @@ def attend_in_c(
             lengths, 1, 3 * C)
         packed_lengths: frames of each utterance, of packed ones
         biases: for each utterance (heads, T, T), added to the scaled products; or None
-        in_words: products of whole numbers of 16 bits, where this CPU has an instruction that sums
-            them (AVX-512 VNNI): queries and keys of 12 bits (of 64 channels a head), weights of 15,
-            values of 10, and their signs
+        in_words: products of whole numbers of 16 bits, where this CPU multiplies them faster (with
+            AVX-512 VNNI, or AVX2 alone): queries and keys of 12 bits (of 64 channels a head),
+            weights of 15, values of 10, and their signs
     Returns:
         (T, B, C), or so packed
     Raises:

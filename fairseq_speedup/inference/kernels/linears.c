@@ -6,10 +6,17 @@
 
 #define MOST_GROUPS 768       /* whose weights are taken at once */
 #define BLOCK (1 << 19)       /* bytes of rows that stay in the second cache */
+#define FEWEST_TILES 4        /* that a thread is given at once */
 #define SHARED_FROM (1 << 17) /* multiplications: fewer are not worth a second thread */
 
 INLINE ptrdiff_t groups_of(const Weights *weights) {
-    return rounded_up(weights->in * weights->by->size, GROUP) / GROUP;
+    return rounded_up(weights->in * weights->by->size, GROUP * weights->by->together) / GROUP;
+}
+
+/* Where the `part`-th of `parts` parts of the groups begins */
+INLINE ptrdiff_t first_group(const Weights *weights, ptrdiff_t part, ptrdiff_t parts) {
+    const ptrdiff_t together = weights->by->together;
+    return beginning(groups_of(weights) / together, part, parts) * together;
 }
 
 INLINE ptrdiff_t vectors_of(const Weights *weights) {
@@ -31,12 +38,12 @@ void pack(const uint8_t *rows, ptrdiff_t in, ptrdiff_t out, const Multiplier *by
         for (ptrdiff_t panel = 0; panel < panels; panel++) {
             ptrdiff_t first = beginning(vectors, panel, panels) * by->lanes;
             ptrdiff_t last = beginning(vectors, panel + 1, panels) * by->lanes;
-            ptrdiff_t end = beginning(groups, part + 1, parts);
-            for (ptrdiff_t group = beginning(groups, part, parts); group < end; group++)
+            ptrdiff_t end = first_group(&weights, part + 1, parts);
+            for (ptrdiff_t group = first_group(&weights, part, parts); group < end; group++)
                 for (ptrdiff_t column = first; column < last; column++, packed += GROUP) {
                     ptrdiff_t rest = bytes - group * GROUP;
                     memset(packed, 0, GROUP);
-                    if (column < out)
+                    if (column < out && rest > 0)
                         memcpy(packed, rows + column * bytes + group * GROUP,
                                rest < GROUP ? rest : GROUP);
                 }
@@ -49,18 +56,24 @@ typedef struct {
 } Place;
 
 /* Outputs of a tile's sums, in rows `pitch` apart: of those of bytes, which lie `width` apart; or where
- * those in fp32 are */
-INLINE void finish_tile_any(const int32_t *sums, const Place *at, const Layer *layer,
-                            const float *spans, int with_gelu, float *outputs, ptrdiff_t pitch) {
+ * those in fp32 are. A sum goes through memory once: what was stored last is waited for. */
+INLINE void finish_tile_any(const int32_t *restrict sums, const Place *at, const Layer *layer,
+                            const float *spans, const int with_gelu, float *restrict outputs,
+                            ptrdiff_t pitch) {
     for (ptrdiff_t i = 0; i < at->rows; i++, sums += at->width, outputs += pitch) {
-        if (layer->scales) {
-            const float *scales = layer->scales + at->column, *bias = layer->bias + at->column;
-            const float step = spans[at->row + i] * layer->step;
+        if (!layer->scales) {
+            gelu(outputs, at->columns);
+            continue;
+        }
+        const float *restrict scales = layer->scales + at->column;
+        const float *restrict bias = layer->bias + at->column;
+        const float step = spans[at->row + i] * layer->step;
+        if (with_gelu)
+            for (ptrdiff_t j = 0; j < at->columns; j++)
+                outputs[j] = gelu_of(sums[j] * scales[j] * step + bias[j]);
+        else
             for (ptrdiff_t j = 0; j < at->columns; j++)
                 outputs[j] = sums[j] * scales[j] * step + bias[j];
-        }
-        if (with_gelu)
-            gelu(outputs, at->columns);
     }
 }
 ON_EVERY_CPU(void, finish_tile,
@@ -74,9 +87,15 @@ INLINE void copy_rows(Sums from, Sums to, ptrdiff_t rows, ptrdiff_t bytes) {
         memcpy((char *)to.first + i * to.stride, (const char *)from.first + i * from.stride, bytes);
 }
 
-/* The tiles of some rows: every thread calls it, and has as many of them. Between parts of the groups
- * a thread's sums are where its outputs will be, in rows `pitch` apart: it is given the same tiles
- * again. */
+/* Rows of `bytes` bytes, `stride` apart, which are to be written when others have been computed */
+INLINE void fetch_rows(Sums rows, ptrdiff_t count, ptrdiff_t bytes) {
+    for (ptrdiff_t i = 0; i < count; i++)
+        for (ptrdiff_t byte = 0; byte < bytes; byte += LINE)
+            __builtin_prefetch((const char *)rows.first + i * rows.stride + byte, 1);
+}
+
+/* The tiles of some rows: every thread calls it, and has about as many of them; the last are given to
+ * who is free. Between parts of the groups sums are where outputs will be, in rows `pitch` apart. */
 static void multiply_rows(const Layer *layer, const uint8_t *rows, ptrdiff_t stride,
                           const float *spans, ptrdiff_t first_row, ptrdiff_t last_row,
                           int with_gelu, float *out, ptrdiff_t pitch) {
@@ -87,12 +106,12 @@ static void multiply_rows(const Layer *layer, const uint8_t *rows, ptrdiff_t str
     const ptrdiff_t groups = groups_of(weights);
     const ptrdiff_t parts = parts_of(groups, MOST_GROUPS), of_panel = parts_of(num_rows, MOST_ROWS);
     for (ptrdiff_t part = 0; part < parts; part++) {
-        const ptrdiff_t group = beginning(groups, part, parts);
-        const ptrdiff_t groups_here = beginning(groups, part + 1, parts) - group;
+        const ptrdiff_t group = first_group(weights, part, parts);
+        const ptrdiff_t groups_here = first_group(weights, part + 1, parts) - group;
         const uint8_t *packed = weights->packed + vectors * lanes * group * GROUP;
         /* sums of bytes are no outputs yet */
         const int is_last = part + 1 == parts, rescales = is_last && layer->scales;
-        _Pragma("omp for schedule(static) collapse(2) nowait")
+        _Pragma("omp for schedule(guided, FEWEST_TILES) collapse(2) nowait")
         for (ptrdiff_t panel = 0; panel < panels; panel++)
             for (ptrdiff_t tile = 0; tile < of_panel; tile++) {
                 Place at = {.row = first_row + beginning(num_rows, tile, of_panel),
@@ -114,6 +133,7 @@ static void multiply_rows(const Layer *layer, const uint8_t *rows, ptrdiff_t str
                     from = fits ? outputs : aside;
                 if (part > 0 && !fits)
                     copy_rows(outputs, aside, at.rows, at.columns * sizeof(int32_t));
+                fetch_rows(outputs, at.rows, at.columns * sizeof(float));
                 Tile *multiply = weights->by->tiles[at.rows - 1][at.width / lanes - 1];
                 multiply(rows + at.row * stride + group * GROUP, stride, here, groups_here,
                          here + bytes + beginning(bytes, tile, of_panel),
@@ -123,6 +143,9 @@ static void multiply_rows(const Layer *layer, const uint8_t *rows, ptrdiff_t str
                 if (rescales || (is_last && with_gelu))
                     finish_tile(summed, &at, layer, spans, with_gelu, outputs.first, pitch);
             }
+        if (!is_last) {
+            _Pragma("omp barrier")
+        }
     }
 }
 
@@ -153,8 +176,7 @@ int linear(const Layer *layer, const Rows *given, const After *after, float *out
     uint8_t *made = NULL;
     float *made_spans = NULL;
     if (needs_levels) {
-        /* a group of the last row may end behind it */
-        made = malloc(num_rows * in + GROUP), made_spans = malloc(num_rows * sizeof(float));
+        made = malloc(num_rows * in + READ_BEHIND), made_spans = malloc(num_rows * sizeof(float));
         if (!made || !made_spans) {
             free(made), free(made_spans);
             return 1;
@@ -213,8 +235,7 @@ ON_EVERY_CPU(void, group_to_levels,
 int convolve_groups(const Layer *layers, const Convolution *by, const float *frames,
                     ptrdiff_t num_frames, ptrdiff_t num_outputs, float *out) {
     const ptrdiff_t in = layers->weights.in / by->kernel, width = layers->weights.out;
-    /* a group of inputs of the last window may end behind it */
-    const ptrdiff_t size = (num_frames + 2 * by->padding) * in + GROUP;
+    const ptrdiff_t size = (num_frames + 2 * by->padding) * in + READ_BEHIND;
     uint8_t *bytes = malloc(by->groups * size);
     float *spans = malloc(by->groups * num_outputs * sizeof(float));
     const int failed = !bytes || !spans;

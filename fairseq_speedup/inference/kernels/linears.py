@@ -13,7 +13,7 @@ from fairseq_speedup.inference.kernels import INT, POINTER, SIZE, declare
 from fairseq_speedup.inference.kernels.rows import LevelRows, Levels, LevelsInC, NormInC
 
 MOST_LANES = 16  # outputs that are computed at once
-GROUP = 4  # bytes of inputs that are multiplied at once
+GROUP = 8  # bytes of inputs that are multiplied at once, at most
 
 
 class _Weights(ctypes.Structure):
@@ -78,14 +78,27 @@ def floats_multiplier() -> int | None:
     return kernels.LIBRARY and kernels.LIBRARY.floats_multiplier(kernels.MOST_BITS)
 
 
-def bytes_multiplier(in_pairs: bool) -> int | None:
+def bytes_multiplier(narrow: bool) -> int | None:
     """What :meth:`LinearInC.of_bytes` multiplies by, or None.
 
     Args:
-        in_pairs: sums of two products go through 16 bits, in which they have to fit; if not, the
-            CPU needs an instruction that sums four in 32 (VNNI)
+        narrow: sums of four products go through 16 bits, in which they have to fit
+            (:func:`largest_narrow_sums`); if not, the CPU needs an instruction that sums four in 32
+            (VNNI)
     """
-    return kernels.LIBRARY and kernels.LIBRARY.bytes_multiplier(kernels.MOST_BITS, in_pairs)
+    return kernels.LIBRARY and kernels.LIBRARY.bytes_multiplier(kernels.MOST_BITS, narrow)
+
+
+def largest_narrow_sums(weight: torch.Tensor) -> torch.Tensor:
+    """(out_features, in_features) -> (out_features,): the most that four weights whose products a
+    narrow multiplier sums in 16 bits add up to, of those above 0 or of those below."""
+    columns = F.pad(weight, (0, -weight.size(1) % GROUP)).view(len(weight), -1, GROUP)
+    largest = weight.new_zeros(len(weight))
+    for side in (columns.clamp(min=0), columns.clamp(max=0).neg_()):
+        pairs = side[..., ::2] + side[..., 1::2]
+        fours = pairs[..., :2] + pairs[..., 2:]
+        largest = torch.maximum(largest, fours.flatten(1).amax(dim=1))
+    return largest
 
 
 class LinearInC(kernels.HoldsAddresses):
@@ -119,7 +132,7 @@ class LinearInC(kernels.HoldsAddresses):
 
     @classmethod
     def of_bytes(
-        cls, weight, scales, zero_point: int, bias, levels: Levels, in_pairs: bool
+        cls, weight, scales, zero_point: int, bias, levels: Levels, narrow: bool
     ) -> "LinearInC":
         """
         Args:
@@ -127,10 +140,10 @@ class LinearInC(kernels.HoldsAddresses):
             zero_point: level of what is 0, or of the lowest
             bias: (out_features,)
             levels: of its inputs
-            in_pairs: see :func:`bytes_multiplier`
+            narrow: see :func:`bytes_multiplier`
         """
         starts = -zero_point * weight.int().sum(dim=1, dtype=torch.int32)
-        made = cls(weight, starts, bytes_multiplier(in_pairs))
+        made = cls(weight, starts, bytes_multiplier(narrow))
         held = scales.float().contiguous(), bias.float().contiguous()
         made._held += held
         layer = made.struct

@@ -6,6 +6,8 @@
 #include "numbers.h"
 
 #define GROUP 4 /* bytes that are multiplied at once: a float, two numbers of 16 bits, or four bytes */
+#define MOST_TOGETHER 2
+#define READ_BEHIND (GROUP * MOST_TOGETHER) /* bytes behind the last row that may be read */
 #define MOST_ROWS 6 /* of a tile of any multiplier */
 #define MOST_VECTORS 4
 #define MOST_LANES 16
@@ -27,6 +29,7 @@ typedef void Tile(TILE_PARAMETERS);
 typedef struct {
     ptrdiff_t size;         /* of a number in a panel: of an int8, an int16 or a float */
     ptrdiff_t lanes;        /* sums in a vector */
+    ptrdiff_t together;     /* groups that are taken at once: there is a multiple of them */
     ptrdiff_t most_vectors; /* of a tile, side by side */
     Tile *tiles[MOST_ROWS][MOST_VECTORS];
 } Multiplier;
@@ -40,8 +43,9 @@ INLINE ptrdiff_t beginning(ptrdiff_t whole, ptrdiff_t part, ptrdiff_t parts) {
 
 /* The multipliers within a limit on the width of vectors; NULL where this CPU has none. */
 const Multiplier *floats_multiplier(int most_bits);
-/* Of bytes of rows, from 0, and int8 in panels; in pairs, sums of two products have to fit into 16 bits */
-const Multiplier *bytes_multiplier(int most_bits, int in_pairs);
+/* Of bytes of rows, from 0, and int8 in panels; where it is narrow, sums of four products have to fit
+ * into 16 bits: of inputs 0, 1, 4 and 5 of every eight, and of 2, 3, 6 and 7 */
+const Multiplier *bytes_multiplier(int most_bits, int narrow);
 /* Of int16 in both; sums are in 32 bits */
 const Multiplier *words_multiplier(int most_bits);
 /* Of floats too, and never NULL */
