@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 from public_checkpoints import FORMS, reference, write_form
 
 from fairseq_speedup.frontend.fbank import WINDOW_SAMPLES, fourier_matrix
-from fairseq_speedup.inference import kernels, to_inference_form
+from fairseq_speedup.inference import kernels, positions, to_inference_form
 from fairseq_speedup.inference import linear as linears
 from fairseq_speedup.inference.cnn import PIECE_FRAMES
 from fairseq_speedup.inference.fbank import PIECE_WINDOWS, FourierHalves
@@ -348,26 +348,32 @@ def test_a_long_convolution_is_the_convolution_at_every_length(kernel_size, grou
         torch.testing.assert_close(made(frames), conv(frames), atol=1e-5, rtol=0)
 
 
-@pytest.mark.skipif(not VnniProduct.runs_here(), reason="of CPUs with VNNI")
+@pytest.mark.parametrize("product", [VnniProduct, NarrowProduct])
 @pytest.mark.parametrize("kernel_size, groups, stride", KERNELS)
 @pytest.mark.parametrize("num_threads", [1, 2])
 @torch.no_grad()
 def test_a_long_convolution_in_int8_is_the_convolution_of_its_levels(
-    kernel_size, groups, stride, num_threads
+    monkeypatch, product, kernel_size, groups, stride, num_threads
 ):
+    if not product.runs_here():
+        pytest.skip("not of this CPU")
+    monkeypatch.setattr(positions, "product_here", lambda: product)
     conv = torch.nn.Conv1d(
         32, 64, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups
     )
-    conv.weight.copy_(torch.randint(-127, 128, conv.weight.shape))
-    conv.weight[:, 0, 0] = 127  # scales are 1
+    windows = torch.randint(-37, 38, (64, kernel_size, 32 // groups))
+    windows.flatten(1)[:, :8] = 8
+    windows[:, 0, 0] = 127  # scales are 1, of sums of four as well
+    conv.weight.copy_(windows.transpose(1, 2))
     made = torch.nn.Conv1d(32, 64, kernel_size, padding=kernel_size // 2, groups=groups)
     made.load_state_dict(conv.state_dict())
     Int8Conv1d.convert(made, torch.float32)
     made.stride = (stride,)
     torch.set_num_threads(num_threads)
     for num_frames in (1, 3, 20, 128, 129, 600):
-        frames = torch.randint(-127, 128, (2, 32, num_frames)).float()
-        frames[:, :: 32 // groups, num_frames // 2] = 127
+        largest = product.LEVELS // 2
+        frames = torch.randint(-largest, largest + 1, (2, 32, num_frames)).float()
+        frames[:, :: 32 // groups, num_frames // 2] = largest
         frames[1, : 32 // groups] *= 0.01  # a group of one utterance has a scale of its own
         given, expected = made(frames), conv(frames)
         torch.testing.assert_close(given, expected, atol=0.01, rtol=1e-5)
