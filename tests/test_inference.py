@@ -357,7 +357,7 @@ def test_a_long_convolution_in_int8_is_the_convolution_of_its_levels(
 ):
     if not product.runs_here():
         pytest.skip("not of this CPU")
-    monkeypatch.setattr(positions, "product_here", lambda: product)
+    monkeypatch.setattr(positions, "compiled_product_here", lambda: product)
     conv = torch.nn.Conv1d(
         32, 64, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups
     )

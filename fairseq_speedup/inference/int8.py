@@ -300,6 +300,12 @@ def product_here() -> type[Product] | None:
     return next((product for product in PRODUCTS if product.runs_here()), None)
 
 
+def compiled_product_here() -> type[CompiledProduct] | None:
+    """That, where it is in C."""
+    product = product_here()
+    return product if product is not None and issubclass(product, CompiledProduct) else None
+
+
 @LINEARS.register("int8")
 class Int8Linear(InferenceLinear):
     """int8 weights with a scale for each output; inputs become levels as they come, with a scale

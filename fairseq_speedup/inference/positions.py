@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import remove_weight_norm
 
-from fairseq_speedup.inference.int8 import CompiledProduct, Int8Linear, product_here
+from fairseq_speedup.inference.int8 import Int8Linear, compiled_product_here
 from fairseq_speedup.inference.kernels.linears import GroupedConvInC
 from fairseq_speedup.inference.linear import InferenceLinear
 from fairseq_speedup.lengths import conv_length
@@ -19,9 +19,8 @@ def kind_for(device: torch.device, linear: type[InferenceLinear]) -> "type[LongC
     """
     if device.type != "cpu":
         return FourierConv1d if linear.dtype == torch.float32 else BandedConv1d
-    product = product_here() if issubclass(linear, Int8Linear) else None
-    in_c = product is not None and issubclass(product, CompiledProduct)
-    return Int8Conv1d if in_c else FourierConv1d
+    in_int8 = issubclass(linear, Int8Linear) and compiled_product_here() is not None
+    return Int8Conv1d if in_int8 else FourierConv1d
 
 
 class LongConv1d(nn.Conv1d):
@@ -163,7 +162,10 @@ class Int8Conv1d(LongConv1d):
     def prepare(self, weight, bias, dtype):
         windows = weight.transpose(1, 2).flatten(1)  # (C', K * C / G)
         parts = zip(windows.chunk(self.groups), bias.chunk(self.groups), strict=True)
-        products = [product_here()(*part, of_gelus=False) for part in parts]
+        product = compiled_product_here()
+        if product is None:
+            raise RuntimeError("a convolution in int8 where nothing was compiled for it")
+        products = [product(*part, of_gelus=False) for part in parts]
         self.in_c = GroupedConvInC([product.linear for product in products])
 
     def outputs(self, frames):

@@ -21,7 +21,7 @@ typedef struct {
 } Between;
 
 static void *make_room(const TransformerLayer *layer, ptrdiff_t num_frames, ptrdiff_t most_rows,
-                        Between *between) {
+                       Between *between) {
     const ptrdiff_t width = layer->out.weights.out, units = layer->first.weights.out;
     const ptrdiff_t sizes[] = {layer->projection.weights.out * num_frames, width * most_rows,
                                width * most_rows, units * most_rows, most_rows};
