@@ -265,11 +265,26 @@ def test_the_students_of_small_models_are_distilled_with_options_that_there_are(
                 assert predicted == [2, 4, 6]
 
 
-def test_gates_are_trained_and_cut_before_the_row_on_the_device_that_is_asked_for(
-    tmp_path, monkeypatch
-):
+@pytest.fixture
+def runner(monkeypatch):
+    """The study's module."""
     monkeypatch.syspath_prepend(REPO / "examples/study")
-    runner = importlib.import_module("study")
+    return importlib.import_module("study")
+
+
+def config_in(folder, rows: str, **given):
+    """Of a study in a folder, of these rows."""
+    config = CONFIG.format(quickstart=REPO / "examples/quickstart")
+    config = OmegaConf.create(config.replace("${hydra:runtime.cwd}", str(folder)))
+    del config["hydra"]
+    (folder / "rows.yaml").write_text(rows)
+    given = {"w2v_path": "/full.pt", **given}
+    return OmegaConf.merge(config, {"out": str(folder / "out"), "data": str(folder), **given})
+
+
+def test_gates_are_trained_and_cut_before_the_row_on_the_device_that_is_asked_for(
+    tmp_path, monkeypatch, runner
+):
     calls = []
 
     def call(command, log):
@@ -280,14 +295,8 @@ def test_gates_are_trained_and_cut_before_the_row_on_the_device_that_is_asked_fo
 
     monkeypatch.setattr(runner, "call", call)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    config = CONFIG.format(quickstart=REPO / "examples/quickstart")
-    config = OmegaConf.create(config.replace("${hydra:runtime.cwd}", str(tmp_path)))
-    given = {"out": str(tmp_path / "out"), "data": str(tmp_path), "w2v_path": "/full.pt"}
-    config = OmegaConf.merge(config, {**given, "cpu": False})
-    del config["hydra"]
-    (tmp_path / "rows.yaml").write_text(
-        "half: {prune: [gates=1], train: [pool=2], teacher: kl}\nplain: {teacher: kl}"
-    )
+    rows = "half: {prune: [gates=1], train: [pool=2], teacher: kl}\nplain: {teacher: kl}"
+    config = config_in(tmp_path, rows, cpu=False)
     with pytest.raises(runner.StudyError, match="row half: unknown teacher kl; valid: none"):
         runner.Study.of(config)
     config.teachers = {"kl": ["teacher=${w2v_path}"]}
@@ -309,9 +318,7 @@ def test_gates_are_trained_and_cut_before_the_row_on_the_device_that_is_asked_fo
     assert calls[0][-1] == "teacher=/full.pt" and "healing=1" not in calls[0]
 
 
-def test_a_model_is_ordered_for_its_widths_once(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(REPO / "examples/study")
-    runner = importlib.import_module("study")
+def test_a_model_is_ordered_for_its_widths_once(tmp_path, monkeypatch, runner):
     calls = []
 
     def call(command, log):
@@ -321,12 +328,8 @@ def test_a_model_is_ordered_for_its_widths_once(tmp_path, monkeypatch):
             Path(words[words.index("--output") + 1]).write_text("")
 
     monkeypatch.setattr(runner, "call", call)
-    config = OmegaConf.create(CONFIG.format(quickstart=REPO / "examples/quickstart"))
-    del config["hydra"]
-    given = {"out": str(tmp_path / "out"), "data": str(tmp_path), "w2v_path": "/full.pt"}
-    (tmp_path / "rows.yaml").write_text("many: {widths: ['0.7', '0.5'], train: [widths=1]}")
-    given["rows"] = str(tmp_path / "rows.yaml")
-    study = runner.Study.of(OmegaConf.merge(config, given))
+    rows = "many: {widths: ['0.7', '0.5'], train: [widths=1]}"
+    study = runner.Study.of(config_in(tmp_path, rows))
     for _ in range(2):
         study.train("many")
     ordering, training = calls
@@ -334,24 +337,16 @@ def test_a_model_is_ordered_for_its_widths_once(tmp_path, monkeypatch):
     assert ordering[2:7] == ["fairseq_speedup", "widths", "/full.pt", "--widths", "0.7"]
     assert ordering[7] == "0.5" and str(ordered) in ordering
     assert f"model.w2v_path='{ordered}'" in training and training[-1] == "widths=1"
-    (tmp_path / "rows.yaml").write_text("many: {widths: 0.5}")
     with pytest.raises(runner.StudyError, match="it must be a list of widths"):
-        runner.Study.of(OmegaConf.merge(config, given))
+        runner.Study.of(config_in(tmp_path, "many: {widths: 0.5}"))
 
 
-def test_what_a_study_cannot_start_from_or_run_on_is_named(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(REPO / "examples/study")
-    runner = importlib.import_module("study")
+def test_what_a_study_cannot_start_from_or_run_on_is_named(tmp_path, monkeypatch, runner):
     monkeypatch.setattr(runner, "call", lambda command, log: None)
-    config = CONFIG.format(quickstart=REPO / "examples/quickstart")
-    config = OmegaConf.create(config.replace("${hydra:runtime.cwd}", str(tmp_path)))
-    del config["hydra"]
-    (tmp_path / "rows.yaml").write_text("more: {}")
     start = tmp_path / "out/models/train/full/seed1/checkpoint_last.pt"
     for name in ("dict.ltr.txt", "train.tsv", "train.ltr", "test.tsv", "test.ltr"):
         (tmp_path / name).touch()
-    given = {"out": str(tmp_path / "out"), "data": str(tmp_path), "w2v_path": str(start)}
-    config = OmegaConf.merge(config, given)
+    config = config_in(tmp_path, "more: {}", w2v_path=str(start))
     study = runner.Study.of(config)
 
     def refusal(call, *arguments) -> str:
@@ -375,22 +370,16 @@ def test_what_a_study_cannot_start_from_or_run_on_is_named(tmp_path, monkeypatch
     assert "finds no GPU" in refusal(runner.Study.of, OmegaConf.merge(config, {"cpu": False}))
 
 
-def test_seeds_share_a_student_unless_each_has_a_teacher_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(REPO / "examples/study")
-    runner = importlib.import_module("study")
+def test_seeds_share_a_student_unless_each_has_a_teacher_of_its_own(tmp_path, monkeypatch, runner):
     trained = []
 
     def call(command, log):
         trained.append({word.split("=")[0]: word.split("=")[-1].strip("'") for word in command})
 
     monkeypatch.setattr(runner, "call", call)
-    config = CONFIG.format(quickstart=REPO / "examples/quickstart")
-    config = OmegaConf.create(config.replace("${hydra:runtime.cwd}", str(tmp_path)))
-    del config["hydra"]
-    (tmp_path / "rows.yaml").write_text("small: {student: [model.student_layers=2]}")
+    config = config_in(tmp_path, "small: {student: [model.student_layers=2]}")
     (tmp_path / "base.yaml").write_text("student: true")
     config.distillation = {"config_dir": str(tmp_path), "config_name": "base", "overrides": []}
-    given = {"out": str(tmp_path / "out"), "data": str(tmp_path)}
     for of_a_study in (False, True):
         for seed in (1, 2):
             start = tmp_path / f"full/seed{seed if of_a_study else 0}/checkpoint_last.pt"
@@ -398,7 +387,7 @@ def test_seeds_share_a_student_unless_each_has_a_teacher_of_its_own(tmp_path, mo
             start.touch()
             if of_a_study:
                 (start.parent / "options.json").touch()
-            config = OmegaConf.merge(config, given, {"seed": seed, "w2v_path": str(start)})
+            config = OmegaConf.merge(config, {"seed": seed, "w2v_path": str(start)})
             config.out = str(tmp_path / f"out_{of_a_study}")
             runner.Study.of(config).train("small")
     _shared, first, second, *own = trained
