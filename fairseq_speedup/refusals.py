@@ -36,10 +36,25 @@ def is_refusal(error: BaseException) -> bool:
     return raised and _is_ours(last.tb_frame.f_globals.get("__name__", ""))
 
 
+def message_of(error: BaseException) -> str:
+    """What an error says, without the way to it in a process that loads data, which torch puts
+    before what was said there."""
+    message = str(error)
+    if message.startswith("Caught ") and "\nOriginal Traceback " in message:
+        return message.rpartition(f"\n{_name(type(error))}: ")[2].rstrip()
+    return message
+
+
 def reason(error: BaseException, whole: bool = False) -> str:
     """What an error says: its first line, or all of them in one; its kind where it says nothing."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    lines = [" ".join(line.split()) for line in message_of(error).splitlines() if line.strip()]
     return " ".join(lines if whole else lines[:1]) or type(error).__name__
+
+
+def _name(kind: type) -> str:
+    """As a traceback gives it."""
+    module = kind.__module__
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
 
 
 def _is_ours(module: str) -> bool:
@@ -54,7 +69,7 @@ def _is_command(program: str) -> bool:
 
 def _tell(kind, error, found) -> None:
     if is_refusal(error):
-        sys.stderr.write("".join(traceback.format_exception_only(error)))
+        sys.stderr.write(f"{_name(kind)}: {message_of(error)}\n")
     elif kind.__module__ == "hydra.errors":  # of a config, in words
         sys.stderr.write(f"{error}\n")
     elif isinstance(error, Exception) and (below := _below_hydra(found)) is not None:

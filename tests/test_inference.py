@@ -301,7 +301,7 @@ def test_every_family_has_one(tmp_path, family, form):
 
 def test_an_unknown_form_is_refused_in_words(four_layers):
     model = build_model(four_layers)
-    with pytest.raises(ValueError, match="--inference int4 is unknown; valid values: none"):
+    with pytest.raises(ValueError, match="--inference int4 is unknown; valid values: auto, none"):
         to_inference_form(model, "int4")
     with pytest.raises(ValueError, match="fp16 is for GPUs"):
         to_inference_form(model, "fp16")

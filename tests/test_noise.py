@@ -189,6 +189,7 @@ def test_training_hears_it_and_validation_does_not(corpus):
             )
             for snr_db in ([10.0], [25.0, 0.0], [0.0, math.nan], [0.0, 101.0], [1.0, 2.0, 3.0])
         ),
+        ({"noise_share": 1.0}, "task.noise_share=1.0 does nothing .* set task.noise_snr, as"),
         ({"noise_share": 0.0}, "task.noise_share=0.0 is out of range; it must be above 0"),
         ({"noise_share": 1.1}, "task.noise_share=1.1 is out of range; .* at most 1"),
         ({"noise_share": math.nan}, "task.noise_share=nan is out of range"),

@@ -1,8 +1,12 @@
 """What fairseq's commands end with where this package refuses something, and where it does not."""
 
+import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
+import soundfile
 from helpers.commands import USER_DIR, generate, train
 from helpers.processes import run_forked
 
@@ -22,6 +26,26 @@ def test_decoding_ends_with_the_message_alone(corpus, tmp_path):
     done = generate(corpus, tmp_path, check=False)
     assert last_line(done).startswith(
         f"fairseq_speedup.checkpoints.CheckpointError: {tmp_path} is a folder without config.json"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_what_loads_data_in_a_process_of_its_own_ends_with_the_message_alone(
+    corpus, model, tmp_path
+):
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data)
+    manifest = (data / "test.tsv").read_text().splitlines()
+    name = manifest[1].split("\t")[0]
+    broken = tmp_path / "other_rate.wav"
+    soundfile.write(broken, soundfile.read(Path(manifest[0]) / name)[0], 44100)
+    lines = [manifest[0], manifest[1].replace(name, str(broken)), *manifest[2:]]
+    (data / "test.tsv").write_text("\n".join(lines) + "\n")
+    done = generate(data, model, tmp_path, "--num-workers", "1", check=False)
+    assert re.fullmatch(
+        r"fairseq_speedup.data.audio.BadUtteranceError: test: utterance 0 .*other_rate.wav\): its "
+        "sample rate is 44100 Hz; task.sample_rate=16000 is needed",
+        last_line(done),
     )
     assert "Traceback" not in done.stderr
 

@@ -1,5 +1,6 @@
 """Noise that training hears: mixed into a batch where it is, on its device."""
 
+import logging
 from dataclasses import dataclass, field
 
 import torch
@@ -7,6 +8,8 @@ from fairseq.dataclass import FairseqDataclass
 
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
+
+logger = logging.getLogger(__name__)
 
 STEEPEST = 2.0  # power falls with frequency to the power of this: brown; 0 is white, 1 pink
 LOWEST_BIN = 20 / SAMPLE_RATE_HZ  # below 20 Hz it falls no more
@@ -30,7 +33,7 @@ class NoiseConfig(FairseqDataclass):
 
 
 def check_noise(cfg: NoiseConfig) -> None:
-    """Raises ValueError for options that are out of range."""
+    """Says what was asked for; raises ValueError for options that are out of range."""
     snr_db = list(cfg.noise_snr)
     if snr_db and (len(snr_db) != 2 or not -MOST_DB <= snr_db[0] <= snr_db[1] <= MOST_DB):
         raise ValueError(
@@ -42,6 +45,13 @@ def check_noise(cfg: NoiseConfig) -> None:
             f"task.noise_share={cfg.noise_share} is out of range; it must be above 0 and at most "
             "1, and task.noise_snr=[] for no noise"
         )
+    if not snr_db and cfg.noise_share != NoiseConfig.noise_share:
+        raise ValueError(
+            f"task.noise_share={cfg.noise_share} does nothing without noise: set task.noise_snr, "
+            "as [0,25]"
+        )
+    if snr_db:
+        logger.info("noise of %g to %g dB in %g of what training hears", *snr_db, cfg.noise_share)
 
 
 def in_noise(sample: dict, cfg: NoiseConfig) -> dict:
