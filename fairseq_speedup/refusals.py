@@ -41,7 +41,8 @@ def message_of(error: BaseException) -> str:
     before what was said there."""
     message = str(error)
     if message.startswith("Caught ") and "\nOriginal Traceback " in message:
-        return message.rpartition(f"\n{_name(type(error))}: ")[2].rstrip()
+        kind = type(error)
+        return message.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2].rstrip()
     return message
 
 
@@ -49,12 +50,6 @@ def reason(error: BaseException, whole: bool = False) -> str:
     """What an error says: its first line, or all of them in one; its kind where it says nothing."""
     lines = [" ".join(line.split()) for line in message_of(error).splitlines() if line.strip()]
     return " ".join(lines if whole else lines[:1]) or type(error).__name__
-
-
-def _name(kind: type) -> str:
-    """As a traceback gives it."""
-    module = kind.__module__
-    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
 
 
 def _is_ours(module: str) -> bool:
@@ -69,7 +64,8 @@ def _is_command(program: str) -> bool:
 
 def _tell(kind, error, found) -> None:
     if is_refusal(error):
-        sys.stderr.write(f"{_name(kind)}: {message_of(error)}\n")
+        told = "".join(traceback.format_exception_only(error))
+        sys.stderr.write(told.replace(str(error), message_of(error)))
     elif kind.__module__ == "hydra.errors":  # of a config, in words
         sys.stderr.write(f"{error}\n")
     elif isinstance(error, Exception) and (below := _below_hydra(found)) is not None:

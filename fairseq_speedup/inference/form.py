@@ -83,7 +83,7 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
             "exported: leave it out"
         )
     if form not in LINEARS:
-        valid = ", ".join(["auto", "none", *LINEARS])
+        valid = ", ".join([AS_SAVED, "none", *LINEARS])
         raise ValueError(f"--inference {form} is unknown; valid values: {valid}")
     linear = LINEARS.lookup(form)
     if (before := getattr(model, "inference_form", None)) is not None:

@@ -215,7 +215,7 @@ class NarrowProduct(CompiledProduct):
         )
         left = torch.arange(len(weight))
         while len(left):  # what was rounded may add up to more
-            rounded = (weight[left] / scales[left, None]).round()
+            rounded = weight[left].div_(scales[left, None]).round_()
             sums = largest_narrow_sums(rounded) / cls.LARGEST_SUM
             left, sums = left[sums > 1], sums[sums > 1]
             scales[left] *= sums

@@ -20,20 +20,20 @@ typedef struct {
     uint8_t *levels;
 } Between;
 
-static void *make_room(const TransformerLayer *layer, ptrdiff_t num_frames, ptrdiff_t most_rows,
-                       Between *between) {
+static float *make_room(const TransformerLayer *layer, ptrdiff_t num_frames, ptrdiff_t most_rows,
+                        Between *between) {
     const ptrdiff_t width = layer->out.weights.out, units = layer->first.weights.out;
-    const ptrdiff_t sizes[] = {layer->projection.weights.out * num_frames, width * most_rows,
-                               width * most_rows, units * most_rows, most_rows};
+    ptrdiff_t sizes[] = {layer->projection.weights.out * num_frames, width * most_rows,
+                         width * most_rows, units * most_rows, most_rows};
     float **parts[] = {&between->projected, &between->normalised, &between->hidden,
                        &between->units, &between->spans};
-    const ptrdiff_t bytes = units * most_rows + READ_BEHIND; /* of levels */
-    ptrdiff_t total = rounded_up(bytes, LINE);
+    ptrdiff_t total = 0;
     for (int i = 0; i < 5; i++)
-        total += rounded_up(sizes[i] * sizeof(float), LINE);
-    char *memory = aligned_alloc(LINE, total), *next = memory;
-    for (int i = 0; i < 5; next += rounded_up(sizes[i++] * sizeof(float), LINE))
-        *parts[i] = (float *)next;
+        total += sizes[i] = rounded_up(sizes[i], LINE / sizeof(float));
+    const ptrdiff_t of_levels = rounded_up(units * most_rows + READ_BEHIND, LINE);
+    float *memory = aligned_alloc(LINE, total * sizeof(float) + of_levels), *next = memory;
+    for (int i = 0; i < 5; next += sizes[i++])
+        *parts[i] = next;
     between->levels = (uint8_t *)next;
     return memory;
 }
@@ -110,7 +110,7 @@ int transformer_layer(const TransformerLayer *layer, const float *frames,
     const ptrdiff_t bytes = num_frames * layer->first.weights.out * sizeof(float);
     const ptrdiff_t blocks = bytes / BLOCK_OF_UNITS + 1;
     Between between;
-    void *memory = make_room(layer, num_frames, parts_of(num_frames, blocks), &between);
+    float *memory = make_room(layer, num_frames, parts_of(num_frames, blocks), &between);
     if (!memory)
         return 1;
     int failed = 0;

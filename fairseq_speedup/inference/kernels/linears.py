@@ -13,7 +13,7 @@ from fairseq_speedup.inference.kernels import INT, POINTER, SIZE, declare
 from fairseq_speedup.inference.kernels.rows import LevelRows, Levels, LevelsInC, NormInC
 
 MOST_LANES = 16  # outputs that are computed at once
-GROUP = 8  # bytes of inputs that are multiplied at once, at most
+READ_AT_ONCE = 8  # bytes of inputs, at most: two groups of multiply.h
 
 
 class _Weights(ctypes.Structure):
@@ -92,7 +92,8 @@ def bytes_multiplier(narrow: bool) -> int | None:
 def largest_narrow_sums(weight: torch.Tensor) -> torch.Tensor:
     """(out_features, in_features) -> (out_features,): the most that four weights whose products a
     narrow multiplier sums in 16 bits add up to, of those above 0 or of those below."""
-    columns = F.pad(weight, (0, -weight.size(1) % GROUP)).view(len(weight), -1, GROUP)
+    missing = -weight.size(1) % READ_AT_ONCE
+    columns = F.pad(weight, (0, missing)).view(len(weight), -1, READ_AT_ONCE)
     largest = weight.new_zeros(len(weight))
     for side in (columns.clamp(min=0), columns.clamp(max=0).neg_()):
         pairs = side[..., ::2] + side[..., 1::2]
@@ -164,7 +165,7 @@ class LinearInC(kernels.HoldsAddresses):
         """Of its GELU, bytes for another of these."""
         rows, shape = self._rows(frames)
         # of the last row the group that is read may end behind it
-        num_rows = rows.count + -(-(GROUP - 1) // self.out_features)
+        num_rows = rows.count + -(-(READ_AT_ONCE - 1) // self.out_features)
         made = LevelRows(
             torch.empty(num_rows, self.out_features, dtype=torch.uint8), torch.empty(rows.count)
         )
