@@ -32,7 +32,7 @@ from fairseq_speedup.low_rank.ranks import LINEARS, low_rank_of
 from fairseq_speedup.macs import MacCounter, UncountableError
 from fairseq_speedup.model_folders import CONFIG
 from fairseq_speedup.models.config import SpeedupCtcConfig, switched_on
-from fairseq_speedup.models.speedup_encoder import CNN_PREFIX
+from fairseq_speedup.models.start import CNN_PREFIX
 from fairseq_speedup.pickles import format_of, refused_types, types_asked_for
 from fairseq_speedup.pretrained import Pretrained, check_weights, read_state
 from fairseq_speedup.pretrained.families import FAMILIES

@@ -1,5 +1,5 @@
-"""The pretrained convolutional front-end, which is fairseq's own: its lengths, its MACs, and a
-normalisation that leaves padding out."""
+"""The pretrained convolutional front-end, which is fairseq's own: its lengths, its MACs, a
+normalisation that leaves padding out, and how it stays as it is while what is before it learns."""
 
 import torch
 from fairseq.models.wav2vec.wav2vec2 import ConvFeatureExtractionModel
@@ -127,3 +127,17 @@ class MaskedCnn(ConvFeatureExtractionModel):
 def run_cnn(cnn: nn.Module, waveform: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Frames (B, C, T) of ``waveform`` (B, S), of which ``lengths`` (B,) samples are valid."""
     return cnn(waveform, lengths) if getattr(cnn, "needs_lengths", False) else cnn(waveform)
+
+
+def let_gradient_through(w2v_model) -> bool:
+    """To what learns before or within a CNN. With feature_grad_mult 0, the default of fine-tuning,
+    fairseq runs it without autograd: then its weights are frozen by themselves instead.
+
+    Returns:
+        whether it is frozen so
+    """
+    if w2v_model.feature_grad_mult > 0:
+        return False
+    w2v_model.feature_grad_mult = 1.0
+    w2v_model.feature_extractor.requires_grad_(False)
+    return True

@@ -3,6 +3,7 @@ shortened waveform (after Front-End Adapter, arXiv 2302.09331)."""
 
 import contextlib
 import copy
+import logging
 import math
 
 import torch
@@ -13,6 +14,8 @@ from fairseq_speedup.frontend.cnn import CnnFrontEnd, MaskedCnn, run_cnn
 from fairseq_speedup.frontend.config import CNN_FRAME_MS
 from fairseq_speedup.frontend.scaled_norm import ScaledLayerNorm
 from fairseq_speedup.lengths import FrameGrid, padding_mask_of
+
+logger = logging.getLogger(__name__)
 
 CNN_STRIDE = 320  # samples, 20 ms
 
@@ -68,6 +71,16 @@ class CnnTeacher:
         theirs = feature_extractor.state_dict()
         ours = self.feature_extractor.state_dict()
         return all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+    def check_like(self, feature_extractor, updates: int) -> None:
+        """Warns where the CNN that is to learn for ``updates`` is not like the teacher."""
+        if not self.is_like(feature_extractor):
+            logger.warning(
+                "the CNN of checkpoint.finetune_from_model is not that of model.w2v_path, which it "
+                "learns to reproduce (frontend_match_updates=%s): give the checkpoint that the "
+                "transformer is taken from as model.w2v_path",
+                updates,
+            )
 
     def compared(self, frames, lengths, waveform, num_samples, layer_norm, grid: FrameGrid) -> dict:
         """

@@ -1,33 +1,32 @@
 """fairseq's wav2vec 2.0 encoder with reductions at every stage of the data path."""
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
 import torch
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecEncoder
 from fairseq.modules import GradMultiply
 from torch import nn
 
-from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.frames import FrameReduction, mask_short_utterances
-from fairseq_speedup.frontend import CnnFrontEnd, CnnTeacher, FbankFrontEnd, MaskedCnn, run_cnn
-from fairseq_speedup.frontend.matching import weights_held
-from fairseq_speedup.heads import build_head, head_of_labels, run_head, upsample_logits
-from fairseq_speedup.lengths import FrameGrid, lengths_of, padding_mask_of
-from fairseq_speedup.models.config import SpeedupCtcConfig, check_options, named_reductions
-from fairseq_speedup.models.reduced_start import take_reductions
-from fairseq_speedup.models.speeds import Speed, Speeds
-from fairseq_speedup.pretrained import (
-    Pretrained,
-    adapt,
-    keep_layer_type,
-    load_weights,
-    read_pretrained,
+from fairseq_speedup.frontend import (
+    CnnFrontEnd,
+    CnnTeacher,
+    FbankFrontEnd,
+    MaskedCnn,
+    let_gradient_through,
+    run_cnn,
 )
+from fairseq_speedup.frontend.matching import weights_held
+from fairseq_speedup.heads import build_head, run_head, upsample_logits
+from fairseq_speedup.lengths import lengths_of, padding_mask_of
+from fairseq_speedup.models.config import SpeedupCtcConfig
+from fairseq_speedup.models.lengths import PathLengths
+from fairseq_speedup.models.speeds import Speed, Speeds
+from fairseq_speedup.models.start import keep_head, load_encoder, read_start
+from fairseq_speedup.pretrained import Pretrained, adapt, keep_layer_type
 from fairseq_speedup.pruning.gates import build_pruning
-from fairseq_speedup.pruning.narrowing import narrow, narrow_weights
+from fairseq_speedup.pruning.narrowing import narrow
 from fairseq_speedup.pruning.switched_widths import build_widths
 from fairseq_speedup.pruning.widths import Width
 from fairseq_speedup.transformer.conformer import mask_convolutions
@@ -37,16 +36,11 @@ from fairseq_speedup.transformer.layer_removal import KeptLayers, parse_keep_lay
 from fairseq_speedup.transformer.layers import PaddedLayers
 from fairseq_speedup.transformer.path import TransformerPath
 from fairseq_speedup.transformer.reused_attention import check_kept
-from fairseq_speedup.transformer.stage import LayerStage
 from fairseq_speedup.transformer.stages import STAGES
 from fairseq_speedup.waveform import build_waveform_reduction
 
-logger = logging.getLogger(__name__)
 
-CNN_PREFIX = "feature_extractor."
-
-
-class SpeedupEncoder(Wav2VecEncoder):
+class SpeedupEncoder(PathLengths, Wav2VecEncoder):
     """waveform -> waveform reduction -> front-end -> frame reduction -> transformer -> frames
     unmerged -> CTC head -> logit upsampling
 
@@ -66,12 +60,7 @@ class SpeedupEncoder(Wav2VecEncoder):
             labels: symbols of the dictionary
         """
         num_labels = len(labels)
-        pretrained = None
-        if cfg.w2v_args is None:
-            pretrained = read_pretrained(cfg, reduced=True)
-            take_reductions(cfg, pretrained)
-            cfg.w2v_args = pretrained.cfg
-        _check_options(cfg, pretrained)
+        start = read_start(cfg)
         waveform_reduction = build_waveform_reduction(cfg.downsample, Speeds(cfg).factors)
         narrowed = narrow(cfg)
         keep_layer_type(cfg)
@@ -79,16 +68,15 @@ class SpeedupEncoder(Wav2VecEncoder):
         self.narrowed = narrowed
         adapt(self.w2v_model, cfg.w2v_args)
         mask_short_utterances(self.w2v_model)
-        if pretrained is not None and not cfg.no_pretrained_weights:
-            if narrowed is not None:
-                num_heads = cfg.w2v_args.model.encoder_attention_heads
-                narrow_weights(pretrained.weights, narrowed, num_heads)
-            self._load_pretrained(pretrained, cfg)
+        weights = None if cfg.no_pretrained_weights else start
+        if weights is not None:
+            load_encoder(self, weights, cfg)
+            self.reduced_start = weights if weights.reductions else None
         # Cropping to a multiple serves pretraining on TPUs and would cut frames from utterances.
         self.w2v_model.crop_seq_to_multiple = 1
-        self._build_path(cfg, num_labels, waveform_reduction, pretrained)
-        if cfg.head == "linear" and pretrained is not None and not cfg.no_pretrained_weights:
-            self._keep_head(pretrained, labels, cfg)
+        self._build_path(cfg, num_labels, waveform_reduction, start)
+        if weights is not None and cfg.head == "linear":
+            keep_head(self, weights, labels, cfg)
 
     @classmethod
     def around(cls, stock: Wav2VecEncoder) -> "SpeedupEncoder":
@@ -102,21 +90,21 @@ class SpeedupEncoder(Wav2VecEncoder):
 
     # -- building --------------------------------------------------------------------------------
 
-    def _build_path(self, cfg, num_labels: int, waveform_reduction, pretrained=None) -> None:
+    def _build_path(self, cfg, num_labels: int, waveform_reduction, start=None) -> None:
         """The stages, around what fairseq has built.
 
         Args:
-            pretrained: what training starts from, whose CNN can be a teacher
+            start: of training, whose CNN can be a teacher
         """
         self.waveform_reduction = waveform_reduction
         if cfg.padding == "masked":
             mask_convolutions(self.w2v_model.encoder)
         self.speeds = Speeds(cfg)
-        self._build_front_end(cfg, pretrained)
+        self._build_front_end(cfg, start)
         self._build_transformer(cfg)
         self._build_heads(cfg, num_labels)
         built = [stage.build(cfg, self) for stage in STAGES]
-        self.stages: list[LayerStage] = [stage for stage in built if stage is not None]
+        self.stages = [stage for stage in built if stage is not None]
         encoder = self.w2v_model.encoder
         self.transformer = TransformerPath(
             encoder,
@@ -133,82 +121,24 @@ class SpeedupEncoder(Wav2VecEncoder):
             self.cnn_held = cfg.feature_grad_mult <= 0  # afterwards
             self.w2v_model.feature_extractor.requires_grad_(True)
 
-    def _load_pretrained(self, pretrained: Pretrained, cfg: SpeedupCtcConfig) -> None:
-        """Copies the weights of a pretrained checkpoint into the encoder; of a reduced model the
-        CNN's alone, which may be a teacher: all of it fits once the path is built."""
-        cnn = {name: w for name, w in pretrained.weights.items() if name.startswith(CNN_PREFIX)}
-        if not cnn:
-            self._check_cnn_is_not_needed(cfg)
-            self.w2v_model.feature_extractor = nn.Identity()
-        if pretrained.reductions:
-            of_cnn = {name.removeprefix(CNN_PREFIX): weight for name, weight in cnn.items()}
-            load_weights(self.w2v_model.feature_extractor, of_cnn, f"model.w2v_path={cfg.w2v_path}")
-            self.reduced_start = pretrained
-        elif cfg.ddp_backend == "fully_sharded":  # fairseq's own way, layer by layer
-            self.load_model_weights({"model": pretrained.weights}, self.w2v_model, cfg)
-        else:
-            load_weights(self.w2v_model, pretrained.weights, f"model.w2v_path={cfg.w2v_path}")
-
-    def _check_cnn_is_not_needed(self, cfg) -> None:
-        saved = f"model.w2v_path={cfg.w2v_path} was saved without its CNN"
-        if cfg.frontend == "cnn":
-            raise CheckpointError(f"{saved}, which frontend=cnn needs: set frontend=fbank")
-        if cfg.frontend_match_updates > 0:
-            raise CheckpointError(
-                f"{saved}, which frontend_match_updates={cfg.frontend_match_updates} would have "
-                "the front-end reproduce: set frontend_match_updates=0"
-            )
-
-    def _keep_head(self, pretrained: Pretrained, labels: list[str], cfg: SpeedupCtcConfig) -> None:
-        """The head of a fine-tuned checkpoint, label by label, with which those of exits begin
-        too; the frames that logit_upsample makes of one start alike, which CTC reads as that one.
-        """
-        if not pretrained.head:
-            if cfg.exit_heads_only:
-                logger.warning(
-                    "exit_heads_only=true over a last head that is not trained: give a fine-tuned "
-                    "checkpoint as checkpoint.finetune_from_model or model.w2v_path"
-                )
-            return
-        head = head_of_labels(pretrained.head, pretrained.labels, labels)
-        if head is None:
-            logger.warning("the fine-tuned checkpoint has other labels: its head is not kept")
-            return
-        self.proj.load_state_dict(
-            {name: torch.cat([weight] * cfg.logit_upsample) for name, weight in head.items()}
-        )
-        for exit_head in getattr(self, "exit_heads", {}).values():
-            exit_head.load_state_dict(self.proj.state_dict())
-        new = [symbol for symbol in labels if symbol not in (pretrained.labels or labels)]
-        of = f"; new to it: {' '.join(new)}" if new else ""
-        logger.info("the head of the fine-tuned checkpoint is kept%s", of)
-
-    def _build_front_end(self, cfg, pretrained: Pretrained | None) -> None:
+    def _build_front_end(self, cfg, start: Pretrained | None) -> None:
         w2v_model = self.w2v_model
         self.fbank = self.cnn = self.cnn_teacher = None
         self.match_updates = cfg.frontend_match_updates
         self.cnn_held = False  # a CNN that is matched, and then stays as it is
-        if cfg.frontend_match_updates > 0 and pretrained is not None:
-            heard = pretrained.reductions.get("downsample", "none")
+        if cfg.frontend_match_updates > 0 and start is not None:
+            heard = start.reductions.get("downsample", "none")
             self.cnn_teacher = CnnTeacher.of(cfg, w2v_model.feature_extractor, heard)
         if cfg.frontend == "cnn":
             self.cnn = CnnFrontEnd(w2v_model.feature_extractor)
             if cfg.padding == "masked":
                 w2v_model.feature_extractor = MaskedCnn.of(w2v_model.feature_extractor)
-            self._let_gradient_through_cnn()
+            if any(True for _ in self.waveform_reduction.parameters()):
+                let_gradient_through(w2v_model)  # to a waveform reduction that learns
             return
         self.fbank = FbankFrontEnd(cfg, w2v_model.embed)
         w2v_model.feature_extractor = nn.Identity()
         w2v_model.feature_grad_mult = 1.0
-
-    def _let_gradient_through_cnn(self) -> None:
-        """With feature_grad_mult 0, the default of fine-tuning, fairseq runs the CNN without
-        autograd. A learned waveform reduction lies before it and would never be trained: then the
-        CNN is frozen by its parameters instead."""
-        learned = any(True for _ in self.waveform_reduction.parameters())
-        if learned and self.w2v_model.feature_grad_mult <= 0:
-            self.w2v_model.feature_grad_mult = 1.0
-            self.w2v_model.feature_extractor.requires_grad_(False)
 
     def _build_transformer(self, cfg) -> None:
         encoder = self.w2v_model.encoder
@@ -240,8 +170,6 @@ class SpeedupEncoder(Wav2VecEncoder):
             teacher.apply(function)
         return self
 
-    # -- lengths ---------------------------------------------------------------------------------
-
     @property
     def front_end(self):
         """Knows lengths and MACs."""
@@ -257,10 +185,6 @@ class SpeedupEncoder(Wav2VecEncoder):
         """Indices of the layers with an exit, of the model before layers were removed."""
         return [] if self.exit is None else list(self.exit.exits)
 
-    def logits_per_frame(self) -> int:
-        """Logit frames of one frame of the transformer, at the speed that is chosen."""
-        return self.frame_reduction.factor * self.logit_upsample
-
     def switch(self, speed: Speed) -> None:
         """Chooses one of ``speeds``."""
         if not self.speeds.many:
@@ -272,52 +196,6 @@ class SpeedupEncoder(Wav2VecEncoder):
             self.w2v_model.encoder.layers.depth = speed.depth
         if self.widths is not None:
             self.widths.switch(speed.width)
-
-    def frame_lengths(self, num_samples):
-        """Frames of the front-end for utterances of ``num_samples``."""
-        return self.front_end.output_lengths(self.waveform_reduction.output_lengths(num_samples))
-
-    def output_lengths(self, num_samples):
-        """Logit frames of utterances of ``num_samples`` (int, numpy array or tensor)."""
-        return self.frame_lengths(num_samples) * self.logit_upsample
-
-    def frame_grid(self) -> FrameGrid:
-        """Where the logit frames lie in the waveform, at the speed that is chosen."""
-        return self._front_end_grid().split(self.logit_upsample)
-
-    def _front_end_grid(self) -> FrameGrid:
-        return self.front_end.frame_grid(self.waveform_reduction.frame_grid(FrameGrid()))
-
-    def ctc_lengths(self, num_samples, any_speed: bool = True):
-        """Logit frames that CTC can give labels of their own: frames that have merged are copies of
-        each other. What depends on what the frames hold is left out.
-
-        Args:
-            any_speed: at the fastest speed that is trained; else at the one that is chosen
-        """
-        reduction, pooling = self.waveform_reduction, self.frame_reduction
-        shortened = reduction.fewest if any_speed else reduction.output_lengths
-        frames = self.front_end.output_lengths(shortened(num_samples))
-        pooled = (pooling.fewest if any_speed else pooling.output_lengths)(frames)
-        most_pooled = max(self.speeds.frame_pools) if any_speed else pooling.factor
-        stages = [stage for stage in self.stages if stage.known_lengths]
-        for index in self.kept_layers:
-            for stage in stages:
-                pooled = stage.lengths_after(index, pooled)
-        if stages:
-            frames = np.minimum(frames, pooled * most_pooled)
-        return frames * self.logit_upsample
-
-    def needed_samples(self, any_speed: bool = False) -> int:
-        """The shortest waveform, in samples, that gives one frame.
-
-        Args:
-            any_speed: at every speed that is trained; else at the one that is chosen
-        """
-        needed = self.front_end.needed_samples(1)
-        if any_speed:
-            return self.waveform_reduction.most_needed(needed)
-        return self.waveform_reduction.needed_samples(needed)
 
     # -- forward ---------------------------------------------------------------------------------
 
@@ -509,21 +387,13 @@ class SpeedupEncoder(Wav2VecEncoder):
         teacher = self.cnn_teacher
         assert teacher is not None  # the task asks for this before matching ends
         frames, lengths = self._front_end_frames(*self._shortened(source, num_samples))
-        layer_norm, grid = self.w2v_model.layer_norm, self._front_end_grid()
+        layer_norm, grid = self.w2v_model.layer_norm, self.front_end_grid()
         return teacher.compared(frames, lengths, source, num_samples, layer_norm, grid)
 
     def begin_matching(self) -> None:
         """Before the first update, of a model that may have been given other weights since."""
-        teacher = self.cnn_teacher
-        if self.cnn is None or teacher is None:
-            return
-        if not teacher.is_like(self.w2v_model.feature_extractor):
-            logger.warning(
-                "the CNN of checkpoint.finetune_from_model is not that of model.w2v_path, which it "
-                "learns to reproduce (frontend_match_updates=%s): give the checkpoint that the "
-                "transformer is taken from as model.w2v_path",
-                self.match_updates,
-            )
+        if self.cnn is not None and self.cnn_teacher is not None:
+            self.cnn_teacher.check_like(self.w2v_model.feature_extractor, self.match_updates)
 
     def end_matching(self) -> bool:
         """The teacher is no longer needed.
@@ -541,16 +411,6 @@ class SpeedupEncoder(Wav2VecEncoder):
                 f"an utterance of {shortest} samples is shorter than one output frame, which takes "
                 f"{needed} samples with this front-end and waveform reduction"
             )
-
-
-def _check_options(cfg: SpeedupCtcConfig, start: Pretrained | None) -> None:
-    try:
-        check_options(cfg)
-    except ValueError as error:
-        if start is None or not start.reductions:
-            raise
-        has = named_reductions(start.reductions)
-        raise type(error)(f"{error}; model.w2v_path={cfg.w2v_path} has {has}") from None
 
 
 def check_length(logits: torch.Tensor, num_logits: int, num_samples: int) -> None:

@@ -7,6 +7,7 @@ import torch
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from torch import nn
 
+from fairseq_speedup.frontend import let_gradient_through
 from fairseq_speedup.pruning.config import PruningConfig, parse_parts
 from fairseq_speedup.pruning.hard_concrete import HardConcrete, faster
 from fairseq_speedup.pruning.macs import PrunableMacs
@@ -100,10 +101,7 @@ class PruningGates(nn.Module):
 
     def place(self, encoder) -> None:
         """Puts the gates into the layers that follow what they close."""
-        w2v_model = encoder.w2v_model
-        if self.channels and w2v_model.feature_grad_mult <= 0:
-            w2v_model.feature_grad_mult = 1.0  # through the CNN, to its gates
-            w2v_model.feature_extractor.requires_grad_(False)
+        if self.channels and let_gradient_through(encoder.w2v_model):
             logger.warning(
                 "channels of a CNN are pruned that feature_grad_mult=0 keeps as it is: it "
                 "cannot adapt to what it loses; feature_grad_mult=1 trains it"
