@@ -35,6 +35,7 @@ from fairseq_speedup.profiling.compute import ComputeMeter, macs_report
 from fairseq_speedup.pruning.gates import can_be_pruned
 from fairseq_speedup.pruning.widths import WHOLE, widths_of
 from fairseq_speedup.refusals import reason
+from fairseq_speedup.tasks.dictionaries import check_same_dictionary
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask
 from fairseq_speedup.transformer.reused_attention import shares_map
 
@@ -83,7 +84,7 @@ class Worker:
         _, cfg, self.task = self._load_checkpoint(Candidate())
         if self.setup.data is not None:
             in_data = self.task.load_target_dictionary()
-            self.task.check_same_dictionary(in_data, self.task.target_dictionary)
+            check_same_dictionary(in_data, self.task.target_dictionary, self.task.cfg.data)
             self.task.load_dataset(self.setup.subset, task_cfg=cfg.task)
             self.utterances = Labelled(self.task, self.setup.subset, self.setup.post_process)
         else:

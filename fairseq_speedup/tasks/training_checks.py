@@ -1,12 +1,16 @@
-"""Whether a criterion goes with the model and the labels that it is to train on."""
+"""What is checked before training: that it starts from what it is told to, and that the criterion
+goes with the model and the labels."""
 
 import logging
+import os
+from collections.abc import Mapping
 from dataclasses import fields
 
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.decoding.boundaries import LabelWords, NoWordsError
 
 logger = logging.getLogger(__name__)
@@ -14,6 +18,25 @@ logger = logging.getLogger(__name__)
 DISTILLATION_CRITERIONS = ["ctc_distillation", "ctc_in_place_distillation"]
 EXIT_CRITERIONS = ["ctc_exits", *DISTILLATION_CRITERIONS]
 PRUNING_CRITERIONS = ["ctc_pruning", *EXIT_CRITERIONS]
+STARTS = ("checkpoint.finetune_from_model", "checkpoint.restore_file")
+
+
+def check_start(paths: Mapping[str, str | None]) -> None:
+    """fairseq takes a folder for a checkpoint that is not there yet, and says nothing.
+
+    Args:
+        paths: of ``STARTS``, by option
+    Raises:
+        CheckpointError: naming the option
+    """
+    for name, path in paths.items():
+        if path and os.path.isdir(path):
+            raise CheckpointError(
+                f"{name}={path} is a folder, which fairseq would pass over; it must "
+                "be a file. Of a folder in Hugging Face's form, python -m fairseq_speedup "
+                f"convert {path} MODEL.pt makes one, and model.w2v_path takes it as it is, "
+                "with its head where the labels agree"
+            )
 
 
 def check_criterion_options(cfg) -> None:
