@@ -22,10 +22,10 @@ from fairseq.distributed.utils import _TensorPlaceholder
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from fairseq_speedup.console.relative_paths import looked_for
 from fairseq_speedup.files import written_whole
 from fairseq_speedup.model_folders import EXPECTED, ModelFolderError, check_model_folder
 from fairseq_speedup.pickles import HARMLESS_TYPES, refused_types, types_asked_for
-from fairseq_speedup.relative_paths import looked_for
 from fairseq_speedup.saved_configs import UnsafeConfigError, plain_config
 
 TRUST = "FAIRSEQ_SPEEDUP_TRUST_CHECKPOINTS"

@@ -13,7 +13,6 @@ from fairseq.data import Dictionary
 from omegaconf import DictConfig, OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import (
     EXPORTED_ENDINGS,
     SAFETENSORS,
@@ -23,6 +22,7 @@ from fairseq_speedup.checkpoints import (
     unpickle,
     without_code,
 )
+from fairseq_speedup.console import progress
 from fairseq_speedup.hugging_face.folder import (
     PRETRAINING_ONLY,
     pretraining_weights,

@@ -17,9 +17,9 @@ from fairseq_speedup import (  # noqa: F401
     inference,
     models,
     pretrained,
-    refusals,
     tasks,
 )
+from fairseq_speedup.console import refusals
 from fairseq_speedup.transformer import conformer
 
 

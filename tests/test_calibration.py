@@ -9,10 +9,10 @@ from fairseq.data import Dictionary
 from helpers.commands import REPO
 from helpers.models import write_finetuned, write_pretrained
 
-from fairseq_speedup import calibration
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.calibration import Observed
 from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA, ExitCriterion
+from fairseq_speedup.without_training import calibration
+from fairseq_speedup.without_training.calibration import Observed
 
 
 @pytest.fixture

@@ -18,10 +18,8 @@ from helpers.models import (
 )
 from torch import nn
 
-from fairseq_speedup import factorize, from_audio
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.factorize import watch
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.int8 import product_here
 from fairseq_speedup.inspection import inspect_file
@@ -31,6 +29,8 @@ from fairseq_speedup.low_rank.ranks import LINEARS, low_rank_of
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.fvcore_count import check_macs, fvcore_macs
 from fairseq_speedup.pruning.gates import can_be_pruned
+from fairseq_speedup.without_training import factorize, from_audio
+from fairseq_speedup.without_training.factorize import watch
 
 COUNTS = [9000, 6000]
 SIZES = {

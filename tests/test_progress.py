@@ -11,9 +11,9 @@ from helpers.models import write_finetuned
 from helpers.processes import programs
 from helpers.results import write_results
 
-from fairseq_speedup import progress
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.commands import COMMANDS
+from fairseq_speedup.console import progress
 from fairseq_speedup.transcription import transcribe
 
 pytestmark = pytest.mark.filterwarnings("error::tqdm.TqdmWarning")  # such as of a total too small

@@ -11,7 +11,7 @@ from helpers.commands import USER_DIR, generate, train
 from helpers.processes import run_forked
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.refusals import is_refusal, reason
+from fairseq_speedup.console.refusals import is_refusal, reason
 from fairseq_speedup.registry import Registry
 
 FULL = {"HYDRA_FULL_ERROR": "1"}

@@ -17,7 +17,6 @@ from public_checkpoints import REUSE_PATTERN, write_reusing
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.factorize import can_have_low_ranks
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.int8 import product_here
 from fairseq_speedup.inference.transformer import MaskedLayers
@@ -31,6 +30,7 @@ from fairseq_speedup.pretrained.families import as_wav2vec2
 from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.pruning.gates import can_be_pruned
 from fairseq_speedup.transformer.reused_attention import attend_and_share, reused_of
+from fairseq_speedup.without_training.factorize import can_have_low_ranks
 
 COUNTS = [9000, 4000, 7000]
 NUM_HEADS = 2

@@ -9,14 +9,12 @@ from helpers.commands import USER_DIR
 # from the ground up; a room is a folder or a file of the package
 # fmt: off
 ROOMS = [
-    "earlier_run", "files", "lengths", "library_warnings", "model_folders", "pickles", "progress",
-    "refusals", "registry", "relative_paths", "sampling", "sweeps",
+    "console", "files", "lengths", "model_folders", "pickles", "registry", "sampling", "sweeps",
     "saved_configs", "architectures", "checkpoints",
     "data", "waveform", "frames", "frontend", "transformer", "heads",
     "macs", "pruning", "low_rank", "inference_forms", "pretrained", "models", "criterions",
-    "inference", "profiling", "decoding", "calibration", "tasks", "export",
-    "transcription", "from_audio", "importance", "prune", "leave_out_layers", "order_widths",
-    "hugging_face", "factorize", "plugin",
+    "inference", "profiling", "decoding", "tasks", "export", "transcription", "importance",
+    "without_training", "hugging_face", "plugin",
     "inspection", "report", "optimize", "commands", "__main__", "__init__",
 ]
 # fmt: on

@@ -18,8 +18,8 @@ import importlib
 import os
 import sys
 
-from fairseq_speedup import library_warnings, progress
 from fairseq_speedup.commands.arguments import HelpFormatter
+from fairseq_speedup.console import library_warnings, progress
 
 # what there is to do: commands by name, and what fairseq's own do with this plugin
 TASKS: dict[str, dict[str, str | None]] = {

@@ -40,6 +40,6 @@ def check(args) -> None:
 
 
 def run(args) -> None:
-    from fairseq_speedup import calibration
+    from fairseq_speedup.without_training import calibration
 
     calibration.run(args)

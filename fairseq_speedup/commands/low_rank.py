@@ -61,6 +61,6 @@ def check(args) -> None:
 
 
 def run(args) -> None:
-    from fairseq_speedup import factorize
+    from fairseq_speedup.without_training import factorize
 
     factorize.run(args)

@@ -148,10 +148,10 @@ def check_importance(args) -> None:
 
 def run(args) -> None:
     if args.layers is not None:
-        from fairseq_speedup import leave_out_layers
+        from fairseq_speedup.without_training import leave_out_layers
 
         leave_out_layers.run(args)
         return
-    from fairseq_speedup import prune
+    from fairseq_speedup.without_training import prune
 
     prune.run(args)

@@ -55,6 +55,6 @@ def check(args) -> None:
 
 
 def run(args) -> None:
-    from fairseq_speedup import order_widths
+    from fairseq_speedup.without_training import order_widths
 
     order_widths.run(args)

@@ -9,6 +9,7 @@ from fairseq.criterions import register_criterion
 from omegaconf import II
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.console.relative_paths import looked_for
 from fairseq_speedup.criterions.ctc_exits import CtcExitsCriterion, unwrapped
 from fairseq_speedup.criterions.distillation import (
     TARGETS,
@@ -20,7 +21,6 @@ from fairseq_speedup.criterions.distillation import (
 )
 from fairseq_speedup.data.dictionary import difference
 from fairseq_speedup.models.loading import load_finetuned
-from fairseq_speedup.relative_paths import looked_for
 
 
 @dataclass

@@ -5,9 +5,9 @@ import io
 import os
 from typing import TYPE_CHECKING
 
+from fairseq_speedup.console.relative_paths import looked_for
 from fairseq_speedup.data.characters import told_apart
 from fairseq_speedup.data.manifest import ManifestError, read_lines
-from fairseq_speedup.relative_paths import looked_for
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary

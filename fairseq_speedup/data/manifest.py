@@ -4,8 +4,8 @@ import codecs
 import os
 from dataclasses import dataclass
 
+from fairseq_speedup.console.relative_paths import looked_for
 from fairseq_speedup.data.sound_files import split_row
-from fairseq_speedup.relative_paths import looked_for
 
 TEXT = "utf-8-sig"  # UTF-8, whose byte order mark, if it has one, is no character of the text
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import sentencepiece
 
-from fairseq_speedup import progress
+from fairseq_speedup.console import progress
 from fairseq_speedup.data.characters import code_points
 from fairseq_speedup.data.manifest import ManifestError, read_lines
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from fairseq import utils
 
-from fairseq_speedup import progress
+from fairseq_speedup.console import progress
 from fairseq_speedup.decoding.boundaries import LabelWords
 from fairseq_speedup.models.loading import load_finetuned
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 import fairseq_speedup
+from fairseq_speedup.console.earlier_run import first_difference
+from fairseq_speedup.console.refusals import reason
 from fairseq_speedup.decoding.beam import build_search
 from fairseq_speedup.decoding.boundaries import BOUNDARIES, NoWordsError
 from fairseq_speedup.decoding.emissions import Emission, emissions_of, skip_blanks
@@ -32,9 +34,7 @@ from fairseq_speedup.decoding.options import (
 )
 from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.decoding.words import Words
-from fairseq_speedup.earlier_run import first_difference
 from fairseq_speedup.files import version, written_whole
-from fairseq_speedup.refusals import reason
 
 LM_WEIGHTS = [0.5, 1.0, 2.0, 3.0, 4.0]
 WORD_SCORES = [-2.0, -1.0, 0.0, 1.0, 2.0]

@@ -2,7 +2,7 @@
 
 import os
 
-from fairseq_speedup import progress
+from fairseq_speedup.console import progress
 from fairseq_speedup.decoding.options import read_overrides
 from fairseq_speedup.export.int8_audio import Int8Audio
 from fairseq_speedup.export.metadata import Metadata

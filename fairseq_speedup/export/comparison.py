@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fairseq_speedup.console.refusals import reason
 from fairseq_speedup.decoding.generator import log_posteriors
 from fairseq_speedup.export.exported import INPUTS, OUTPUTS, ExportedModel
 from fairseq_speedup.export.metadata import Metadata
 from fairseq_speedup.export.model import ExportableModel
 from fairseq_speedup.lengths import padding_mask_of
-from fairseq_speedup.refusals import reason
 
 OPSET = 17
 TOLERANCE = 1e-4  # nats, of fp32

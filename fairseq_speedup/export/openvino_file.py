@@ -8,7 +8,7 @@ import tempfile
 
 import torch
 
-from fairseq_speedup import progress
+from fairseq_speedup.console import progress
 from fairseq_speedup.export.comparison import (
     CHECKED_SAMPLES,
     Check,

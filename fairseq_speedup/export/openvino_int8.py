@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fairseq_speedup import progress
+from fairseq_speedup.console import progress
 from fairseq_speedup.export.comparison import ExportError
 from fairseq_speedup.export.exported import MissingExtraError, weight_bits
 from fairseq_speedup.export.int8_audio import Int8Audio

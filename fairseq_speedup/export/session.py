@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 
+from fairseq_speedup.console.refusals import reason
 from fairseq_speedup.export.exported import INPUTS, OUTPUTS, ExportedModel, MissingExtraError
 from fairseq_speedup.export.metadata import ExportedFileError, Metadata
-from fairseq_speedup.refusals import reason
 
 try:
     import onnx

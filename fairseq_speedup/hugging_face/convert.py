@@ -5,13 +5,13 @@ import tempfile
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import (
     CheckpointError,
     clear_layout_errors,
     open_checkpoint,
     write_checkpoint,
 )
+from fairseq_speedup.console import progress
 from fairseq_speedup.data.dictionary import dictionary_of, read_dictionary
 from fairseq_speedup.data.manifest import ManifestError
 from fairseq_speedup.frontend import CnnFrontEnd

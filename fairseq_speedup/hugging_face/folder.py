@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairseq_speedup.checkpoints import CheckpointError, read_pickle
+from fairseq_speedup.console.refusals import reason
 from fairseq_speedup.hugging_face.config import (
     FIXED_HERE,
     MODEL_TYPES,
@@ -25,7 +26,6 @@ from fairseq_speedup.hugging_face.write import checkpoint_of
 from fairseq_speedup.model_folders import CONFIG, WEIGHTS
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
 from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2
-from fairseq_speedup.refusals import reason
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from fairseq_speedup.refusals import reason
+from fairseq_speedup.console.refusals import reason
 
 logger = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
-from fairseq_speedup.factorize import low_rank_state, watch
-from fairseq_speedup.from_audio import AudioSource, load_ours
 from fairseq_speedup.importance.measure import add_gates, close, measure
 from fairseq_speedup.importance.selection import TargetError
 from fairseq_speedup.optimize.candidates import ENERGIES, PRUNE_TARGETS, Candidate
 from fairseq_speedup.optimize.setup import Setup
-from fairseq_speedup.prune import cut_and_told, importance_state
 from fairseq_speedup.pruning.config import PARTS
+from fairseq_speedup.without_training.factorize import low_rank_state, watch
+from fairseq_speedup.without_training.from_audio import AudioSource, load_ours
+from fairseq_speedup.without_training.prune import cut_and_told, importance_state
 
 MINUTES = 2  # of audio
 NO_LOW_RANK = "no linear layer has so low a rank that two matrices would cost less"

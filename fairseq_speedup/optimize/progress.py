@@ -3,7 +3,7 @@
 import sys
 import time
 
-from fairseq_speedup import progress
+from fairseq_speedup.console import progress
 
 FORMAT = "{desc}: {n_fmt} tried, {elapsed} {postfix}"
 

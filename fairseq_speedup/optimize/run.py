@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fairseq_speedup import progress
+from fairseq_speedup.console import progress
 from fairseq_speedup.data.manifest import infer_labels, read_labels, read_manifest
 from fairseq_speedup.decoding.boundaries import LabelWords
 from fairseq_speedup.decoding.generated import generate_path

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from fairseq.dataclass.configs import GenerationConfig
 
-from fairseq_speedup import library_warnings
+from fairseq_speedup.console import library_warnings
+from fairseq_speedup.console.refusals import reason
 from fairseq_speedup.data.utterances import Labelled, Recordings
 from fairseq_speedup.decoding.generator import Encoded, batch_of, encode
 from fairseq_speedup.decoding.run import padding_gets_in
-from fairseq_speedup.factorize import can_have_low_ranks
 from fairseq_speedup.importance.layers import influence_of_layers
 from fairseq_speedup.inference.form import check_device
 from fairseq_speedup.inference.linear import LINEARS, multiplies_bf16
@@ -34,10 +34,10 @@ from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.compute import ComputeMeter, macs_report
 from fairseq_speedup.pruning.gates import can_be_pruned
 from fairseq_speedup.pruning.widths import WHOLE, widths_of
-from fairseq_speedup.refusals import reason
 from fairseq_speedup.tasks.dictionaries import check_same_dictionary
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask
 from fairseq_speedup.transformer.reused_attention import shares_map
+from fairseq_speedup.without_training.factorize import can_have_low_ranks
 
 BATCH_SECONDS = 100  # of audio, where nothing is timed
 STATUS = Path("/proc/self/status")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fairseq_speedup.architectures import pretraining_config
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.refusals import reason
+from fairseq_speedup.console.refusals import reason
 from fairseq_speedup.saved_configs import UnsafeConfigError, evaluate
 from fairseq_speedup.transformer.conformer import ATTENTIONS
 

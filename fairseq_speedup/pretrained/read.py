@@ -6,6 +6,7 @@ import os
 from fairseq.dataclass.utils import overwrite_args_by_name
 
 from fairseq_speedup.checkpoints import CheckpointError, clear_layout_errors, open_checkpoint
+from fairseq_speedup.console.relative_paths import looked_for
 from fairseq_speedup.model_folders import EXPECTED
 from fairseq_speedup.pretrained.families import Pretrained
 from fairseq_speedup.pretrained.finetuned import FINETUNED_KINDS, from_finetuned, kind_of
@@ -15,7 +16,6 @@ from fairseq_speedup.pretrained.pretraining import (
     read_pretraining,
     weights_of,
 )
-from fairseq_speedup.relative_paths import looked_for
 
 logger = logging.getLogger(__name__)
 

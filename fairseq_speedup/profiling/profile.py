@@ -11,8 +11,9 @@ from fairseq.data import Dictionary
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fairseq_speedup import progress
 from fairseq_speedup.architectures import architecture_config
+from fairseq_speedup.console import progress
+from fairseq_speedup.console.refusals import reason
 from fairseq_speedup.data.manifest import ManifestError
 from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.macs import MacCounter
@@ -23,7 +24,6 @@ from fairseq_speedup.profiling.clock import now
 from fairseq_speedup.profiling.environment import hardware, peak_memory_bytes, versions
 from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.profiling.utterance_lengths import read_lengths
-from fairseq_speedup.refusals import reason
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 

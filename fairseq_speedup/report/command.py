@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from fairseq_speedup import progress
+from fairseq_speedup.console import progress
 from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.report import pictures
 from fairseq_speedup.report.pareto import COSTS, front

@@ -5,9 +5,9 @@ import os
 from fairseq.data import Dictionary
 from torch import nn
 
+from fairseq_speedup.console.relative_paths import looked_for
 from fairseq_speedup.data.dictionary import difference, read_dictionary
 from fairseq_speedup.data.manifest import ManifestError
-from fairseq_speedup.relative_paths import looked_for
 
 REMEDY = "use the dict file that the model was fine-tuned with"
 

@@ -13,7 +13,7 @@ from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import GenerationConfig
 
-from fairseq_speedup import progress
+from fairseq_speedup.console import progress
 from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.data.find_recordings import Found
 from fairseq_speedup.data.recording import Recording, RecordingError, duration, read_recording

@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from fairseq_speedup.console.earlier_run import first_difference
 from fairseq_speedup.data.find_recordings import STDIN, Found
 from fairseq_speedup.decoding.results import ctm_rows
 from fairseq_speedup.decoding.timestamps import TimedWord
-from fairseq_speedup.earlier_run import first_difference
 from fairseq_speedup.files import written_whole
 from fairseq_speedup.transcription.subtitles import as_srt, as_vtt, cues_of
 

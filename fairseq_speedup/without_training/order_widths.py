@@ -3,16 +3,22 @@
 import torch
 from omegaconf import open_dict
 
-from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
-from fairseq_speedup.from_audio import AudioSource, config_of, load_ours, state_of
+from fairseq_speedup.console import progress
 from fairseq_speedup.importance.measure import add_gates, scores_of
 from fairseq_speedup.importance.readers import Readers
 from fairseq_speedup.importance.selection import Selection, TargetError
-from fairseq_speedup.prune import LIMIT, check_whole, measured, random_outputs, relative_difference
 from fairseq_speedup.pruning.gates import PruningGates
 from fairseq_speedup.pruning.hard_concrete import HardConcrete
 from fairseq_speedup.pruning.widths import Width
+from fairseq_speedup.without_training.from_audio import AudioSource, config_of, load_ours, state_of
+from fairseq_speedup.without_training.prune import (
+    LIMIT,
+    check_whole,
+    measured,
+    random_outputs,
+    relative_difference,
+)
 
 WITHIN = 0.05  # of the MACs: a width that is further from what was asked for is refused
 PREFIX = "w2v_encoder.w2v_model."

@@ -6,17 +6,8 @@ import torch
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from omegaconf import OmegaConf
 
-from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint, write_checkpoint
-from fairseq_speedup.from_audio import (
-    AudioSource,
-    Change,
-    config_of,
-    load_ours,
-    log_probs,
-    num_parameters,
-    state_of,
-)
+from fairseq_speedup.console import progress
 from fairseq_speedup.importance.measure import Seen, add_gates, close, measure
 from fairseq_speedup.importance.selection import TargetError
 from fairseq_speedup.low_rank.outputs import TooLittleAudioError
@@ -27,6 +18,15 @@ from fairseq_speedup.pruning.cut import cut, renumbered
 from fairseq_speedup.pruning.sizes import pruned_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.transformer.reused_attention import check_own_attention
+from fairseq_speedup.without_training.from_audio import (
+    AudioSource,
+    Change,
+    config_of,
+    load_ours,
+    log_probs,
+    num_parameters,
+    state_of,
+)
 
 # of the whole model's MACs, what gates may leave more than the target, and less: with few updates
 # they run past it, and to open some again asks for less than to close some that were needed

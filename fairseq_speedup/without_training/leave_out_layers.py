@@ -5,9 +5,13 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf, open_dict
 
-from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
-from fairseq_speedup.from_audio import (
+from fairseq_speedup.console import progress
+from fairseq_speedup.importance.layers import influence_of_layers
+from fairseq_speedup.low_rank.ranks import low_rank_of
+from fairseq_speedup.pruning.cut import renumber_options, renumbered
+from fairseq_speedup.transformer.reused_attention import check_own_attention
+from fairseq_speedup.without_training.from_audio import (
     MACS_SECONDS,
     AudioSource,
     Change,
@@ -18,10 +22,6 @@ from fairseq_speedup.from_audio import (
     num_parameters,
     state_of,
 )
-from fairseq_speedup.importance.layers import influence_of_layers
-from fairseq_speedup.low_rank.ranks import low_rank_of
-from fairseq_speedup.pruning.cut import renumber_options, renumbered
-from fairseq_speedup.transformer.reused_attention import check_own_attention
 
 
 def run(args) -> None:

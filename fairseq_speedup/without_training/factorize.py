@@ -9,18 +9,8 @@ import torch
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from omegaconf import open_dict
 
-from fairseq_speedup import progress
 from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
-from fairseq_speedup.from_audio import (
-    MACS_SECONDS,
-    AudioSource,
-    Change,
-    config_of,
-    load_ours,
-    log_probs,
-    macs_of,
-    state_of,
-)
+from fairseq_speedup.console import progress
 from fairseq_speedup.importance.whole_audio import whole_audio
 from fairseq_speedup.low_rank.linear import LowRankLinear
 from fairseq_speedup.low_rank.outputs import OutputStatistics, TooLittleAudioError, rank_of
@@ -35,6 +25,16 @@ from fairseq_speedup.low_rank.ranks import (
 from fairseq_speedup.macs import linear_macs
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 from fairseq_speedup.transformer.reused_attention import check_own_attention
+from fairseq_speedup.without_training.from_audio import (
+    MACS_SECONDS,
+    AudioSource,
+    Change,
+    config_of,
+    load_ours,
+    log_probs,
+    macs_of,
+    state_of,
+)
 
 MULTIPLE = 16  # of ranks
 
