@@ -10,8 +10,9 @@ from public_checkpoints import FORMS, HEADS_LEFT, UNITS_LEFT, reference, write_f
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.frontend.matching import normalised
-from fairseq_speedup.inspection import inspect_file, sizes_by_layer
-from fairseq_speedup.inspection import text as as_text
+from fairseq_speedup.inspection.facts import inspect_file
+from fairseq_speedup.inspection.layers import sizes_by_layer
+from fairseq_speedup.inspection.words import text as as_text
 from fairseq_speedup.pretrained import read_file
 
 PRUNED = [form for form in FORMS if form.startswith("dp")]

@@ -8,7 +8,7 @@ transformers = pytest.importorskip("transformers")
 from public_checkpoints import FORMS, reference, write_form  # noqa: E402
 
 from fairseq_speedup.hugging_face import from_fairseq, to_fairseq  # noqa: E402
-from fairseq_speedup.inspection import inspect_file  # noqa: E402
+from fairseq_speedup.inspection.facts import inspect_file  # noqa: E402
 from fairseq_speedup.macs import MacCounter  # noqa: E402
 from fairseq_speedup.pretrained.families import FAMILIES  # noqa: E402
 from fairseq_speedup.profiling.fvcore_count import check_macs  # noqa: E402

@@ -11,7 +11,7 @@ from helpers.results import check_results
 transformers = pytest.importorskip("transformers")
 from public_checkpoints import FINETUNED, FORMS, reference, write_finetuned  # noqa: E402
 
-from fairseq_speedup.inspection import inspect_file  # noqa: E402
+from fairseq_speedup.inspection.facts import inspect_file  # noqa: E402
 from fairseq_speedup.macs import MacCounter  # noqa: E402
 
 NUM_LABELS = 4 + len(LETTERS)

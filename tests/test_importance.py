@@ -27,7 +27,7 @@ from fairseq_speedup.importance.reconstruction import reconstruct
 from fairseq_speedup.importance.scores import SCORES, TaylorScore
 from fairseq_speedup.importance.selection import SLACK, Selection, TargetError
 from fairseq_speedup.inference import to_inference_form
-from fairseq_speedup.inspection import inspect_file
+from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.low_rank.outputs import OutputStatistics
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.fvcore_count import check_macs, fvcore_macs

@@ -13,8 +13,9 @@ from helpers.models import build_model, write_pretrained, write_without_dictiona
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.inspection import inspect_file, sizes_by_layer
-from fairseq_speedup.inspection import text as as_text
+from fairseq_speedup.inspection.facts import inspect_file
+from fairseq_speedup.inspection.layers import sizes_by_layer
+from fairseq_speedup.inspection.words import text as as_text
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.report import pictures
 

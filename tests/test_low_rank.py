@@ -22,7 +22,7 @@ from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.int8 import product_here
-from fairseq_speedup.inspection import inspect_file
+from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.low_rank.linear import LowRankLinear
 from fairseq_speedup.low_rank.outputs import OutputStatistics, rank_of
 from fairseq_speedup.low_rank.ranks import LINEARS, low_rank_of

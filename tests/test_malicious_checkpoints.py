@@ -32,7 +32,7 @@ from torch.utils import collect_env
 from fairseq_speedup import checkpoints
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import TRUST, CheckpointError, open_checkpoint
-from fairseq_speedup.inspection import inspect_file
+from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.pickles import refused_types, types_asked_for
 
 DOORS = Path(__file__).with_name("hostile_doors.py")

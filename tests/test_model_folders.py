@@ -15,7 +15,7 @@ from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
 from fairseq_speedup.criterions.ctc_distillation import _load_teacher
 from fairseq_speedup.hugging_face.config import MODEL_TYPES
-from fairseq_speedup.inspection import inspect_file
+from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.pretrained import read_file
 from fairseq_speedup.pretrained.families import FAMILIES, Family
 

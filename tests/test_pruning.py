@@ -22,7 +22,7 @@ from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.criterions import CtcPruningConfig, CtcPruningCriterion
 from fairseq_speedup.inference import to_inference_form
-from fairseq_speedup.inspection import inspect_file
+from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.fvcore_count import check_macs, fvcore_macs
 from fairseq_speedup.pruning.cut import cut

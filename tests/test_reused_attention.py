@@ -20,7 +20,7 @@ from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.int8 import product_here
 from fairseq_speedup.inference.transformer import MaskedLayers
-from fairseq_speedup.inspection import inspect_file
+from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.models.distilled_student import DistilledStudent, DistilledStudentConfig
 from fairseq_speedup.optimize.candidates import Candidate, Subject, without_a_layer

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf, open_dict
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.inference import to_inference_form
-from fairseq_speedup.inspection import inspect_file
+from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.models.speeds import Speed
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc

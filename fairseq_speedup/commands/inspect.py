@@ -53,7 +53,7 @@ def check(args) -> None:
 
 
 def run(args) -> None:
-    from fairseq_speedup import inspection
+    from fairseq_speedup.inspection import command
     from fairseq_speedup.report.pictures import draw_sizes
 
-    inspection.run(args, draw_sizes)
+    command.run(args, draw_sizes)
