@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fairseq import checkpoint_utils
 from helpers.corpora import LETTERS, letters_dictionary, write_noise
 from helpers.models import (
     FAMILIES,
     batch_of,
     build_model,
     finetuned_families,
+    load,
+    made_once,
     write_finetuned,
     write_pretrained,
 )
@@ -70,16 +71,11 @@ def whole(tmp_path_factory, dictionary):
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory, whole, speech):
     """``pruned(kind, **options)``: what ``prune --target`` makes of it."""
-    folder, made = tmp_path_factory.mktemp("pruned"), {}
 
-    def of(kind: str, **options):
-        path = whole(kind, **options)
-        if path not in made:
-            made[path] = folder / path.name
-            assert main(command(path, speech, made[path], "--target", target_of(options))) == 0
-        return made[path]
+    def make(path, output, options):
+        assert main(command(path, speech, output, "--target", target_of(options))) == 0
 
-    return of
+    return made_once(tmp_path_factory.mktemp("pruned"), whole, make)
 
 
 def target_of(options) -> float:
@@ -89,11 +85,6 @@ def target_of(options) -> float:
 def command(path, speech, output, *options) -> list[str]:
     words = ["prune", path, "--audio", speech, "--output", output, "--cpu", *options]
     return list(map(str, words))
-
-
-def load(path, **overrides):
-    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
-    return models[0].eval()
 
 
 def gated(path, parts: str = ALL, **overrides):

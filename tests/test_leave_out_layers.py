@@ -4,9 +4,8 @@ import re
 
 import pytest
 import torch
-from fairseq import checkpoint_utils
 from helpers.corpora import letters_dictionary, write_noise
-from helpers.models import batch_of, build_model, finetuned_families
+from helpers.models import batch_of, build_model, finetuned_families, load
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.importance.layers import influence_of_layers
@@ -43,11 +42,6 @@ def whole(tmp_path_factory):
 def command(path, speech, output, *options) -> list[str]:
     words = ["prune", path, "--audio", speech, "--output", output, "--cpu", *options]
     return list(map(str, words))
-
-
-def load(path, **overrides):
-    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
-    return models[0].eval()
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from fairseq import checkpoint_utils
 from helpers.commands import generate_here, last_checkpoint, train
 from helpers.corpora import LETTERS, letters_dictionary, write_noise
 from helpers.models import (
@@ -13,6 +12,8 @@ from helpers.models import (
     batch_of,
     build_model,
     finetuned_families,
+    load,
+    made_once,
     write_finetuned,
     write_pretrained,
 )
@@ -83,22 +84,12 @@ def little_rank(weights: dict, options: dict) -> None:
 @pytest.fixture(scope="module")
 def low(tmp_path_factory, whole, speech):
     """``low(kind, **options)``: what ``low-rank`` makes of it."""
-    folder, made = tmp_path_factory.mktemp("low"), {}
 
-    def of(kind: str, **options):
-        path = whole(kind, **options)
-        if path not in made:
-            made[path] = folder / path.name
-            command = ["low-rank", str(path), "--audio", str(speech), "--output", str(made[path])]
-            assert main([*command, "--minutes", "0.15", "--cpu"]) == 0
-        return made[path]
+    def make(path, output, options):
+        command = ["low-rank", str(path), "--audio", str(speech), "--output", str(output)]
+        assert main([*command, "--minutes", "0.15", "--cpu"]) == 0
 
-    return of
-
-
-def load(path, **overrides):
-    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
-    return models[0].eval()
+    return made_once(tmp_path_factory.mktemp("low"), whole, make)
 
 
 @torch.no_grad()

@@ -5,13 +5,13 @@ import re
 
 import pytest
 import torch
-from fairseq import checkpoint_utils
 from helpers.commands import generate_here, train
 from helpers.corpora import LETTERS, letters_dictionary
 from helpers.models import (
     Labels,
     batch_of,
     build_model,
+    load,
     write_finetuned,
     write_pretrained,
     write_wavlm,
@@ -192,11 +192,6 @@ def finetuned(path, start, dictionary=None, seed=0, **options):
     state["model"].update(scores)
     torch.save(state, path)
     return path
-
-
-def load(path, **overrides):
-    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
-    return models[0].eval()
 
 
 @pytest.fixture(scope="module")

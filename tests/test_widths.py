@@ -5,10 +5,17 @@ import re
 
 import pytest
 import torch
-from fairseq import checkpoint_utils
 from helpers.commands import generate, last_checkpoint, log_of, train
 from helpers.corpora import letters_dictionary, write_noise
-from helpers.models import Labels, batch_of, build_model, finetuned_families, write_pretrained
+from helpers.models import (
+    Labels,
+    batch_of,
+    build_model,
+    finetuned_families,
+    load,
+    made_once,
+    write_pretrained,
+)
 from omegaconf import OmegaConf, open_dict
 
 from fairseq_speedup.__main__ import main
@@ -64,17 +71,12 @@ def whole(tmp_path_factory, dictionary):
 @pytest.fixture(scope="module")
 def ordered(tmp_path_factory, whole, speech):
     """``ordered(kind, **options)``: what ``widths`` makes of it."""
-    folder, made = tmp_path_factory.mktemp("ordered"), {}
 
-    def of(kind: str, **options):
-        path = whole(kind, **options)
-        if path not in made:
-            made[path] = folder / path.name
-            asked = OF_LITTLE if options.keys() & {"frontend", "downsample"} else WIDTHS
-            assert main(command(path, speech, made[path], widths=asked)) == 0
-        return made[path]
+    def make(path, output, options):
+        asked = OF_LITTLE if options.keys() & {"frontend", "downsample"} else WIDTHS
+        assert main(command(path, speech, output, widths=asked)) == 0
 
-    return of
+    return made_once(tmp_path_factory.mktemp("ordered"), whole, make)
 
 
 @pytest.mark.parametrize("kind", ["base", "large"])
@@ -122,11 +124,6 @@ def test_widths_that_are_no_list_of_sizes_are_refused(ordered, value):
 def command(path, speech, output, *options, widths=WIDTHS) -> list[str]:
     words = ["widths", path, "--audio", speech, "--output", output, "--cpu", *options]
     return list(map(str, [*words, "--widths", *widths]))
-
-
-def load(path, **overrides):
-    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
-    return models[0].eval()
 
 
 def at_many(path, monkeypatch):

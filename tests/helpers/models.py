@@ -4,6 +4,7 @@ import operator
 from pathlib import Path
 
 import torch
+from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2CtcConfig, Wav2VecCtc
 from fairseq.tasks.audio_pretraining import AudioPretrainingTask
@@ -186,6 +187,30 @@ def finetuned_families(folder: Path, dictionary: Dictionary, sizes: dict, change
         return made[name]
 
     return of
+
+
+def made_once(folder: Path, whole, make):
+    """``of(kind, **options)``: what is made of a model of ``whole``, of :func:`finetuned_families`.
+
+    Args:
+        make: called as ``make(path, output, options)``
+    """
+    made: dict[Path, Path] = {}
+
+    def of(kind: str, **options) -> Path:
+        path = whole(kind, **options)
+        if path not in made:
+            made[path] = folder / path.name
+            make(path, made[path], options)
+        return made[path]
+
+    return of
+
+
+def load(path, **overrides):
+    """The model of a checkpoint, as fairseq loads it."""
+    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
+    return models[0].eval()
 
 
 def write_without_dictionary(path: Path, w2v_path: Path, kind="wav2vec_ctc", **options) -> dict:
