@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn
 
-from fairseq_speedup.transformer.attention import attend
+from fairseq_speedup.transformer.attention import SelfAttention
 
 
 def bucket_of(distance: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
@@ -76,54 +76,25 @@ def sharing_positions(encoder: nn.Module):
     return contextlib.nullcontext() if positions is None else positions.shared()
 
 
-class RelativeAttention(nn.Module):
-    """Takes the place of fairseq's MultiheadAttention in an encoder layer, with its projections.
-
+class RelativeAttention(SelfAttention):
+    """
     Args:
-        attention: fairseq's
+        attention: fairseq's, whose projections it takes
         positions: shared by the layers
         gated: whether the bias is scaled by each frame's gate
     """
 
     def __init__(self, attention, positions: RelativePositions, gated: bool):
-        super().__init__()
-        self.num_heads = attention.num_heads
-        self.head_dim = attention.head_dim
-        self.dropout_module = attention.dropout_module
-        for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            setattr(self, name, getattr(attention, name))
+        super().__init__(attention)
         self.positions = positions
         self.gated = gated
         if gated:
             self.grep_linear = nn.Linear(self.head_dim, 8)
             self.grep_a = nn.Parameter(torch.ones(1, self.num_heads, 1, 1))
 
-    def forward(self, query, key=None, value=None, key_padding_mask=None, **unused):
-        """
-        Args:
-            query: (T, B, C); key and value are the same
-            key_padding_mask: (B, T), True at padding, or None
-        Returns:
-            (T, B, C), and None for the weights
-        """
-        batch_first = query.transpose(0, 1)  # T x B x C -> B x T x C
-        q, k, v = (
-            self._heads(projection(batch_first))
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        bias = self.bias_of(batch_first)
-        dropout_prob = self.dropout_module.p if self.training else 0.0
-        attended = attend(q, k, v, bias, key_padding_mask, dropout_prob)
-        return self.out_proj(attended).transpose(0, 1), None
-
     def bias_of(self, frames):
-        """Bias (B or 1, heads, T, T) of frames (B, T, C)"""
         bias = self.positions.bias(frames.size(1))
-        return self._gate(self._heads(frames)) * bias if self.gated else bias[None]
-
-    def _heads(self, frames):
-        """(B, T, C) -> (B, heads, T, C / heads)"""
-        return frames.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return self._gate(self.heads_of(frames)) * bias if self.gated else bias[None]
 
     def _gate(self, frames):
         """Factor (B, heads, T, 1) of each frame's bias, from what it holds."""

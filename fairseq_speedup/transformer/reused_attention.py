@@ -15,6 +15,7 @@ from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.saved_configs import encoder_variant
+from fairseq_speedup.transformer.attention import SelfAttention
 
 FIELD = "encoder_variant.reused_attention"
 
@@ -108,36 +109,15 @@ def _softmax(values, padding):
     return values.div_(values.sum(dim=-1, keepdim=True))
 
 
-class SharedAttention(nn.Module):
-    """Takes the place of fairseq's MultiheadAttention in a layer whose map others reuse, with its
-    projections.
-
-    Args:
-        attention: fairseq's
-    """
+class SharedAttention(SelfAttention):
+    """SelfAttention of a layer whose map others reuse."""
 
     shares_map = True
 
-    def __init__(self, attention):
-        super().__init__()
-        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
-        self.dropout_module = attention.dropout_module
-        for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            setattr(self, name, getattr(attention, name))
-
     def forward(self, query, key=None, value=None, key_padding_mask=None, **unused):
-        """
-        Args:
-            query: (T, B, C); key and value are the same
-            key_padding_mask: (B, T), True at padding, or None
-        Returns:
-            (T, B, C), and what other layers weight their values by (B, heads, T, T)
-        """
-        frames = query.transpose(0, 1)  # T x B x C -> B x T x C
-        q, k, v = (
-            projection(frames).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        """As SelfAttention's, and in place of None what other layers weight their values by
+        (B, heads, T, T)."""
+        q, k, v = self.projected(query.transpose(0, 1))  # T x B x C -> B x T x C
         attended, given = attend_and_share(q, k, v, key_padding_mask, self.dropout_module)
         return self.out_proj(attended).transpose(0, 1), given
 
