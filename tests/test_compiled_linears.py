@@ -37,6 +37,7 @@ def product(request):
     return request.param
 
 
+needs_narrow = pytest.mark.skipif(not NarrowProduct.runs_here(), reason="no narrow product here")
 needs_floats = pytest.mark.skipif(not floats_multiplier(), reason="no compiled product of fp32")
 
 
@@ -170,6 +171,7 @@ def test_the_largest_sums_that_there_can_be_fit(product, spread, of_gelus):
     assert_close(ours.outputs(frames), expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-4)
 
 
+@needs_narrow
 @pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
 def test_no_four_narrow_weights_add_up_to_more_than_fits(spread):
     """And hardly any output has coarser weights than that takes."""
@@ -182,6 +184,16 @@ def test_no_four_narrow_weights_add_up_to_more_than_fits(spread):
     assert largest.max() * NarrowProduct.LEVELS < 1 << 15 and levels.abs().max() <= 127
     finest = (largest >= 120) | (levels.abs().amax(dim=1) >= 124)
     assert finest.float().mean() > 0.99
+
+
+@needs_narrow
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_spoils_the_scale_of_no_other_output(bad):
+    weight = torch.randn(3, 50)
+    spoilt = weight.clone()
+    spoilt[1, 7] = bad
+    found, expected = NarrowProduct.scales_of(spoilt), NarrowProduct.scales_of(weight)
+    assert torch.equal(found[[0, 2]], expected[[0, 2]])
 
 
 @pytest.mark.parametrize("kind", PRODUCTS)

@@ -8,7 +8,7 @@ from torch import nn
 from fairseq_speedup.inference.kernels.linears import (
     LinearInC,
     bytes_multiplier,
-    largest_narrow_sums,
+    narrow_scales,
 )
 from fairseq_speedup.inference.kernels.rows import (
     SMALLEST,
@@ -210,16 +210,7 @@ class NarrowProduct(CompiledProduct):
 
     @classmethod
     def scales_of(cls, weight):
-        scales = torch.maximum(
-            super().scales_of(weight), largest_narrow_sums(weight) / cls.LARGEST_SUM
-        )
-        left = torch.arange(len(weight))
-        while len(left):  # what was rounded may add up to more
-            rounded = weight[left].div_(scales[left, None]).round_()
-            sums = largest_narrow_sums(rounded) / cls.LARGEST_SUM
-            left, sums = left[sums > 1], sums[sums > 1]
-            scales[left] *= sums
-        return scales
+        return narrow_scales(weight, cls.LARGEST, cls.LARGEST_SUM)
 
 
 class OneDnnProduct(Product):

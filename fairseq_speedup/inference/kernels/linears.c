@@ -4,6 +4,8 @@
  * and says what each function gives. */
 #include "linears.h"
 
+#include <math.h>
+
 #define MOST_GROUPS 768       /* whose weights are taken at once */
 #define BLOCK (1 << 19)       /* bytes of rows that stay in the second cache */
 #define FEWEST_TILES 4        /* that a thread is given at once */
@@ -48,6 +50,55 @@ void pack(const uint8_t *rows, ptrdiff_t in, ptrdiff_t out, const Multiplier *by
                                rest < GROUP ? rest : GROUP);
                 }
         }
+}
+
+/* What four of these add up to, of those above 0 or of those below: their products a narrow multiplier
+ * sums in 16 bits. The most of that */
+INLINE float sum_of_fours(const float *weights, float scale, const int rounds) {
+    float whole[READ_BEHIND], most = 0;
+    for (int i = 0; i < READ_BEHIND; i++)
+        whole[i] = rounds ? rintf(weights[i] / scale) : weights[i] / scale;
+    for (int side = -1; side < 2; side += 2)
+        for (int i = 0; i < GROUP; i += 2) {
+            float pair = larger(side * whole[i], 0) + larger(side * whole[i + 1], 0);
+            float next = larger(side * whole[i + 4], 0) + larger(side * whole[i + 5], 0);
+            most = larger(most, pair + next);
+        }
+    return most;
+}
+
+/* Of all inputs of an output */
+INLINE float largest_sum(const float *weights, ptrdiff_t in, float scale, const int rounds) {
+    float most = 0, rest[READ_BEHIND] = {0};
+    ptrdiff_t i = 0;
+    for (; i + READ_BEHIND <= in; i += READ_BEHIND)
+        most = larger(most, sum_of_fours(weights + i, scale, rounds));
+    memcpy(rest, weights + i, (in - i) * sizeof *rest);
+    return larger(most, sum_of_fours(rest, scale, rounds));
+}
+
+INLINE float narrow_scale_any(const float *weights, ptrdiff_t in, float smallest, float most,
+                              float most_of_sums) {
+    float scale = smallest;
+    for (ptrdiff_t i = 0; i < in; i++)
+        scale = larger(scale, fabsf(weights[i]));
+    scale = larger(scale / most, largest_sum(weights, in, 1, 0) / most_of_sums);
+    float share = 1;
+    do { /* what was rounded may add up to more */
+        scale *= share;
+        share = largest_sum(weights, in, scale, 1) / most_of_sums;
+    } while (share > 1 && is_finite(share));
+    return scale;
+}
+ON_EVERY_CPU(float, narrow_scale,
+             (const float *weights, ptrdiff_t in, float smallest, float most, float most_of_sums),
+             (weights, in, smallest, most, most_of_sums))
+
+void narrow_scales(const float *weights, ptrdiff_t out, ptrdiff_t in, float smallest, float most,
+                   float most_of_sums, float *scales) {
+    _Pragma("omp parallel for schedule(static)")
+    for (ptrdiff_t i = 0; i < out; i++)
+        scales[i] = narrow_scale(weights + i * in, in, smallest, most, most_of_sums);
 }
 
 /* A tile among the outputs; of the `width` columns that are summed there are `columns` */

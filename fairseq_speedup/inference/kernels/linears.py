@@ -9,8 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairseq_speedup.inference import kernels
-from fairseq_speedup.inference.kernels import INT, POINTER, SIZE, declare
-from fairseq_speedup.inference.kernels.rows import LevelRows, Levels, LevelsInC, NormInC
+from fairseq_speedup.inference.kernels import FLOAT, INT, POINTER, SIZE, declare
+from fairseq_speedup.inference.kernels.rows import (
+    SMALLEST,
+    LevelRows,
+    Levels,
+    LevelsInC,
+    NormInC,
+)
 
 MOST_LANES = 16  # outputs that are computed at once
 READ_AT_ONCE = 8  # bytes of inputs, at most: two groups of multiply.h
@@ -63,6 +69,7 @@ declare("floats_multiplier", INT, returns=POINTER)
 declare("bytes_multiplier", INT, INT, returns=POINTER)
 declare("packed_size", SIZE, SIZE, POINTER, returns=SIZE)
 declare("pack", POINTER, SIZE, SIZE, POINTER, POINTER)
+declare("narrow_scales", POINTER, SIZE, SIZE, FLOAT, FLOAT, FLOAT, POINTER)
 declare("linear", *map(ctypes.POINTER, (LinearStruct, _Rows, _After)), POINTER, returns=INT)
 declare(
     "convolve_groups",
@@ -83,23 +90,20 @@ def bytes_multiplier(narrow: bool) -> int | None:
 
     Args:
         narrow: sums of four products go through 16 bits, in which they have to fit
-            (:func:`largest_narrow_sums`); if not, the CPU needs an instruction that sums four in 32
+            (:func:`narrow_scales`); if not, the CPU needs an instruction that sums four in 32
             (VNNI)
     """
     return kernels.LIBRARY and kernels.LIBRARY.bytes_multiplier(kernels.MOST_BITS, narrow)
 
 
-def largest_narrow_sums(weight: torch.Tensor) -> torch.Tensor:
-    """(out_features, in_features) -> (out_features,): the most that four weights whose products a
-    narrow multiplier sums in 16 bits add up to, of those above 0 or of those below."""
-    missing = -weight.size(1) % READ_AT_ONCE
-    columns = F.pad(weight, (0, missing)).view(len(weight), -1, READ_AT_ONCE)
-    largest = weight.new_zeros(len(weight))
-    for side in (columns.clamp(min=0), columns.clamp(max=0).neg_()):
-        pairs = side[..., ::2] + side[..., 1::2]
-        fours = pairs[..., :2] + pairs[..., 2:]
-        largest = torch.maximum(largest, fours.flatten(1).amax(dim=1))
-    return largest
+def narrow_scales(weight: torch.Tensor, largest: int, largest_sum: int) -> torch.Tensor:
+    """(out_features, in_features), fp32 -> (out_features,): the finest scales by which no weight is
+    more than ``largest``, and no four whose products a narrow multiplier sums in 16 bits add up to
+    more than ``largest_sum``, of those above 0 or of those below."""
+    weight, scales = weight.contiguous(), torch.empty(len(weight))
+    limits = SMALLEST, largest, largest_sum
+    kernels.LIBRARY.narrow_scales(weight.data_ptr(), *weight.shape, *limits, scales.data_ptr())
+    return scales
 
 
 class LinearInC(kernels.HoldsAddresses):
@@ -143,7 +147,7 @@ class LinearInC(kernels.HoldsAddresses):
             levels: of its inputs
             narrow: see :func:`bytes_multiplier`
         """
-        starts = -zero_point * weight.int().sum(dim=1, dtype=torch.int32)
+        starts = -zero_point * weight.sum(dim=1, dtype=torch.int32)
         made = cls(weight, starts, bytes_multiplier(narrow))
         held = scales.float().contiguous(), bias.float().contiguous()
         made._held += held
