@@ -198,6 +198,8 @@ def test_what_is_no_number_spoils_the_scale_of_no_other_output(bad):
 
 @pytest.mark.parametrize("kind", PRODUCTS)
 def test_an_output_of_large_weights_takes_nothing_from_the_others(kind):
+    if kind.NARROW and not kind.runs_here():
+        pytest.skip("scales that are found in C")
     weight, frames = torch.randn(6, 64), torch.randn(20, 64)
     weight[3] *= 1000
     found = in_torch(kind)(weight, torch.zeros(6), of_gelus=False).outputs(frames)
