@@ -26,7 +26,7 @@ from fairseq_speedup.data.feasibility import (
     needed_frames,
     report_feasibility,
 )
-from fairseq_speedup.data.manifest import ManifestError
+from fairseq_speedup.data.manifest import ManifestError, infer_labels
 from fairseq_speedup.lengths import conv_stack_length
 from fairseq_speedup.tasks import SpeedupFinetuningConfig, SpeedupFinetuningTask
 
@@ -218,6 +218,8 @@ def test_several_dictionaries_need_a_choice(data):
     cfg = OmegaConf.structured(SpeedupFinetuningConfig(data=str(data)))
     with pytest.raises(ManifestError, match=r"task.labels is not set.*several: ltr, spm"):
         SpeedupFinetuningTask.setup_task(cfg).target_dictionary  # noqa: B018
+    with pytest.raises(ManifestError, match="--labels is not set"):
+        infer_labels(str(data), "--labels")
 
 
 def test_the_one_dictionary_tells_the_labels(data):

@@ -105,8 +105,14 @@ def read_labels(path: str, manifest: Manifest, remedy: str = "") -> list[list[st
     return labels
 
 
-def infer_labels(folder: str) -> str:
-    """The label set of a data folder that has one ``dict.{labels}.txt``; an error otherwise."""
+def infer_labels(folder: str, option: str = "task.labels") -> str:
+    """The label set of a data folder that has one ``dict.{labels}.txt``.
+
+    Args:
+        option: that would say which
+    Raises:
+        FileNotFoundError, ManifestError: no folder, or not one dictionary
+    """
     if not os.path.isdir(folder):
         raise FileNotFoundError(
             f"data folder {folder} does not exist or is not a folder{looked_for(folder)}"
@@ -116,8 +122,8 @@ def infer_labels(folder: str) -> str:
     if len(found) != 1:
         listed = f"several: {', '.join(found)}" if found else "none"
         raise ManifestError(
-            f"task.labels is not set and {folder} does not tell: dictionaries dict.LABELS.txt "
-            f"there: {listed}"
+            f"{option} is not set and {folder} does not tell: dictionaries dict.LABELS.txt there: "
+            f"{listed}"
         )
     return found[0]
 

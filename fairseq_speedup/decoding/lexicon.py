@@ -25,7 +25,7 @@ NO_WORDS = {"<s>", "</s>", "<unk>", "<UNK>"}  # of a language model's vocabulary
 def run(args: Namespace) -> None:
     if os.path.exists(args.output) and not args.overwrite:
         raise ManifestError(f"{args.output} exists; give --overwrite to replace it")
-    labels = args.labels or infer_labels(args.data)
+    labels = args.labels or infer_labels(args.data, "--labels")
     words = read_words(args.data, labels)
     if args.words is None:
         path = os.path.join(args.data, f"{args.split}.{labels}")

@@ -117,9 +117,13 @@ def _files(args, setup: Setup) -> dict[str, str]:
     else:
         split = os.path.join(setup.data, setup.subset)
         found["manifest"] = f"{split}.tsv"
-        found["labels"] = f"{split}.{args.labels or infer_labels(setup.data)}"
+        found["labels"] = f"{split}.{_labels(args)}"
     given = setup.decoding.items()
     return found | {name: path for name, path in given if os.path.isfile(str(path))}
+
+
+def _labels(args) -> str:
+    return args.labels or infer_labels(args.data, "--labels")
 
 
 # -- before --------------------------------------------------------------------------------------
@@ -149,7 +153,7 @@ def prepared(args) -> Path:
 def setup_of(args) -> Setup:
     post_process = args.post_process or "letter"
     if args.data is not None:
-        labels = args.labels or infer_labels(args.data)
+        labels = _labels(args)
         split = os.path.join(args.data, args.gen_subset)
         lines = read_labels(f"{split}.{labels}", read_manifest(f"{split}.tsv"))
         words = LabelWords.of(f"{split}.{labels}", lines)
