@@ -8,8 +8,8 @@ registers the models ``speedup_ctc``, ``distilled_student`` and ``exported_ctc``
 
 The tree follows the data: ``waveform`` (waveform reduction) -> ``frontend`` (CNN or filterbanks) ->
 ``frames`` (frame pooling) -> ``transformer`` (layers kept, exits, merging) -> ``heads`` (CTC heads
-and logit upsampling) -> ``decoding``; ``models`` joins them, ``pretrained`` reads what they start
-from, ``tasks`` feeds them.
+and logit upsampling) -> ``decoding``; ``config`` has the options of all, ``models`` joins them,
+``pretrained`` reads what they start from, ``tasks`` feeds them.
 """
 
 import os

@@ -13,9 +13,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from fairseq_speedup.config import SpeedupCtcConfig, reduction_options, switched_on
 from fairseq_speedup.criterions.ctc_distillation import CtcDistillationConfig
 from fairseq_speedup.macs import MacCounter
-from fairseq_speedup.models.config import SpeedupCtcConfig, reduction_options, switched_on
 from fairseq_speedup.profiling.profile import read_model_options
 from fairseq_speedup.tasks import SpeedupFinetuningConfig
 

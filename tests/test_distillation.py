@@ -29,6 +29,7 @@ from helpers.models import (
 from omegaconf import OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.config import reductions
 from fairseq_speedup.criterions.ctc_distillation import (
     CtcDistillationConfig,
     CtcDistillationCriterion,
@@ -45,7 +46,6 @@ from fairseq_speedup.criterions.layer_distillation import (
     LayerDistillationCriterion,
 )
 from fairseq_speedup.lengths import padding_mask_of
-from fairseq_speedup.models.config import reductions
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.tasks import SpeedupFinetuningConfig, SpeedupFinetuningTask
 

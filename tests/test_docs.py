@@ -23,10 +23,10 @@ from omegaconf import OmegaConf
 
 import fairseq_speedup.plugin  # noqa: F401, registers all that commands name
 from fairseq_speedup.commands import COMMANDS, TASKS, build_parser
+from fairseq_speedup.config import SpeedupCtcConfig
 from fairseq_speedup.frames import FRAME_POOLS
 from fairseq_speedup.frontend.config import FRONT_ENDS
 from fairseq_speedup.heads import HEADS
-from fairseq_speedup.models.config import SpeedupCtcConfig
 from fairseq_speedup.transformer.early_exit import EXIT_CRITERIA
 from fairseq_speedup.waveform import WAVEFORM_REDUCTIONS
 

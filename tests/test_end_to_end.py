@@ -28,7 +28,7 @@ from helpers.results import check_results, words_of
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.models.config import switched_on
+from fairseq_speedup.config import switched_on
 
 STOCK = ["model._name=wav2vec_ctc", "task._name=audio_finetuning"]
 

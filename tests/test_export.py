@@ -265,7 +265,7 @@ def test_a_stock_checkpoint_is_exported_as_it_is(tmp_path, written):
 
 
 def onnx_reductions():
-    from fairseq_speedup.models.config import REDUCTION_OPTIONS
+    from fairseq_speedup.config import REDUCTION_OPTIONS
 
     return REDUCTION_OPTIONS
 

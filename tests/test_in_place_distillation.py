@@ -20,7 +20,7 @@ from fairseq_speedup.criterions import (
     CtcInPlaceDistillationCriterion,
 )
 from fairseq_speedup.criterions.distillation import HeadFrames, posterior_distance
-from fairseq_speedup.models.speeds import Speed
+from fairseq_speedup.speeds import Speed
 
 COUNTS = [9000, 6000]
 POOLS = {"frame_pools": [1, 2, 3]}

@@ -25,10 +25,10 @@ from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.commands import build_parser
 from fairseq_speedup.commands.optimize import BEAM, decoding_of
+from fairseq_speedup.config import switched_on
 from fairseq_speedup.data.utterances import Recordings
 from fairseq_speedup.inference import form_of
 from fairseq_speedup.macs import MacCounter
-from fairseq_speedup.models.config import switched_on
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.optimize import candidates, made, run
 from fairseq_speedup.optimize import outcome as written

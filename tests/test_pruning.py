@@ -497,7 +497,7 @@ def test_a_broken_off_training_goes_on_to_the_same_gates_and_is_cut_and_decoded(
 
 
 def test_the_stock_criterion_is_refused(tmp_path, corpus, start):
-    from fairseq_speedup.models.config import SpeedupCtcConfig  # noqa: F401
+    from fairseq_speedup.config import SpeedupCtcConfig  # noqa: F401
     from fairseq_speedup.tasks.speedup_finetuning import (
         SpeedupFinetuningConfig,
         SpeedupFinetuningTask,

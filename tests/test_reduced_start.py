@@ -6,7 +6,7 @@ from fairseq.data import Dictionary
 from helpers.models import batch_of, build_model, finetuned_state, write_pretrained
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.models.config import reductions
+from fairseq_speedup.config import reductions
 from fairseq_speedup.transformer.early_exit import ExitOptionError
 
 UPSAMPLING = "w2v_encoder.frame_reduction.upsamplings.2.linear.weight"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.models import batch_of, build_model, write_pretrained
 
-from fairseq_speedup.models.speeds import Speed
+from fairseq_speedup.speeds import Speed
 
 COUNTS = [9000, 5000]
 MANY = {

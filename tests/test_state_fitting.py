@@ -6,7 +6,7 @@ from helpers.models import batch_of, build_model, write_pretrained
 from torch.testing import assert_close
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.models.speeds import Speed
+from fairseq_speedup.speeds import Speed
 
 
 @torch.no_grad()

@@ -23,13 +23,13 @@ from fairseq_speedup.checkpoints import CheckpointError
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.macs import MacCounter
-from fairseq_speedup.models.speeds import Speed
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc
 from fairseq_speedup.optimize import candidates
 from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.pruning.narrowing import narrow
 from fairseq_speedup.pruning.widths import FIELD, widths_of
 from fairseq_speedup.saved_configs import evaluate
+from fairseq_speedup.speeds import Speed
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask
 
 SIZES = {

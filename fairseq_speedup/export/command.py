@@ -2,6 +2,7 @@
 
 import os
 
+from fairseq_speedup.config import switched_on
 from fairseq_speedup.console import progress
 from fairseq_speedup.decoding.options import read_overrides
 from fairseq_speedup.export.int8_audio import Int8Audio
@@ -12,7 +13,6 @@ from fairseq_speedup.export.openvino_int8 import Int8, Quantised
 from fairseq_speedup.export.openvino_session import weights_of
 from fairseq_speedup.export.session import check_installed
 from fairseq_speedup.export.word_errors import WordErrors
-from fairseq_speedup.models.config import switched_on
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.profiling.environment import versions

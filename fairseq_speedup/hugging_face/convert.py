@@ -11,6 +11,7 @@ from fairseq_speedup.checkpoints import (
     open_checkpoint,
     write_checkpoint,
 )
+from fairseq_speedup.config import named_reductions
 from fairseq_speedup.console import progress
 from fairseq_speedup.data.dictionary import dictionary_of, read_dictionary
 from fairseq_speedup.data.manifest import ManifestError
@@ -31,7 +32,6 @@ from fairseq_speedup.hugging_face.folder import (
     write_folder,
 )
 from fairseq_speedup.hugging_face.write import checkpoint_of
-from fairseq_speedup.models.config import named_reductions
 from fairseq_speedup.pretrained import build_encoder, check_weights, read_state
 from fairseq_speedup.transformer.reused_attention import reused_of
 

@@ -7,8 +7,8 @@ from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from omegaconf import OmegaConf
 
 from fairseq_speedup.checkpoints import defaults_of, state_without_training, whole_config
+from fairseq_speedup.config import SpeedupCtcConfig
 from fairseq_speedup.data.dictionary import dictionary_of
-from fairseq_speedup.models.config import SpeedupCtcConfig
 from fairseq_speedup.pretrained.families import RELATIVE_BIAS, Pretrained
 from fairseq_speedup.pretrained.finetuned import ENCODER, HEAD
 from fairseq_speedup.pretrained.pretraining import S3PRL_FIELDS

@@ -18,6 +18,7 @@ from fairseq_speedup.checkpoints import (
     unpickle,
     without_code,
 )
+from fairseq_speedup.config import SpeedupCtcConfig, switched_on
 from fairseq_speedup.hugging_face.folder import (
     PRETRAINING_ONLY,
     pretraining_weights,
@@ -26,7 +27,6 @@ from fairseq_speedup.hugging_face.folder import (
 from fairseq_speedup.low_rank.ranks import low_rank_of
 from fairseq_speedup.macs import MacCounter, UncountableError
 from fairseq_speedup.model_folders import CONFIG
-from fairseq_speedup.models.config import SpeedupCtcConfig, switched_on
 from fairseq_speedup.models.start import CNN_PREFIX
 from fairseq_speedup.pickles import format_of, refused_types, types_asked_for
 from fairseq_speedup.pretrained import Pretrained, check_weights, read_state

@@ -8,7 +8,7 @@ from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Model
 from fairseq_speedup.frames import FrameReduction
 from fairseq_speedup.frontend import CnnFrontEnd
 from fairseq_speedup.lengths import FrameGrid
-from fairseq_speedup.models.speeds import Speeds
+from fairseq_speedup.speeds import Speeds
 from fairseq_speedup.transformer.stage import LayerStage
 
 

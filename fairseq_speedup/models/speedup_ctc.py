@@ -3,7 +3,7 @@
 from fairseq.models import register_model
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecCtc
 
-from fairseq_speedup.models.config import SpeedupCtcConfig
+from fairseq_speedup.config import SpeedupCtcConfig
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.models.start import load_whole
 from fairseq_speedup.models.state_fitting import fit_state

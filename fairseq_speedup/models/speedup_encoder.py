@@ -8,6 +8,7 @@ from fairseq.models.wav2vec.wav2vec2_asr import Wav2VecEncoder
 from fairseq.modules import GradMultiply
 from torch import nn
 
+from fairseq_speedup.config import SpeedupCtcConfig
 from fairseq_speedup.frames import FrameReduction, mask_short_utterances
 from fairseq_speedup.frontend import (
     CnnFrontEnd,
@@ -20,15 +21,14 @@ from fairseq_speedup.frontend import (
 from fairseq_speedup.frontend.matching import weights_held
 from fairseq_speedup.heads import build_head, run_head, upsample_logits
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
-from fairseq_speedup.models.config import SpeedupCtcConfig
 from fairseq_speedup.models.lengths import PathLengths
-from fairseq_speedup.models.speeds import Speed, Speeds
 from fairseq_speedup.models.start import keep_head, load_encoder, read_start
 from fairseq_speedup.pretrained import Pretrained, adapt, keep_layer_type
 from fairseq_speedup.pruning.gates import build_pruning
 from fairseq_speedup.pruning.narrowing import narrow
 from fairseq_speedup.pruning.switched_widths import build_widths
 from fairseq_speedup.pruning.widths import Width
+from fairseq_speedup.speeds import Speed, Speeds
 from fairseq_speedup.transformer.conformer import mask_convolutions
 from fairseq_speedup.transformer.early_exit import EarlyExit
 from fairseq_speedup.transformer.frame_batch import FrameBatch

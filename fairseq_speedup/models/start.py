@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.heads import HeadConfig, head_of_labels
-from fairseq_speedup.models.config import (
+from fairseq_speedup.config import (
     DEFAULTS,
     SpeedupCtcConfig,
     check_options,
     keep_reductions,
     named_reductions,
 )
+from fairseq_speedup.heads import HeadConfig, head_of_labels
 from fairseq_speedup.models.state_fitting import PREFIX, MisfitError
 from fairseq_speedup.pretrained import Pretrained, load_weights, read_pretrained
 from fairseq_speedup.pretrained.finetuned import ENCODER, HEAD

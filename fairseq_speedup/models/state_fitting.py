@@ -3,7 +3,7 @@
 import logging
 
 from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.models.config import DEFAULTS
+from fairseq_speedup.config import DEFAULTS
 from fairseq_speedup.pruning.gates import fit_gates
 from fairseq_speedup.pruning.narrowing import narrow_weights
 from fairseq_speedup.transformer.layer_removal import KeptLayers, drop_removed_layers

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from fairseq_speedup.config import switched_on
 from fairseq_speedup.console import progress
 from fairseq_speedup.data.manifest import infer_labels, read_labels, read_manifest
 from fairseq_speedup.decoding.boundaries import LabelWords
@@ -21,7 +22,6 @@ from fairseq_speedup.decoding.scoring import Scoring
 from fairseq_speedup.export.command import EXPORT_PACKAGES
 from fairseq_speedup.files import version
 from fairseq_speedup.inference import kernels
-from fairseq_speedup.models.config import switched_on
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.optimize import outcome
 from fairseq_speedup.optimize.bench import Bench, Measured

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
+from fairseq_speedup.config import reductions
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights, first_of
 from fairseq_speedup.pretrained.families import (
     FAMILIES,
@@ -130,8 +131,6 @@ def where_pretraining_is(state: dict) -> str:
 def from_finetuned(path: str, cfg: DictConfig, state: dict) -> Pretrained:
     """A fine-tuned checkpoint as the starting point of another fine-tuning, with its head and, of
     a reduced model, all the rest."""
-    from fairseq_speedup.models.config import reductions
-
     found = _pretraining(path, cfg, _encoder_weights(path, state))
     head = {name[len(HEAD) :]: w for name, w in state["model"].items() if name.startswith(HEAD)}
     dictionary = (state.get("task_state") or {}).get("target_dictionary")

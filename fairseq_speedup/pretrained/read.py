@@ -6,6 +6,7 @@ import os
 from fairseq.dataclass.utils import overwrite_args_by_name
 
 from fairseq_speedup.checkpoints import CheckpointError, clear_layout_errors, open_checkpoint
+from fairseq_speedup.config import named_reductions
 from fairseq_speedup.console.relative_paths import looked_for
 from fairseq_speedup.model_folders import EXPECTED
 from fairseq_speedup.pretrained.families import Pretrained
@@ -89,8 +90,6 @@ def read_file(path: str, reduced: bool = False) -> Pretrained:
 
 def read_state(path: str, state: dict, reduced: bool = False) -> Pretrained:
     """The encoder in what was loaded from a file; see :func:`read_file`."""
-    from fairseq_speedup.models.config import named_reductions
-
     if form_of(state) is not None or kind_of(state) not in FINETUNED_KINDS:
         return read_pretraining(path, state)
     weights_of(path, state)

@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_speedup.architectures import architecture_config
+from fairseq_speedup.config import REDUCTION_OPTIONS, SpeedupCtcConfig, switched_on
 from fairseq_speedup.console import progress
 from fairseq_speedup.console.refusals import reason
 from fairseq_speedup.data.manifest import ManifestError
 from fairseq_speedup.lengths import padding_mask_of
 from fairseq_speedup.macs import MacCounter
-from fairseq_speedup.models.config import REDUCTION_OPTIONS, SpeedupCtcConfig, switched_on
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc
 from fairseq_speedup.profiling.clock import now

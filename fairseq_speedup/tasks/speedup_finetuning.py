@@ -14,6 +14,7 @@ from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetunin
 from omegaconf import DictConfig, OmegaConf
 
 from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.config import reduction_options
 from fairseq_speedup.criterions.frontend_match import reduce_frontend_loss
 from fairseq_speedup.data.audio import CheckedAudioDataset
 from fairseq_speedup.data.manifest import (
@@ -27,17 +28,16 @@ from fairseq_speedup.decoding.boundaries import LabelWords
 from fairseq_speedup.decoding.options import DecodingOptions
 from fairseq_speedup.decoding.run import DecodingRun
 from fairseq_speedup.inference import InferenceConfig
-from fairseq_speedup.models.config import reduction_options
 from fairseq_speedup.models.exported_ctc import KIND, ExportedCtc, ExportedLengths
 from fairseq_speedup.models.lengths import model_lengths
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
-from fairseq_speedup.models.speeds import Speeds
 from fairseq_speedup.models.speedup_ctc import SpeedupCtc
 from fairseq_speedup.profiling.training import (
     ForwardTimer,
     TrainingProfile,
     reduce_compute_metrics,
 )
+from fairseq_speedup.speeds import Speeds
 from fairseq_speedup.sweeps import forget_earlier_training
 from fairseq_speedup.tasks.dictionaries import (
     check_same_dictionary,

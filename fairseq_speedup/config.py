@@ -10,8 +10,8 @@ from fairseq_speedup.frames import FramePoolConfig, check_frame_pool
 from fairseq_speedup.frontend import FrontEndConfig, check_front_end
 from fairseq_speedup.heads import HeadConfig, check_head
 from fairseq_speedup.inference_forms import LINEARS
-from fairseq_speedup.models.speeds import SpeedsConfig
 from fairseq_speedup.pruning import PruningConfig, WidthsConfig, check_pruning, check_widths
+from fairseq_speedup.speeds import SpeedsConfig
 from fairseq_speedup.transformer.layer_removal import LayerRemovalConfig
 from fairseq_speedup.transformer.stages import STAGES
 from fairseq_speedup.waveform import WaveformReductionConfig
