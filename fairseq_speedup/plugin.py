@@ -11,7 +11,6 @@ except Exception as error:  # fairseq 0.12.2 raises ValueError on Python 3.11 an
 
 # importing criterions, models and tasks registers them with fairseq
 from fairseq_speedup import (  # noqa: F401
-    checkpoints,
     criterions,
     hugging_face,
     inference,
@@ -19,6 +18,7 @@ from fairseq_speedup import (  # noqa: F401
     pretrained,
     tasks,
 )
+from fairseq_speedup.checkpoints import opening
 from fairseq_speedup.console import refusals
 from fairseq_speedup.transformer import conformer
 
@@ -30,7 +30,7 @@ def _read_exported(path: str, overrides: dict | None) -> dict:
     return read_exported(path, overrides or {})
 
 
-checkpoints.install(
+opening.install(
     pretrained.upgrade_finetuned,
     models.fit_overrides,
     read_folder=hugging_face.read_as_checkpoint,

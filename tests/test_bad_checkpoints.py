@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.checkpoints import (
+from fairseq_speedup.checkpoints.opening import (
     TRUST,
     CheckpointError,
     open_checkpoint,

@@ -9,7 +9,7 @@ from fairseq.modules.conformer_layer import ConformerWav2Vec2EncoderLayer
 from helpers.models import TINY, batch_of, build_model, write_pretrained
 from torch import nn
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.decoding.run import padding_gets_in
 from fairseq_speedup.lengths import multiple_length, padding_mask_of
 from fairseq_speedup.macs import MacCounter

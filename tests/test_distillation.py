@@ -28,7 +28,7 @@ from helpers.models import (
 )
 from omegaconf import OmegaConf
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.config import reductions
 from fairseq_speedup.criterions.ctc_distillation import (
     CtcDistillationConfig,

@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 from public_checkpoints import FORMS, HEADS_LEFT, UNITS_LEFT, reference, write_form
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.frontend.matching import normalised
 from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.inspection.layers import sizes_by_layer

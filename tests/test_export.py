@@ -21,7 +21,7 @@ pytest.importorskip("onnxruntime")
 import onnx
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.export import ExportedFileError, OnnxModel, exported, onnx_file, session
 from fairseq_speedup.export.command import load_whole, metadata_of
 from fairseq_speedup.export.onnx_file import ExportError, export_onnx

@@ -9,7 +9,7 @@ from helpers.models import Labels, batch_of, build_model, write_pretrained
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.criterions.frontend_match import FrontEndMatchCriterion
 from fairseq_speedup.frontend import FbankFrontEnd, FrontEndConfig
 from fairseq_speedup.frontend.fbank import LogMel

@@ -12,7 +12,7 @@ from helpers.corpora import LETTERS
 from helpers.models import build_model, write_pretrained, write_without_dictionary
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.inspection.layers import sizes_by_layer
 from fairseq_speedup.inspection.words import text as as_text

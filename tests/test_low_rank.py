@@ -20,7 +20,7 @@ from helpers.models import (
 from torch import nn
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.int8 import product_here
 from fairseq_speedup.inspection.facts import inspect_file

@@ -29,11 +29,11 @@ from torch.fx.graph_module import _forward_from_src
 from torch.jit.unsupported_tensor_ops import execWrapper
 from torch.utils import collect_env
 
-from fairseq_speedup import checkpoints
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.checkpoints import TRUST, CheckpointError, open_checkpoint
+from fairseq_speedup.checkpoints import opening
+from fairseq_speedup.checkpoints.opening import TRUST, CheckpointError, open_checkpoint
+from fairseq_speedup.checkpoints.pickles import refused_types, types_asked_for
 from fairseq_speedup.inspection.facts import inspect_file
-from fairseq_speedup.pickles import refused_types, types_asked_for
 
 DOORS = Path(__file__).with_name("hostile_doors.py")
 
@@ -326,7 +326,7 @@ def calls_torchs_module(path, overrides=None):
 )
 def test_whatever_a_fairseq_distribution_asks_of_torch(tmp_path, pretrained, load, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    safe = checkpoints._safe(load, [])
+    safe = opening._safe(load, [])
     assert safe(str(pretrained)).keys() == torch.load(pretrained, weights_only=True).keys()
     canary, path = tmp_path / "canary", tmp_path / "evil.pt"
     torch.save({"model": gadgets(canary)["os.system"]}, path)

@@ -12,7 +12,7 @@ from helpers.models import Labels, batch_of, build_model
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
+from fairseq_speedup.checkpoints.opening import CheckpointError, open_checkpoint
 from fairseq_speedup.criterions.ctc_distillation import _load_teacher
 from fairseq_speedup.hugging_face.config import MODEL_TYPES
 from fairseq_speedup.inspection.facts import inspect_file

@@ -24,7 +24,7 @@ from helpers.models import (
 from omegaconf import OmegaConf
 
 from fairseq_speedup.architectures import architecture_config, pretraining_config
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.criterions.gram_distillation import (
     GramDistillationConfig,
     GramDistillationCriterion,

@@ -22,7 +22,7 @@ from helpers.processes import programs, run_forked
 from hydra import compose, initialize_config_dir
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.commands import build_parser
 from fairseq_speedup.commands.optimize import BEAM, decoding_of
 from fairseq_speedup.config import switched_on

@@ -19,7 +19,7 @@ from helpers.models import (
 from omegaconf import OmegaConf
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.criterions import CtcPruningConfig, CtcPruningCriterion
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inspection.facts import inspect_file

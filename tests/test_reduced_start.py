@@ -5,7 +5,7 @@ import torch
 from fairseq.data import Dictionary
 from helpers.models import batch_of, build_model, finetuned_state, write_pretrained
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.config import reductions
 from fairseq_speedup.transformer.early_exit import ExitOptionError
 

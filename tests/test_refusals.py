@@ -10,7 +10,7 @@ import soundfile
 from helpers.commands import USER_DIR, generate, train
 from helpers.processes import run_forked
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.console.refusals import is_refusal, reason
 from fairseq_speedup.registry import Registry
 
@@ -25,7 +25,8 @@ def last_line(done: subprocess.CompletedProcess) -> str:
 def test_decoding_ends_with_the_message_alone(corpus, tmp_path):
     done = generate(corpus, tmp_path, check=False)
     assert last_line(done).startswith(
-        f"fairseq_speedup.checkpoints.CheckpointError: {tmp_path} is a folder without config.json"
+        "fairseq_speedup.checkpoints.opening.CheckpointError: "
+        f"{tmp_path} is a folder without config.json"
     )
     assert "Traceback" not in done.stderr
 

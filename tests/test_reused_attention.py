@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 from public_checkpoints import REUSE_PATTERN, write_reusing
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inference.int8 import product_here
 from fairseq_speedup.inference.transformer import MaskedLayers

@@ -9,8 +9,8 @@ from helpers.commands import USER_DIR
 # from the ground up; a room is a folder or a file of the package
 # fmt: off
 ROOMS = [
-    "console", "files", "lengths", "model_folders", "pickles", "registry", "sampling", "sweeps",
-    "saved_configs", "architectures", "checkpoints",
+    "console", "files", "lengths", "registry", "sampling", "sweeps", "architectures",
+    "checkpoints",
     "data", "waveform", "frames", "frontend", "transformer", "heads",
     "macs", "pruning", "low_rank", "inference_forms", "speeds", "config", "pretrained", "models",
     "criterions",

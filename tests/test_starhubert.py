@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 pytest.importorskip("transformers")
 from public_checkpoints import reference, write_form
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 
 FORM = "starhubert, Lightning"
 

@@ -5,7 +5,7 @@ import torch
 from helpers.models import batch_of, build_model, write_pretrained
 from torch.testing import assert_close
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.speeds import Speed
 
 

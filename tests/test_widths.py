@@ -19,7 +19,8 @@ from helpers.models import (
 from omegaconf import OmegaConf, open_dict
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.configs import evaluate
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.macs import MacCounter
@@ -28,7 +29,6 @@ from fairseq_speedup.optimize import candidates
 from fairseq_speedup.profiling.fvcore_count import check_macs
 from fairseq_speedup.pruning.narrowing import narrow
 from fairseq_speedup.pruning.widths import FIELD, widths_of
-from fairseq_speedup.saved_configs import evaluate
 from fairseq_speedup.speeds import Speed
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask
 

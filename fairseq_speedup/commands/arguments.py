@@ -4,6 +4,7 @@ import argparse
 import os
 from dataclasses import fields
 
+from fairseq_speedup.checkpoints.folders import check_model_folder
 from fairseq_speedup.data.find_recordings import find_recordings
 from fairseq_speedup.decoding.options import (
     DECODERS,
@@ -12,7 +13,6 @@ from fairseq_speedup.decoding.options import (
     option,
     read_overrides,
 )
-from fairseq_speedup.model_folders import check_model_folder
 
 INFERENCE_FORMS = ["auto", "none", "fp32", "bf16", "int8", "fp16"]
 MINUTES = 10  # of audio

@@ -8,7 +8,7 @@ from fairseq import utils
 from fairseq.criterions import register_criterion
 from omegaconf import II
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.console.relative_paths import looked_for
 from fairseq_speedup.criterions.ctc_exits import CtcExitsCriterion, unwrapped
 from fairseq_speedup.criterions.distillation import (

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from fairseq_speedup.checkpoints import CheckpointError, state_without_training
+from fairseq_speedup.checkpoints.opening import CheckpointError, state_without_training
 from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.export.engines import open_exported
 from fairseq_speedup.models.exported_ctc import KIND, opened

@@ -1,6 +1,6 @@
 """Files that were exported, each run by the engine that its name's ending tells."""
 
-from fairseq_speedup.checkpoints import EXPORTED_ENDINGS
+from fairseq_speedup.checkpoints.opening import EXPORTED_ENDINGS
 from fairseq_speedup.export import openvino_session
 from fairseq_speedup.export.exported import ExportedModel
 from fairseq_speedup.export.openvino_session import OpenVinoModel

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 
 # model_type -> (beginning of its classes' names, the family here); weights of a model with a head
 # begin with the model_type

@@ -5,7 +5,7 @@ import tempfile
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fairseq_speedup.checkpoints import (
+from fairseq_speedup.checkpoints.opening import (
     CheckpointError,
     clear_layout_errors,
     open_checkpoint,

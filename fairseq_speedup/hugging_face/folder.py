@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fairseq_speedup.checkpoints import CheckpointError, read_pickle
+from fairseq_speedup.checkpoints.folders import CONFIG, WEIGHTS
+from fairseq_speedup.checkpoints.opening import CheckpointError, read_pickle
 from fairseq_speedup.console.refusals import reason
 from fairseq_speedup.hugging_face.config import (
     FIXED_HERE,
@@ -23,7 +24,6 @@ from fairseq_speedup.hugging_face.config import (
 from fairseq_speedup.hugging_face.labels import Labels, read_json, read_labels, vocabulary
 from fairseq_speedup.hugging_face.names import HEAD, from_fairseq, to_fairseq
 from fairseq_speedup.hugging_face.write import checkpoint_of
-from fairseq_speedup.model_folders import CONFIG, WEIGHTS
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
 from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ

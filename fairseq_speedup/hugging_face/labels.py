@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.data.manifest import TEXT
 
 SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]  # fairseq's, in order

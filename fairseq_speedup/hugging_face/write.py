@@ -6,7 +6,7 @@ from fairseq.tasks.audio_finetuning import AudioFinetuningConfig
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from omegaconf import OmegaConf
 
-from fairseq_speedup.checkpoints import defaults_of, state_without_training, whole_config
+from fairseq_speedup.checkpoints.opening import defaults_of, state_without_training, whole_config
 from fairseq_speedup.config import SpeedupCtcConfig
 from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.pretrained.families import RELATIVE_BIAS, Pretrained

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.console import progress
 from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.inspection.layers import sizes_by_layer

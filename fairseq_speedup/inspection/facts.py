@@ -9,7 +9,9 @@ from fairseq.data import Dictionary
 from omegaconf import DictConfig, OmegaConf
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fairseq_speedup.checkpoints import (
+from fairseq_speedup.checkpoints.configs import evaluate
+from fairseq_speedup.checkpoints.folders import CONFIG
+from fairseq_speedup.checkpoints.opening import (
     EXPORTED_ENDINGS,
     SAFETENSORS,
     CheckpointError,
@@ -18,6 +20,7 @@ from fairseq_speedup.checkpoints import (
     unpickle,
     without_code,
 )
+from fairseq_speedup.checkpoints.pickles import format_of, refused_types, types_asked_for
 from fairseq_speedup.config import SpeedupCtcConfig, switched_on
 from fairseq_speedup.hugging_face.folder import (
     PRETRAINING_ONLY,
@@ -26,9 +29,7 @@ from fairseq_speedup.hugging_face.folder import (
 )
 from fairseq_speedup.low_rank.ranks import low_rank_of
 from fairseq_speedup.macs import MacCounter, UncountableError
-from fairseq_speedup.model_folders import CONFIG
 from fairseq_speedup.models.start import CNN_PREFIX
-from fairseq_speedup.pickles import format_of, refused_types, types_asked_for
 from fairseq_speedup.pretrained import Pretrained, check_weights, read_state
 from fairseq_speedup.pretrained.families import FAMILIES
 from fairseq_speedup.pretrained.finetuned import (
@@ -44,7 +45,6 @@ from fairseq_speedup.profiling.profile import Labels, random_model, stage_parame
 from fairseq_speedup.pruning.sizes import pruned_of
 from fairseq_speedup.pruning.widths import widths_of
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
-from fairseq_speedup.saved_configs import evaluate
 from fairseq_speedup.transformer.reused_attention import reused_of
 
 NUM_SYMBOLS = 10  # of a dictionary that are printed

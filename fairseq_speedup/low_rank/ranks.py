@@ -7,10 +7,10 @@
 
 from fairseq.modules import MultiheadAttention
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.configs import encoder_variant
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.low_rank.linear import LowRankLinear
 from fairseq_speedup.pruning.attention import SomeHeads
-from fairseq_speedup.saved_configs import encoder_variant
 
 FIELD = "encoder_variant.low_rank"
 OF_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")

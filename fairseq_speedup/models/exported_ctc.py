@@ -7,7 +7,7 @@ import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.lengths import FrameGrid, lengths_of, padding_mask_of
 
 KIND = "exported_ctc"

@@ -2,7 +2,7 @@
 
 from fairseq import checkpoint_utils
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.models.exported_ctc import KIND
 from fairseq_speedup.models.overrides import FINETUNED_MODELS
 

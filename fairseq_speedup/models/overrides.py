@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.config import REDUCTION_OPTIONS
 
 FINETUNED_MODELS = ["speedup_ctc", "wav2vec_ctc"]

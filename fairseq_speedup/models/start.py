@@ -6,7 +6,7 @@ import logging
 import torch
 from torch import nn
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.config import (
     DEFAULTS,
     SpeedupCtcConfig,

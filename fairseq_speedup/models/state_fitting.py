@@ -2,7 +2,7 @@
 
 import logging
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.config import DEFAULTS
 from fairseq_speedup.pruning.gates import fit_gates
 from fairseq_speedup.pruning.narrowing import narrow_weights

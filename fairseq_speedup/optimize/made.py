@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
+from fairseq_speedup.checkpoints.opening import CheckpointError, write_checkpoint
 from fairseq_speedup.importance.measure import add_gates, close, measure
 from fairseq_speedup.importance.selection import TargetError
 from fairseq_speedup.optimize.candidates import ENERGIES, PRUNE_TARGETS, Candidate

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from fairseq_speedup.checkpoints import state_without_training, write_checkpoint
+from fairseq_speedup.checkpoints.opening import state_without_training, write_checkpoint
 from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.optimize.bench import Bench, Measured
 from fairseq_speedup.optimize.candidates import Candidate

@@ -3,7 +3,7 @@ before they are fine-tuned, under the names that torchaudio has for wav2vec 2.0.
 
 import torch
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.pretrained.families import (
     Pretrained,
     as_wav2vec2,

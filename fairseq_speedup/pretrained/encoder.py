@@ -4,7 +4,7 @@ from fairseq import tasks
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.frontend.scaled_norm import ScaledLayerNorm
 from fairseq_speedup.low_rank.ranks import low_rank_of, lower_ranks
 from fairseq_speedup.pruning.sizes import pruned_of, shrink

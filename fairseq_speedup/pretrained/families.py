@@ -10,9 +10,9 @@ from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fairseq_speedup.architectures import pretraining_config
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.configs import UnsafeConfigError, evaluate
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.console.refusals import reason
-from fairseq_speedup.saved_configs import UnsafeConfigError, evaluate
 from fairseq_speedup.transformer.conformer import ATTENTIONS
 
 ENCODER_WEIGHTS = (

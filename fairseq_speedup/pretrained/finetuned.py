@@ -10,7 +10,7 @@ from fairseq.tasks.audio_finetuning import AudioFinetuningConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint
+from fairseq_speedup.checkpoints.opening import CheckpointError, open_checkpoint
 from fairseq_speedup.config import reductions
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights, first_of
 from fairseq_speedup.pretrained.families import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.pretrained.dphubert import is_dphubert, read_dphubert
 from fairseq_speedup.pretrained.families import (
     RELATIVE_BIAS,

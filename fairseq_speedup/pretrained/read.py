@@ -5,10 +5,14 @@ import os
 
 from fairseq.dataclass.utils import overwrite_args_by_name
 
-from fairseq_speedup.checkpoints import CheckpointError, clear_layout_errors, open_checkpoint
+from fairseq_speedup.checkpoints.folders import EXPECTED
+from fairseq_speedup.checkpoints.opening import (
+    CheckpointError,
+    clear_layout_errors,
+    open_checkpoint,
+)
 from fairseq_speedup.config import named_reductions
 from fairseq_speedup.console.relative_paths import looked_for
-from fairseq_speedup.model_folders import EXPECTED
 from fairseq_speedup.pretrained.families import Pretrained
 from fairseq_speedup.pretrained.finetuned import FINETUNED_KINDS, from_finetuned, kind_of
 from fairseq_speedup.pretrained.pretraining import (

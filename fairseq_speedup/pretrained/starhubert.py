@@ -8,14 +8,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.configs import UnsafeConfigError, evaluate
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.pretrained.families import (
     Pretrained,
     as_wav2vec2,
     begin_masks,
     sort_weights,
 )
-from fairseq_speedup.saved_configs import UnsafeConfigError, evaluate
 from fairseq_speedup.transformer.reused_attention import check_computes
 
 FAMILY = "starhubert"

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from omegaconf import OmegaConf, open_dict
 
+from fairseq_speedup.checkpoints.configs import evaluate
 from fairseq_speedup.pruning.sizes import expects_projection
 from fairseq_speedup.pruning.widths import FIELD, WHOLE, Width, width_named
-from fairseq_speedup.saved_configs import evaluate
 
 
 def narrow(cfg) -> Width | None:

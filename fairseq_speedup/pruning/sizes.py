@@ -15,9 +15,9 @@ import warnings
 
 from torch import nn
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.configs import encoder_variant, evaluate
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.pruning.attention import SomeHeads, SomeRelativeHeads
-from fairseq_speedup.saved_configs import encoder_variant, evaluate
 from fairseq_speedup.transformer.relative_attention import RelativeAttention
 
 FIELD = "encoder_variant.pruned"

@@ -19,8 +19,8 @@ from typing import List  # noqa: UP035  fairseq reads the name in a field's type
 
 from fairseq.dataclass import FairseqDataclass
 
-from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.saved_configs import encoder_variant, evaluate
+from fairseq_speedup.checkpoints.configs import encoder_variant, evaluate
+from fairseq_speedup.checkpoints.opening import CheckpointError
 
 FIELD = "encoder_variant.widths"
 WHOLE = 1.0

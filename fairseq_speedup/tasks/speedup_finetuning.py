@@ -13,7 +13,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.audio_finetuning import AudioFinetuningConfig, AudioFinetuningTask
 from omegaconf import DictConfig, OmegaConf
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.config import reduction_options
 from fairseq_speedup.criterions.frontend_match import reduce_frontend_loss
 from fairseq_speedup.data.audio import CheckedAudioDataset

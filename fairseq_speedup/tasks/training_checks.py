@@ -10,7 +10,7 @@ from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from fairseq_speedup.checkpoints import CheckpointError
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.decoding.boundaries import LabelWords, NoWordsError
 
 logger = logging.getLogger(__name__)

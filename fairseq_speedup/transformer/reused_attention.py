@@ -13,8 +13,8 @@ import torch
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from torch import nn
 
-from fairseq_speedup.checkpoints import CheckpointError
-from fairseq_speedup.saved_configs import encoder_variant
+from fairseq_speedup.checkpoints.configs import encoder_variant
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.transformer.attention import SelfAttention
 
 FIELD = "encoder_variant.reused_attention"

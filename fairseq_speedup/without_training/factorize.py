@@ -9,7 +9,7 @@ import torch
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from omegaconf import open_dict
 
-from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
+from fairseq_speedup.checkpoints.opening import CheckpointError, write_checkpoint
 from fairseq_speedup.console import progress
 from fairseq_speedup.importance.whole_audio import whole_audio
 from fairseq_speedup.low_rank.linear import LowRankLinear

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fairseq_speedup.checkpoints import state_without_training
+from fairseq_speedup.checkpoints.opening import state_without_training
 from fairseq_speedup.console import progress
 from fairseq_speedup.data.recording import RecordingError, read_recording
 from fairseq_speedup.decoding.generator import batch_of

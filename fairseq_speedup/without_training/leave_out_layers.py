@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf, open_dict
 
-from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
+from fairseq_speedup.checkpoints.opening import CheckpointError, write_checkpoint
 from fairseq_speedup.console import progress
 from fairseq_speedup.importance.layers import influence_of_layers
 from fairseq_speedup.low_rank.ranks import low_rank_of

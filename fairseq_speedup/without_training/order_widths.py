@@ -3,7 +3,7 @@
 import torch
 from omegaconf import open_dict
 
-from fairseq_speedup.checkpoints import CheckpointError, write_checkpoint
+from fairseq_speedup.checkpoints.opening import CheckpointError, write_checkpoint
 from fairseq_speedup.console import progress
 from fairseq_speedup.importance.measure import add_gates, scores_of
 from fairseq_speedup.importance.readers import Readers

@@ -6,7 +6,7 @@ import torch
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
 from omegaconf import OmegaConf
 
-from fairseq_speedup.checkpoints import CheckpointError, open_checkpoint, write_checkpoint
+from fairseq_speedup.checkpoints.opening import CheckpointError, open_checkpoint, write_checkpoint
 from fairseq_speedup.console import progress
 from fairseq_speedup.importance.measure import Seen, add_gates, close, measure
 from fairseq_speedup.importance.selection import TargetError

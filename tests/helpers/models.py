@@ -11,7 +11,7 @@ from fairseq.tasks.audio_pretraining import AudioPretrainingTask
 from omegaconf import OmegaConf
 
 from fairseq_speedup.architectures import pretraining_config
-from fairseq_speedup.checkpoints import whole_config
+from fairseq_speedup.checkpoints.opening import whole_config
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.models import (
     DistilledStudent,

@@ -2,8 +2,8 @@
 
 A checkpoint is a pickle, and a pickle may run any code. Here every file is read with torch's
 restricted unpickler, which builds tensors, plain containers and the types listed in
-:mod:`fairseq_speedup.pickles`, and nothing else, whatever fairseq itself asks of ``torch.load``;
-and its configs are made plain (:mod:`fairseq_speedup.saved_configs`).
+:mod:`fairseq_speedup.checkpoints.pickles`, and nothing else, whatever fairseq itself asks of
+``torch.load``; and its configs are made plain (:mod:`fairseq_speedup.checkpoints.configs`).
 """
 
 import argparse
@@ -22,11 +22,11 @@ from fairseq.distributed.utils import _TensorPlaceholder
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from fairseq_speedup.checkpoints.configs import UnsafeConfigError, plain_config
+from fairseq_speedup.checkpoints.folders import EXPECTED, ModelFolderError, check_model_folder
+from fairseq_speedup.checkpoints.pickles import HARMLESS_TYPES, refused_types, types_asked_for
 from fairseq_speedup.console.relative_paths import looked_for
 from fairseq_speedup.files import written_whole
-from fairseq_speedup.model_folders import EXPECTED, ModelFolderError, check_model_folder
-from fairseq_speedup.pickles import HARMLESS_TYPES, refused_types, types_asked_for
-from fairseq_speedup.saved_configs import UnsafeConfigError, plain_config
 
 TRUST = "FAIRSEQ_SPEEDUP_TRUST_CHECKPOINTS"
 

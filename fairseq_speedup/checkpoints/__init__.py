@@ -1,0 +1,1 @@
+"""Checkpoint files: opened safely, told by what they hold, written whole."""
