@@ -18,6 +18,10 @@ INFERENCE_FORMS = ["auto", "none", "fp32", "bf16", "int8", "fp16"]
 MINUTES = 10  # of audio
 CHOICES = {"ctc_decoder": DECODERS}
 FORMS_OF_CHECKPOINTS = "ours, stock, or a Hugging Face folder"
+SCORES = ("taylor", "activation")
+PARTS = "channels,heads,units"
+# options of how importance is measured, with their defaults
+IMPORTANCE: dict = {"by": "taylor", "parts": PARTS, "length_seconds": 10}
 # of fairseq-generate, in words of CTC
 HELP_OF_FAIRSEQ = {
     "beam": "hypotheses that the beam search keeps",
@@ -89,6 +93,50 @@ def check_minutes(args) -> None:
     """Raises ValueError for no amount of audio."""
     if not 0 < args.minutes < float("inf"):
         raise ValueError(f"--minutes {args.minutes} is out of range; it must be above 0")
+
+
+def add_importance(group, counts: str) -> None:
+    """How importance is measured, and of what.
+
+    Args:
+        counts: who counts MACs, for the help
+    """
+    group.add_argument(
+        "--by",
+        default=IMPORTANCE["by"],
+        choices=SCORES,
+        help="taylor: how much the model's posteriors would change, to the second order; "
+        "activation: a part's share of the variance of what it is added to",
+    )
+    group.add_argument(
+        "--parts",
+        default=IMPORTANCE["parts"],
+        metavar="PARTS",
+        help="that may go, with commas between",
+    )
+    group.add_argument(
+        "--length-seconds",
+        type=float,
+        default=IMPORTANCE["length_seconds"],
+        metavar="N",
+        help=f"of an utterance, at which {counts}",
+    )
+
+
+def check_importance(args) -> None:
+    """Raises ValueError for options of :func:`add_importance` out of range, or no audio."""
+    names = [each.strip() for each in args.parts.split(",")]
+    if not set(names) <= set(PARTS.split(",")):
+        raise ValueError(
+            f"--parts {args.parts} must name some of {PARTS.replace(',', ', ')}, with commas "
+            "between"
+        )
+    if not 0 < args.length_seconds < float("inf"):
+        raise ValueError(
+            f"--length-seconds {args.length_seconds} is out of range; it must be above 0"
+        )
+    check_minutes(args)
+    check_data_or_audio(args)
 
 
 def add_batch_size(group, default=8, help="utterances in a batch") -> None:

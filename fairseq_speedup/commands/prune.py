@@ -22,11 +22,6 @@ gives the same: a plain smaller model, that decodes, exports and is a model.w2v_
 
 from fairseq_speedup.commands import arguments
 
-SCORES = ("taylor", "activation")
-PARTS = "channels,heads,units"
-# options of how importance is measured, with their defaults
-IMPORTANCE: dict = {"by": "taylor", "parts": PARTS, "length_seconds": 10}
-
 
 def add_arguments(parser) -> None:
     parser.add_argument(
@@ -49,7 +44,7 @@ def add_arguments(parser) -> None:
         metavar="SHARE",
         help="of the model's MACs that is left, above 0 and below 1",
     )
-    add_importance(group, "--target counts MACs")
+    arguments.add_importance(group, "--target counts MACs")
     group.add_argument(
         "--layers",
         type=int,
@@ -60,34 +55,6 @@ def add_arguments(parser) -> None:
     audio = parser.add_argument_group("audio that importance is measured on")
     arguments.add_some_audio(audio)
     arguments.add_cpu(audio)
-
-
-def add_importance(group, counts: str) -> None:
-    """How importance is measured, and of what.
-
-    Args:
-        counts: who counts MACs, for the help
-    """
-    group.add_argument(
-        "--by",
-        default=IMPORTANCE["by"],
-        choices=SCORES,
-        help="taylor: how much the model's posteriors would change, to the second order; "
-        "activation: a part's share of the variance of what it is added to",
-    )
-    group.add_argument(
-        "--parts",
-        default=IMPORTANCE["parts"],
-        metavar="PARTS",
-        help="that may go, with commas between",
-    )
-    group.add_argument(
-        "--length-seconds",
-        type=float,
-        default=IMPORTANCE["length_seconds"],
-        metavar="N",
-        help=f"of an utterance, at which {counts}",
-    )
 
 
 def check(args) -> None:
@@ -101,12 +68,12 @@ def check(args) -> None:
             )
         if args.layers < 1:
             raise ValueError(f"--layers {args.layers} is out of range; it must be 1 or more")
-        for option, default in IMPORTANCE.items():
+        for option, default in arguments.IMPORTANCE.items():
             if getattr(args, option) != default:
                 named = option.replace("_", "-")
                 raise ValueError(f"--{named} is for --target: --layers leaves out whole layers")
         _check_no_gates(args, "--layers")
-        check_importance(args)
+        arguments.check_importance(args)
         return
     if args.target is None:
         if args.audio or args.data:
@@ -121,7 +88,7 @@ def check(args) -> None:
             "the model's MACs"
         )
     _check_no_gates(args, "--target")
-    check_importance(args)
+    arguments.check_importance(args)
 
 
 def _check_no_gates(args, option: str) -> None:
@@ -129,21 +96,6 @@ def _check_no_gates(args, option: str) -> None:
         raise ValueError(
             f"--any-share is for gates that were learned, {option} for a model without"
         )
-
-
-def check_importance(args) -> None:
-    names = [each.strip() for each in args.parts.split(",")]
-    if not set(names) <= set(PARTS.split(",")):
-        raise ValueError(
-            f"--parts {args.parts} must name some of {PARTS.replace(',', ', ')}, with commas "
-            "between"
-        )
-    if not 0 < args.length_seconds < float("inf"):
-        raise ValueError(
-            f"--length-seconds {args.length_seconds} is out of range; it must be above 0"
-        )
-    arguments.check_minutes(args)
-    arguments.check_data_or_audio(args)
 
 
 def run(args) -> None:

@@ -14,7 +14,6 @@ a plain smaller model, as prune makes it.
 """
 
 from fairseq_speedup.commands import arguments
-from fairseq_speedup.commands.prune import add_importance, check_importance
 
 
 def add_arguments(parser) -> None:
@@ -34,7 +33,7 @@ def add_arguments(parser) -> None:
         metavar="SHARE",
         help="of the model's MACs, above 0 and below 1, one or more beside the whole",
     )
-    add_importance(group, "a width counts MACs")
+    arguments.add_importance(group, "a width counts MACs")
     audio = parser.add_argument_group("audio that importance is measured on")
     arguments.add_some_audio(audio)
     arguments.add_cpu(audio)
@@ -51,7 +50,7 @@ def check(args) -> None:
             )
     if len(set(args.widths)) < len(args.widths):
         raise ValueError(f"--widths {' '.join(map('{:g}'.format, args.widths))} repeats one")
-    check_importance(args)
+    arguments.check_importance(args)
 
 
 def run(args) -> None:
