@@ -149,7 +149,8 @@ def keep_reductions(cfg: SpeedupCtcConfig, start: dict) -> tuple[dict, dict]:
     for name, value in start.items():
         if name not in OF_TRAINING:
             given = own.keys() & {name, CHOICES.get(name)} or name in other_choice
-            (replaced if given else kept)[name] = value
+            differs = getattr(cfg, name) != value
+            (replaced if given and differs else kept)[name] = value
     for name, value in kept.items():
         setattr(cfg, name, value)
     return kept, replaced

@@ -138,6 +138,8 @@ def test_help_names_choices_and_defaults():
         (["profile", "--config", "lost.yaml"], 1, "lost.yaml does not exist"),
         (["profile", "--seconds", "1,x"], 1, "--seconds, line 2: expected a length in seconds"),
         (["profile", "factor"], 1, "'factor' is not of the form option=value"),
+        (["prune", __file__, "--output", "y.pt", "--parts", "heads"], 1, "--parts is for --target"),
+        (["profile", __file__], 1, "option=value; a checkpoint is given as --checkpoint"),
         (["export", "--path", "lost.pt", "--output", "x"], 1, "checkpoint lost.pt does not exist"),
         (["export", "--path", "{}", "--output", "x", "--minutes", "2"], 1, "--minutes is for --to"),
         (

@@ -95,6 +95,14 @@ def test_a_speed_that_is_not_among_the_choices_goes(start, caplog):
     assert reductions(among.cfg) == {"frame_pools": [1, 3], "keep_layers": "3", "frame_pool": 3}
 
 
+def test_what_the_config_says_again_is_not_replaced(start, caplog):
+    caplog.set_level("INFO")
+    _, path = start(frame_pool=2, keep_layers="3")
+    again = build_model(path, frame_pool=2)
+    assert reductions(again.cfg) == {"frame_pool": 2, "keep_layers": "3"}
+    assert "goes on with" in caplog.text and "replaced" not in caplog.text
+
+
 def test_an_option_alone_leaves_the_others_of_its_stage(start):
     _, path = start(frame_pool=2, frame_pool_method="conv", exit_layers="1,2")
     again = build_model(path, frame_pool=2, exit_criterion="entropy", exit_threshold=0.3)

@@ -79,7 +79,8 @@ def check(args) -> None:
         raise FileNotFoundError(f"--config {args.config} does not exist or is not a file")
     for each in args.options:
         if "=" not in each:
-            raise ValueError(f"{each!r} is not of the form option=value")
+            hint = "; a checkpoint is given as --checkpoint" if os.path.exists(each) else ""
+            raise ValueError(f"{each!r} is not of the form option=value{hint}")
     is_pipe = args.lengths == "-" or (
         args.lengths and os.path.exists(args.lengths) and not os.path.isfile(args.lengths)
     )

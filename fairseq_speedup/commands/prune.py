@@ -68,10 +68,7 @@ def check(args) -> None:
             )
         if args.layers < 1:
             raise ValueError(f"--layers {args.layers} is out of range; it must be 1 or more")
-        for option, default in arguments.IMPORTANCE.items():
-            if getattr(args, option) != default:
-                named = option.replace("_", "-")
-                raise ValueError(f"--{named} is for --target: --layers leaves out whole layers")
+        _check_no_importance(args, "--layers leaves out whole layers")
         _check_no_gates(args, "--layers")
         arguments.check_importance(args)
         return
@@ -81,6 +78,7 @@ def check(args) -> None:
                 "--audio and --data are to measure importance on: give --target too, the share of "
                 "the MACs that is left, or --layers"
             )
+        _check_no_importance(args, "without it what gates close is cut")
         return
     if not 0 < args.target < 1:
         raise ValueError(
@@ -89,6 +87,12 @@ def check(args) -> None:
         )
     _check_no_gates(args, "--target")
     arguments.check_importance(args)
+
+
+def _check_no_importance(args, why: str) -> None:
+    for option, default in arguments.IMPORTANCE.items():
+        if getattr(args, option) != default:
+            raise ValueError(f"--{option.replace('_', '-')} is for --target: {why}")
 
 
 def _check_no_gates(args, option: str) -> None:

@@ -122,8 +122,7 @@ def infer_labels(folder: str, option: str = "task.labels") -> str:
     if len(found) != 1:
         listed = f"several: {', '.join(found)}" if found else "none"
         raise ManifestError(
-            f"{option} is not set and {folder} does not tell: dictionaries dict.LABELS.txt there: "
-            f"{listed}"
+            f"{option} is not set, and of dictionaries dict.LABELS.txt {folder} has {listed}"
         )
     return found[0]
 
