@@ -13,9 +13,8 @@ ROOMS = [
     "checkpoints",
     "data", "waveform", "frames", "frontend", "transformer", "heads",
     "macs", "pruning", "low_rank", "inference_forms", "speeds", "config", "pretrained", "models",
-    "criterions",
-    "inference", "profiling", "decoding", "tasks", "export", "transcription", "importance",
-    "without_training", "hugging_face", "plugin",
+    "criterions", "inference", "profiling", "decoding", "tasks", "export", "transcription",
+    "importance", "without_training", "hugging_face", "plugin",
     "inspection", "report", "optimize", "commands", "__main__", "__init__",
 ]
 # fmt: on

@@ -170,6 +170,8 @@ class SpeedupEncoder(PathLengths, Wav2VecEncoder):
             teacher.apply(function)
         return self
 
+    # -- its parts, and the speed that is chosen -------------------------------------------------
+
     @property
     def front_end(self):
         """Knows lengths and MACs."""

@@ -6,7 +6,7 @@ from fairseq.data import Dictionary
 from torch import nn
 
 from fairseq_speedup.console.relative_paths import looked_for
-from fairseq_speedup.data.dictionary import difference, read_dictionary
+from fairseq_speedup.data.dictionary import FORM, difference, read_dictionary
 from fairseq_speedup.data.manifest import ManifestError
 
 REMEDY = "use the dict file that the model was fine-tuned with"
@@ -22,8 +22,7 @@ def read_target_dictionary(cfg) -> Dictionary:
     path = os.path.join(cfg.target_dictionary or cfg.data, f"dict.{cfg.labels}.txt")
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"dictionary {path} does not exist (task.labels={cfg.labels}); "
-            f"each of its lines is a label and a count{looked_for(path)}"
+            f"dictionary {path} does not exist (task.labels={cfg.labels}); {FORM}{looked_for(path)}"
         )
     dictionary = read_dictionary(path)
     if len(dictionary) == dictionary.nspecial:

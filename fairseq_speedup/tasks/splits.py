@@ -59,5 +59,5 @@ def check_split(
 
 
 def check_batches(audio: CheckedAudioDataset, max_samples: int | None) -> None:
-    """That a batch takes the longest utterance, or, where it is left out, all but a few."""
+    """Raises BadUtteranceError for an utterance that is longer than a batch may be."""
     audio.check_fits(max_samples, MAX_SAMPLES[audio.skip_bad])

@@ -52,6 +52,8 @@ void pack(const uint8_t *rows, ptrdiff_t in, ptrdiff_t out, const Multiplier *by
         }
 }
 
+INLINE float larger(float a, float b) { return a > b ? a : b; }
+
 /* What four of these add up to, of those above 0 or of those below: their products a narrow multiplier
  * sums in 16 bits. The most of that */
 INLINE float sum_of_fours(const float *weights, float scale, const int rounds) {

@@ -53,8 +53,6 @@ INLINE int vector_bits_within(int most_bits) {
     __attribute__((unused)) static RETURNS NAME PARAMETERS { return NAME##_any ARGUMENTS; }
 #endif
 
-INLINE float larger(float a, float b) { return a > b ? a : b; }
-
 INLINE ptrdiff_t rounded_up(ptrdiff_t number, ptrdiff_t multiple) {
     return (number + multiple - 1) / multiple * multiple;
 }
