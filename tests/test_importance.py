@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers.commands import prune_command
 from helpers.corpora import LETTERS, letters_dictionary, write_noise
 from helpers.models import (
     FAMILIES,
@@ -73,18 +74,13 @@ def pruned(tmp_path_factory, whole, speech):
     """``pruned(kind, **options)``: what ``prune --target`` makes of it."""
 
     def make(path, output, options):
-        assert main(command(path, speech, output, "--target", target_of(options))) == 0
+        assert main(prune_command(path, speech, output, "--target", target_of(options))) == 0
 
     return made_once(tmp_path_factory.mktemp("pruned"), whole, make)
 
 
 def target_of(options) -> float:
     return 0.9 if "frontend" in options else 0.7
-
-
-def command(path, speech, output, *options) -> list[str]:
-    words = ["prune", path, "--audio", speech, "--output", output, "--cpu", *options]
-    return list(map(str, words))
 
 
 def gated(path, parts: str = ALL, **overrides):
@@ -319,7 +315,7 @@ def test_a_stock_model_becomes_ours(whole, pruned):
 
 def test_the_same_audio_gives_the_same_model(whole, pruned, speech, tmp_path, capsys):
     again = tmp_path / "again.pt"
-    assert main(command(whole("base"), speech, again, "--target", "0.7")) == 0
+    assert main(prune_command(whole("base"), speech, again, "--target", "0.7")) == 0
     told = capsys.readouterr().out
     assert re.search(r"layer 0: \d of 4 heads, \d+ of 32 units", told)
     assert re.search(r"0\.(69\d|700) of .* largest difference on random audio", told)
@@ -332,7 +328,7 @@ def test_the_same_audio_gives_the_same_model(whole, pruned, speech, tmp_path, ca
 def test_activations_choose_other_parts(whole, pruned, speech, tmp_path):
     other = tmp_path / "other.pt"
     options = ["--target", "0.7", "--by", "activation"]
-    assert main(command(whole("large"), speech, other, *options)) == 0
+    assert main(prune_command(whole("large"), speech, other, *options)) == 0
     sizes = [pruned_of(load(each).cfg.w2v_args) for each in (other, pruned("large"))]
     assert 0.69 <= sizes[0]["share"] <= 0.7 and sizes[0] != sizes[1]
 
@@ -379,7 +375,7 @@ def test_channels_alone_are_converted_to_hugging_face(whole, speech, tmp_path, c
     torch.save(state, tmp_path / "whole.pt")
     written = tmp_path / "pruned.pt"
     options = ["--target", "0.9", "--parts", "channels"]
-    assert main(command(tmp_path / "whole.pt", speech, written, *options)) == 0
+    assert main(prune_command(tmp_path / "whole.pt", speech, written, *options)) == 0
     assert "heads" not in capsys.readouterr().out
     assert main(["convert", str(written), str(tmp_path / "folder")]) == 0
     assert "largest difference on random audio" in capsys.readouterr().out
@@ -419,15 +415,15 @@ def refused(capsys, words) -> str:
 )
 def test_options_that_give_nothing_are_refused(whole, speech, tmp_path, capsys, options, words):
     output = tmp_path / "pruned.pt"
-    said = refused(capsys, command(whole("base"), speech, output, *options))
+    said = refused(capsys, prune_command(whole("base"), speech, output, *options))
     assert re.search(words, said) and not output.exists()
 
 
 def test_a_target_out_of_reach_says_what_the_smallest_is(whole, speech, tmp_path, capsys):
     given = [whole("base"), speech, tmp_path / "pruned.pt", "--parts", "heads"]
-    said = refused(capsys, command(*given, "--target", "0.1"))
+    said = refused(capsys, prune_command(*given, "--target", "0.1"))
     smallest = float(re.search(r"left out ([\d.]+) of its MACs remain", said)[1])
-    assert main(command(*given, "--target", str(smallest + 0.001))) == 0
+    assert main(prune_command(*given, "--target", str(smallest + 0.001))) == 0
     small, full = load(tmp_path / "pruned.pt"), load(whole("base"))
     counts = [MacCounter(each).count([160000]).sum().total for each in (small, full)]
     assert counts[0] / counts[1] == pytest.approx(smallest, abs=0.0011)
@@ -451,7 +447,7 @@ def test_models_that_are_not_for_it_are_refused(
 ):
     def said(path, *options):
         given = [path, speech, tmp_path / "again.pt", "--target", "0.9", *options]
-        return refused(capsys, command(*given))
+        return refused(capsys, prune_command(*given))
 
     assert "is cut already; give the checkpoint that it was made of" in said(pruned("base"))
     gates = write_finetuned(tmp_path / "gates.pt", pretrained, dictionary, prune_target=0.99)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from helpers.commands import prune_command
 from helpers.corpora import letters_dictionary, write_noise
 from helpers.models import batch_of, build_model, finetuned_families, load
 
@@ -37,11 +38,6 @@ def speech(tmp_path_factory):
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     return finetuned_families(folder, letters_dictionary(), SIZES, do_nothing)
-
-
-def command(path, speech, output, *options) -> list[str]:
-    words = ["prune", path, "--audio", speech, "--output", output, "--cpu", *options]
-    return list(map(str, words))
 
 
 @torch.no_grad()
@@ -84,7 +80,7 @@ def test_those_that_do_least_go_and_the_rest_is_a_plain_model(
     whole, speech, tmp_path, capsys, kind
 ):
     output = tmp_path / "fewer.pt"
-    assert main(command(whole(kind), speech, output, "--layers", "3")) == 0
+    assert main(prune_command(whole(kind), speech, output, "--layers", "3")) == 0
     said = capsys.readouterr().out
     fewer = load(output, padding="masked")
     if kind == "large":  # norm first: a layer that adds nothing does nothing
@@ -105,17 +101,17 @@ def load_labels(model):
 
 def test_layers_with_exits_stay_and_are_named_anew(whole, speech, tmp_path, capsys):
     path, output = whole("large", exit_layers="2"), tmp_path / "fewer.pt"
-    assert main(command(path, speech, output, "--layers", "4")) == 0
+    assert main(prune_command(path, speech, output, "--layers", "4")) == 0
     assert "layer 1 changes" in capsys.readouterr().out
     assert load(output).w2v_encoder.exit_layers == [1]
-    assert main(command(path, speech, tmp_path / "no.pt", "--layers", "2")) == 1
+    assert main(prune_command(path, speech, tmp_path / "no.pt", "--layers", "2")) == 1
     assert "--layers 2 is out of range, it must be 3 to 4" in capsys.readouterr().err
 
 
 def test_a_pruned_model_keeps_the_sizes_of_the_layers_that_stay(whole, speech, tmp_path, capsys):
     pruned, output = tmp_path / "pruned.pt", tmp_path / "fewer.pt"
-    assert main(command(whole("large"), speech, pruned, "--target", "0.6")) == 0
-    assert main(command(pruned, speech, output, "--layers", "4")) == 0
+    assert main(prune_command(whole("large"), speech, pruned, "--target", "0.6")) == 0
+    assert main(prune_command(pruned, speech, output, "--layers", "4")) == 0
     gone = int(re.search(r"layer (\d) changes", capsys.readouterr().out)[1])
     kept = load(pruned, keep_layers=",".join(str(n) for n in range(5) if n != gone))
     assert torch.equal(logits_of(load(output)), logits_of(kept))
@@ -136,12 +132,12 @@ def test_a_pruned_model_keeps_the_sizes_of_the_layers_that_stay(whole, speech, t
 )
 def test_numbers_that_mean_nothing(whole, speech, tmp_path, capsys, options, words):
     output = tmp_path / "no.pt"
-    assert main(command(whole("base"), speech, output, *options)) == 1
+    assert main(prune_command(whole("base"), speech, output, *options)) == 1
     assert words in capsys.readouterr().err
     assert not output.exists()
 
 
 def test_a_model_of_many_depths_is_refused(whole, speech, tmp_path, capsys):
     path = whole("base", depths=[3, 5])
-    assert main(command(path, speech, tmp_path / "no.pt", "--layers", "4")) == 1
+    assert main(prune_command(path, speech, tmp_path / "no.pt", "--layers", "4")) == 1
     assert "was trained at depths [3, 5]" in capsys.readouterr().err

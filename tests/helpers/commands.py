@@ -30,6 +30,12 @@ def run_command(*command, cwd=None, check=True, env=None) -> subprocess.Complete
     return done
 
 
+def prune_command(path, speech, output, *options) -> list[str]:
+    """The words of ``prune`` by what some audio shows, on a CPU."""
+    words = ["prune", path, "--audio", speech, "--output", output, "--cpu", *options]
+    return list(map(str, words))
+
+
 def fairseq_command(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
