@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_speedup.decoding.beam import BeamDecoder
-from fairseq_speedup.decoding.emissions import Emission, skip_blanks
-from fairseq_speedup.decoding.flashlight import LexiconFreeSearch, LexiconSearch
+from fairseq_speedup.decoding.beam_search.decoder import BeamDecoder
+from fairseq_speedup.decoding.beam_search.emissions import Emission, skip_blanks
+from fairseq_speedup.decoding.beam_search.flashlight import LexiconFreeSearch, LexiconSearch
+from fairseq_speedup.decoding.beam_search.prefix_beam import PrefixBeamSearch
 from fairseq_speedup.decoding.greedy import GreedyDecoder
-from fairseq_speedup.decoding.lexicon import Lexicon
+from fairseq_speedup.decoding.language.lexicon import Lexicon
+from fairseq_speedup.decoding.language.words import Words
 from fairseq_speedup.decoding.options import DecodingOptions
-from fairseq_speedup.decoding.prefix_beam import PrefixBeamSearch
-from fairseq_speedup.decoding.words import Words
 
 BLANK = 0
 WORDS = Words(["<s>", "A", "B", "|"])

@@ -9,7 +9,7 @@ from helpers.corpora import LETTERS, write_arpa, write_dictionary, write_split, 
 from helpers.models import task_of, write_finetuned
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.decoding.boundaries import LabelWords, NoWordsError
+from fairseq_speedup.decoding.language.boundaries import LabelWords, NoWordsError
 
 SYMBOLS = {"without": LETTERS[1:], "unused": LETTERS}  # the boundary, in the dictionary
 

@@ -3,12 +3,12 @@
 import pytest
 from fairseq.dataclass.configs import GenerationConfig
 
-from fairseq_speedup.decoding import flashlight
-from fairseq_speedup.decoding.beam import build_search
-from fairseq_speedup.decoding.generated import Utterance
-from fairseq_speedup.decoding.merge import MergeError, Shard, check_complete
+from fairseq_speedup.decoding.beam_search import flashlight
+from fairseq_speedup.decoding.beam_search.decoder import build_search
+from fairseq_speedup.decoding.language.words import Words
 from fairseq_speedup.decoding.options import DecodingOptions, check_options, describe
-from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.decoding.results.generated import Utterance
+from fairseq_speedup.decoding.results.merge import MergeError, Shard, check_complete
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from helpers.commands import REPO
 from helpers.processes import run_forked
 
-from fairseq_speedup.decoding.language_model import (
+from fairseq_speedup.decoding.language.language_model import (
     LanguageModelError,
     check_vocabulary,
     known_tokens,
@@ -147,7 +147,7 @@ def test_all_of_kenlms_reason_is_told(monkeypatch, tmp_path):
     def refuse(path, dictionary):
         raise RuntimeError("model.cc:1 in void f() threw X because `y'.\nNo room for it.\n Byte: 9")
 
-    monkeypatch.setattr("fairseq_speedup.decoding.language_model.KenLM", refuse)
+    monkeypatch.setattr("fairseq_speedup.decoding.language.language_model.KenLM", refuse)
     with pytest.raises(LanguageModelError, match=r"lm cannot be read: No room for it. Byte: 9$"):
         load_kenlm(str(lm), ["a"])
 
@@ -174,7 +174,9 @@ def test_a_damaged_gzip_file_has_no_vocabulary(arpa, tmp_path):
 def test_of_another_format_unknown_tokens_score_like_the_unknown_one(arpa, monkeypatch):
     expected = known_tokens(str(arpa), ["cat", "cow", "dog", "Cat"])
     assert expected == {"cat", "dog"}
-    monkeypatch.setattr("fairseq_speedup.decoding.language_model.read_unigrams", lambda path: None)
+    monkeypatch.setattr(
+        "fairseq_speedup.decoding.language.language_model.read_unigrams", lambda path: None
+    )
     assert known_tokens(str(arpa), ["cat", "cow", "dog", "Cat"]) == expected
 
 

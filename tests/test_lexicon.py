@@ -7,9 +7,9 @@ from helpers.corpora import write_dictionary
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.data.manifest import ManifestError
-from fairseq_speedup.decoding.boundaries import LabelWords
-from fairseq_speedup.decoding.lexicon import lexicon_of_labels, read_lexicon
-from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.decoding.language.boundaries import LabelWords
+from fairseq_speedup.decoding.language.lexicon import lexicon_of_labels, read_lexicon
+from fairseq_speedup.decoding.language.words import Words
 
 LETTERS = Words(["<s>", "A", "B", "C", "|"])
 PIECES = Words(["<s>", "\u2581", "\u2581A", "B", "\u2581BA", "C"])

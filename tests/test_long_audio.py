@@ -14,12 +14,12 @@ from helpers.models import BLANK, build_model, write_finetuned
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairseq_speedup.decoding.beam import BeamDecoder
+from fairseq_speedup.decoding.beam_search.decoder import BeamDecoder
+from fairseq_speedup.decoding.beam_search.prefix_beam import PrefixBeamSearch
+from fairseq_speedup.decoding.beam_search.search import Found, joined
 from fairseq_speedup.decoding.generator import batch_of, encode
-from fairseq_speedup.decoding.prefix_beam import PrefixBeamSearch
-from fairseq_speedup.decoding.search import Found, joined
+from fairseq_speedup.decoding.language.words import Words
 from fairseq_speedup.decoding.windows import Windows, parts_of, seam_of
-from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.lengths import FrameGrid
 from fairseq_speedup.models.lengths import model_lengths
 

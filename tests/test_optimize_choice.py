@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.decoding.results.scoring import Scoring
 from fairseq_speedup.optimize import bench as benches
 from fairseq_speedup.optimize.bench import MOST_LOSS, ROUNDS, Bench, Measured, OtherRunError
 from fairseq_speedup.optimize.candidates import Candidate, Subject, kept_of

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from fairseq_speedup.criterions.ctc_distillation import _load_teacher
 from fairseq_speedup.data.manifest import infer_labels
-from fairseq_speedup.decoding.lexicon import read_words
+from fairseq_speedup.decoding.language.lexicon import read_words
 from fairseq_speedup.models.loading import load_finetuned
 
 

@@ -12,8 +12,8 @@ from helpers.corpora import LETTERS, write_dictionary, write_split, write_unboun
 from helpers.models import write_finetuned
 
 from fairseq_speedup.__main__ import main
-from fairseq_speedup.decoding.scoring import Scoring
-from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.decoding.language.words import Words
+from fairseq_speedup.decoding.results.scoring import Scoring
 
 
 @pytest.fixture(scope="module")

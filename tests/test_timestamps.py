@@ -6,9 +6,9 @@ import pytest
 import torch
 from helpers.models import build_model
 
-from fairseq_speedup.decoding.results import CtmFile, recording_names
-from fairseq_speedup.decoding.timestamps import word_times
-from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.decoding.language.words import Words
+from fairseq_speedup.decoding.results.files import CtmFile, recording_names
+from fairseq_speedup.decoding.results.timestamps import word_times
 from fairseq_speedup.lengths import FrameGrid
 from fairseq_speedup.models.lengths import model_lengths
 

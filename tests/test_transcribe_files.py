@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.data.find_recordings import Found, find_recordings
 from fairseq_speedup.data.recording import RecordingError, read_recording
-from fairseq_speedup.decoding.timestamps import TimedWord
+from fairseq_speedup.decoding.results.timestamps import TimedWord
 from fairseq_speedup.transcription.subtitles import (
     LINE_CHARACTERS,
     LONGEST,

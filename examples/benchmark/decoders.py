@@ -20,13 +20,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "quickstart"))
 from make_lm import estimate, write_arpa
 
-from fairseq_speedup.decoding.beam import BeamDecoder
-from fairseq_speedup.decoding.flashlight import LexiconSearch
+from fairseq_speedup.decoding.beam_search.decoder import BeamDecoder
+from fairseq_speedup.decoding.beam_search.flashlight import LexiconSearch
+from fairseq_speedup.decoding.beam_search.prefix_beam import PrefixBeamSearch
 from fairseq_speedup.decoding.greedy import GreedyDecoder
-from fairseq_speedup.decoding.lexicon import Lexicon
+from fairseq_speedup.decoding.language.lexicon import Lexicon
+from fairseq_speedup.decoding.language.words import Words
 from fairseq_speedup.decoding.options import DecodingOptions
-from fairseq_speedup.decoding.prefix_beam import PrefixBeamSearch
-from fairseq_speedup.decoding.words import Words
 
 BLANK = 0
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"

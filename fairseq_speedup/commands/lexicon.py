@@ -35,6 +35,6 @@ def check(args) -> None:
 
 
 def run(args) -> None:
-    from fairseq_speedup.decoding import lexicon
+    from fairseq_speedup.decoding.language import lexicon
 
     lexicon.run(args)

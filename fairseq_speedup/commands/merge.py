@@ -20,6 +20,6 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
-    from fairseq_speedup.decoding import merge
+    from fairseq_speedup.decoding.results import merge
 
     merge.run(args)

@@ -11,10 +11,10 @@ from fairseq.data import Dictionary
 from torch import nn
 
 from fairseq_speedup.decoding.decoder import Decoder
-from fairseq_speedup.decoding.generated import ResultFile
 from fairseq_speedup.decoding.hypothesis import without_empty_words
+from fairseq_speedup.decoding.language.words import Words
+from fairseq_speedup.decoding.results.generated import ResultFile
 from fairseq_speedup.decoding.windows import Windows
-from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.lengths import lengths_of, padding_mask_of
 from fairseq_speedup.models.exported_ctc import ExportedCtc
 from fairseq_speedup.profiling.compute import ComputeMeter
@@ -40,7 +40,7 @@ class CtcGenerator:
         blank: index of the blank, dropped from printed lines
         meter: receives what each batch cost
         files: written beside fairseq's results (see
-            :func:`~fairseq_speedup.decoding.results.result_files`)
+            :func:`~fairseq_speedup.decoding.results.files.result_files`)
         windows: that long recordings are cut into; None for whole ones
         words: which fairseq makes of the labels; None where it prints them as they are
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.decoding.language.words import Words
 
 
 def from_path(labels: torch.Tensor, scores: torch.Tensor, blank: int) -> dict:

@@ -6,7 +6,7 @@ import torch
 from fairseq import utils
 
 from fairseq_speedup.console import progress
-from fairseq_speedup.decoding.boundaries import LabelWords
+from fairseq_speedup.decoding.language.boundaries import LabelWords
 from fairseq_speedup.models.loading import load_finetuned
 
 

@@ -9,10 +9,10 @@ from fairseq.data import FairseqDataset
 from torch import nn
 
 from fairseq_speedup.config import reduction_options
-from fairseq_speedup.decoding import scoring
-from fairseq_speedup.decoding.generated import generate_path
 from fairseq_speedup.decoding.generator import CtcGenerator
-from fairseq_speedup.decoding.results import clear_files
+from fairseq_speedup.decoding.results import scoring
+from fairseq_speedup.decoding.results.files import clear_files
+from fairseq_speedup.decoding.results.generated import generate_path
 from fairseq_speedup.frontend import MaskedGroupNorm
 from fairseq_speedup.profiling.compute import summary_line
 from fairseq_speedup.profiling.compute_file import clear_report, write_report

@@ -20,10 +20,11 @@ import torch
 import fairseq_speedup
 from fairseq_speedup.console.earlier_run import first_difference
 from fairseq_speedup.console.refusals import reason
-from fairseq_speedup.decoding.beam import build_search
-from fairseq_speedup.decoding.boundaries import BOUNDARIES, NoWordsError
-from fairseq_speedup.decoding.emissions import Emission, emissions_of, skip_blanks
+from fairseq_speedup.decoding.beam_search.decoder import build_search
+from fairseq_speedup.decoding.beam_search.emissions import Emission, emissions_of, skip_blanks
 from fairseq_speedup.decoding.generator import check_numbers, log_posteriors
+from fairseq_speedup.decoding.language.boundaries import BOUNDARIES, NoWordsError
+from fairseq_speedup.decoding.language.words import Words
 from fairseq_speedup.decoding.offline import Offline
 from fairseq_speedup.decoding.options import (
     DEFAULTS,
@@ -32,8 +33,7 @@ from fairseq_speedup.decoding.options import (
     options_of_search,
     read_overrides,
 )
-from fairseq_speedup.decoding.scoring import Scoring
-from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.decoding.results.scoring import Scoring
 from fairseq_speedup.files import version, written_whole
 
 LM_WEIGHTS = [0.5, 1.0, 2.0, 3.0, 4.0]

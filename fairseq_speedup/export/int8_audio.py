@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fairseq_speedup.data.utterances import Labelled, Recordings
-from fairseq_speedup.decoding.boundaries import LabelWords
+from fairseq_speedup.decoding.language.boundaries import LabelWords
 from fairseq_speedup.export.word_errors import WordErrors
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask
 

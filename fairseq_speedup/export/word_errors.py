@@ -5,7 +5,7 @@ import torch
 from fairseq_speedup.console import progress
 from fairseq_speedup.decoding.generator import symbols_to_strip
 from fairseq_speedup.decoding.greedy import GreedyDecoder
-from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.decoding.results.scoring import Scoring
 from fairseq_speedup.export.exported import ExportedModel
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fairseq_speedup.console.earlier_run import first_difference
-from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.decoding.results.scoring import Scoring
 from fairseq_speedup.optimize.candidates import Candidate
 from fairseq_speedup.optimize.setup import Setup
 from fairseq_speedup.optimize.worker import Transcribed, batches_of, serve

@@ -15,10 +15,10 @@ import torch
 from fairseq_speedup.config import switched_on
 from fairseq_speedup.console import progress
 from fairseq_speedup.data.manifest import infer_labels, read_labels, read_manifest
-from fairseq_speedup.decoding.boundaries import LabelWords
-from fairseq_speedup.decoding.generated import generate_path
+from fairseq_speedup.decoding.language.boundaries import LabelWords
 from fairseq_speedup.decoding.options import option, read_overrides
-from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.decoding.results.generated import generate_path
+from fairseq_speedup.decoding.results.scoring import Scoring
 from fairseq_speedup.export.command import EXPORT_PACKAGES
 from fairseq_speedup.files import version
 from fairseq_speedup.inference import kernels

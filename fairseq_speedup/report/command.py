@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from fairseq_speedup.console import progress
-from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.decoding.results.scoring import Scoring
 from fairseq_speedup.report import pictures
 from fairseq_speedup.report.pareto import COSTS, front
 from fairseq_speedup.report.runs import Row, RunsError, check_measures

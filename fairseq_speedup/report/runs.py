@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fairseq_speedup.data.manifest import ManifestError, read_manifest
-from fairseq_speedup.decoding.generated import generate_path, read_generated
-from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.decoding.results.generated import generate_path, read_generated
+from fairseq_speedup.decoding.results.scoring import Scoring
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
 SEED = re.compile(r"seed[=_-]?(\d+)")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fairseq_speedup.decoding.scoring import FIELD
+from fairseq_speedup.decoding.results.scoring import FIELD
 from fairseq_speedup.files import written_whole
 from fairseq_speedup.report.runs import Row, RunsError, TestSet, Training, check_compute
 

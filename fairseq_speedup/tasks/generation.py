@@ -6,15 +6,15 @@ import os
 import torch
 
 from fairseq_speedup.data.manifest import check_post_process
-from fairseq_speedup.decoding.beam import build_decoder
-from fairseq_speedup.decoding.boundaries import BOUNDARIES, check_scoring
+from fairseq_speedup.decoding.beam_search.decoder import build_decoder
 from fairseq_speedup.decoding.generator import CtcGenerator
+from fairseq_speedup.decoding.language.boundaries import BOUNDARIES
+from fairseq_speedup.decoding.language.words import Words
 from fairseq_speedup.decoding.options import check_options, describe
-from fairseq_speedup.decoding.results import result_files
+from fairseq_speedup.decoding.results.files import result_files
+from fairseq_speedup.decoding.results.scoring import check_scoring, of_generate
 from fairseq_speedup.decoding.run import DecodingRun
-from fairseq_speedup.decoding.scoring import of_generate
 from fairseq_speedup.decoding.windows import Windows
-from fairseq_speedup.decoding.words import Words
 from fairseq_speedup.inference import form_of, to_inference_form
 from fairseq_speedup.profiling.compute import ComputeMeter
 

@@ -24,7 +24,7 @@ from fairseq_speedup.data.manifest import (
     read_manifest,
 )
 from fairseq_speedup.data.noise import NoiseConfig, check_noise, in_noise
-from fairseq_speedup.decoding.boundaries import LabelWords
+from fairseq_speedup.decoding.language.boundaries import LabelWords
 from fairseq_speedup.decoding.options import DecodingOptions
 from fairseq_speedup.decoding.run import DecodingRun
 from fairseq_speedup.inference import InferenceConfig

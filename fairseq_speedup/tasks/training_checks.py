@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from fairseq_speedup.checkpoints.opening import CheckpointError
-from fairseq_speedup.decoding.boundaries import LabelWords, NoWordsError
+from fairseq_speedup.decoding.language.boundaries import LabelWords, NoWordsError
 
 logger = logging.getLogger(__name__)
 

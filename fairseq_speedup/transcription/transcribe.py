@@ -18,6 +18,7 @@ from fairseq_speedup.data.dictionary import dictionary_of
 from fairseq_speedup.data.find_recordings import Found
 from fairseq_speedup.data.recording import Recording, RecordingError, duration, read_recording
 from fairseq_speedup.decoding.generator import NoNumbersError, batch_of
+from fairseq_speedup.decoding.language.words import Words
 from fairseq_speedup.decoding.options import (
     DEFAULTS,
     OF_FAIRSEQ,
@@ -26,8 +27,7 @@ from fairseq_speedup.decoding.options import (
     describe,
     read_overrides,
 )
-from fairseq_speedup.decoding.timestamps import word_times
-from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.decoding.results.timestamps import word_times
 from fairseq_speedup.export.engines import is_exported, open_exported
 from fairseq_speedup.files import version
 from fairseq_speedup.inference import InferenceConfig

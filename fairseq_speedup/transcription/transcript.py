@@ -9,8 +9,8 @@ from typing import Any
 
 from fairseq_speedup.console.earlier_run import first_difference
 from fairseq_speedup.data.find_recordings import STDIN, Found
-from fairseq_speedup.decoding.results import ctm_rows
-from fairseq_speedup.decoding.timestamps import TimedWord
+from fairseq_speedup.decoding.results.files import ctm_rows
+from fairseq_speedup.decoding.results.timestamps import TimedWord
 from fairseq_speedup.files import written_whole
 from fairseq_speedup.transcription.subtitles import as_srt, as_vtt, cues_of
 

@@ -10,7 +10,7 @@ from fairseq import utils
 from fairseq_speedup.decoding.generator import check_numbers, symbols_to_strip
 from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.offline import Offline
-from fairseq_speedup.decoding.scoring import Scoring
+from fairseq_speedup.decoding.results.scoring import Scoring
 from fairseq_speedup.lengths import lengths_of
 from fairseq_speedup.transformer.early_exit import (
     EXIT_CRITERIA,

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairseq_speedup.data.manifest import read_lines
-from fairseq_speedup.decoding.generated import (
+from fairseq_speedup.decoding.options import deciding
+from fairseq_speedup.decoding.results.generated import (
     Utterance,
     ctm_path,
     generate_path,
     nbest_path,
     read_generated,
 )
-from fairseq_speedup.decoding.options import deciding
-from fairseq_speedup.decoding.scoring import FIELD, Scoring
+from fairseq_speedup.decoding.results.scoring import FIELD, Scoring
 from fairseq_speedup.files import written_whole
 from fairseq_speedup.profiling.compute_file import (
     FILE_NAME,

@@ -10,7 +10,7 @@ from typing import Any
 
 from fairseq_speedup.console.library_warnings import native_code_on_terminals_alone
 from fairseq_speedup.data.manifest import TEXT, begins_with_mark
-from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY
+from fairseq_speedup.decoding.language.words import LETTER_BOUNDARY, PIECE_BOUNDARY
 
 try:
     from flashlight.lib.text.decoder.kenlm import KenLM

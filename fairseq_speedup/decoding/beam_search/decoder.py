@@ -10,19 +10,19 @@ from fairseq.data import Dictionary
 from fairseq.dataclass.configs import GenerationConfig
 
 from fairseq_speedup.data.manifest import read_lines
-from fairseq_speedup.decoding import flashlight
+from fairseq_speedup.decoding.beam_search import flashlight
+from fairseq_speedup.decoding.beam_search.emissions import Emission, emissions_of
+from fairseq_speedup.decoding.beam_search.prefix_beam import PrefixBeamSearch
+from fairseq_speedup.decoding.beam_search.search import Found, Search, joined
+from fairseq_speedup.decoding.beam_search.workers import Pending, Workers
 from fairseq_speedup.decoding.decoder import Decoder
-from fairseq_speedup.decoding.emissions import Emission, emissions_of
 from fairseq_speedup.decoding.greedy import GreedyDecoder
 from fairseq_speedup.decoding.hypothesis import from_path, moved
-from fairseq_speedup.decoding.language_model import check_vocabulary
-from fairseq_speedup.decoding.lexicon import Lexicon, read_lexicon
+from fairseq_speedup.decoding.language.language_model import check_vocabulary
+from fairseq_speedup.decoding.language.lexicon import Lexicon, read_lexicon
+from fairseq_speedup.decoding.language.words import Words
 from fairseq_speedup.decoding.options import DecodingOptions
-from fairseq_speedup.decoding.prefix_beam import PrefixBeamSearch
-from fairseq_speedup.decoding.search import Found, Search, joined
 from fairseq_speedup.decoding.windows import parts_of
-from fairseq_speedup.decoding.words import Words
-from fairseq_speedup.decoding.workers import Pending, Workers
 from fairseq_speedup.profiling.compute_file import searched_share
 
 
@@ -32,7 +32,7 @@ class BeamDecoder:
         search: finds the hypotheses of emissions
         words: of the labels
         blank: index of the blank
-        blank_skip_threshold: see :func:`~fairseq_speedup.decoding.emissions.skip_blanks`
+        blank_skip_threshold: see :func:`.emissions.skip_blanks`
         num_workers: processes that search; 0 for this one
         longest: frames that are searched at once, 0 for any number: longer utterances are cut (see
             :func:`~fairseq_speedup.decoding.windows.parts_of`)

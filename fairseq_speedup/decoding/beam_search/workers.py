@@ -9,7 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 
 import numpy as np
 
-from fairseq_speedup.decoding.search import Found, Search
+from fairseq_speedup.decoding.beam_search.search import Found, Search
 
 _search: Search | None = None  # of a worker
 

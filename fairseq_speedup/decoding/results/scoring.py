@@ -4,9 +4,13 @@ compute.json, and what it counts with them."""
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fairseq_speedup.decoding.language.boundaries import BOUNDARIES, LabelWords
+
 MEASURES = {"words": "WER", "characters": "CER", "labels": "UER"}
 APART = ("none", "silence")  # values of --post-process that leave each label a word of its own
 FIELD = "scoring"  # of compute.json
+# of --wer-tokenizer, those of sacreBLEU that leave words as they are between blanks
+OF_BLANKS = ("none", "13a", "intl")
 TEXTS = ("wer_tokenizer", "post_process")  # the other options are on or off
 
 
@@ -116,3 +120,42 @@ def of_generate(cfg: Any) -> dict:
     if name == "wer":
         found |= {name: scorer.get(name, default) for name, default in DEFAULTS.items()}
     return found | {"post_process": cfg.common_eval.post_process or "none"}
+
+
+def check_scoring(labels: LabelWords, scoring: dict) -> None:
+    """That fairseq-generate's error rate is of what its labels have; prints what may be meant
+    otherwise.
+
+    Args:
+        labels: of the split that is decoded
+        scoring: see :func:`of_generate`
+    Raises:
+        NoWordsError: words are counted in labels that have none
+    """
+    if scoring["scorer"] != "wer":
+        return
+    given, fits = scoring["post_process"], labels.post_process
+    if scoring["wer_char_level"]:
+        if given in APART and labels.most_labels > 1:
+            print(
+                "warning: --wer-char-level counts the blanks that --post-process "
+                f"{given} leaves between labels, which are never wrong: leave one of the two out, "
+                f"or give --post-process {fits if fits in BOUNDARIES else 'letter'}"
+            )
+        return
+    if scoring["wer_tokenizer"] not in OF_BLANKS:  # it finds words, or characters, by itself
+        return
+    labels.check(
+        given,
+        f"--post-process {given}",
+        "use --post-process none, which counts labels (phonemes, characters, pieces), or add "
+        "--wer-char-level, which counts characters",
+    )
+    note = labels.note(given)
+    if note:
+        print(f"note: {note}; --wer-char-level counts characters")
+    elif given == "none" and fits in BOUNDARIES:
+        print(
+            f"note: what is printed as WER counts each label as a word; --post-process {fits} "
+            "makes words of them"
+        )

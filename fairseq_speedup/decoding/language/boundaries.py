@@ -4,8 +4,7 @@ one word of each utterance, and an error rate counts utterances."""
 from dataclasses import dataclass
 
 from fairseq_speedup.data.manifest import ManifestError, check_post_process
-from fairseq_speedup.decoding.scoring import APART
-from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY, boundary_of
+from fairseq_speedup.decoding.language.words import LETTER_BOUNDARY, PIECE_BOUNDARY, boundary_of
 
 # by fairseq's post-processing, what stands between words where it joins labels; others join none
 BOUNDARIES = {
@@ -17,9 +16,6 @@ BOUNDARIES = {
 
 # by what boundary_of finds
 POST_PROCESSES = {PIECE_BOUNDARY: "sentencepiece", LETTER_BOUNDARY: "letter", None: "none"}
-
-# of --wer-tokenizer, those of sacreBLEU that leave words as they are between blanks
-OF_BLANKS = ("none", "13a", "intl")
 
 
 class NoWordsError(ManifestError):
@@ -33,7 +29,7 @@ class LabelWords:
     path: of the file
     most_labels: of one line
     most_words: of one line, by post-processing; only of those whose boundary is there
-    boundary: see :func:`~fairseq_speedup.decoding.words.boundary_of`
+    boundary: see :func:`~fairseq_speedup.decoding.language.words.boundary_of`
     """
 
     path: str
@@ -122,42 +118,3 @@ class LabelWords:
             )
         elif note:
             print(f"note: {note}")
-
-
-def check_scoring(labels: LabelWords, scoring: dict) -> None:
-    """That fairseq-generate's error rate is of what its labels have; prints what may be meant
-    otherwise.
-
-    Args:
-        labels: of the split that is decoded
-        scoring: see :func:`~fairseq_speedup.decoding.scoring.of_generate`
-    Raises:
-        NoWordsError: words are counted in labels that have none
-    """
-    if scoring["scorer"] != "wer":
-        return
-    given, fits = scoring["post_process"], labels.post_process
-    if scoring["wer_char_level"]:
-        if given in APART and labels.most_labels > 1:
-            print(
-                "warning: --wer-char-level counts the blanks that --post-process "
-                f"{given} leaves between labels, which are never wrong: leave one of the two out, "
-                f"or give --post-process {fits if fits in BOUNDARIES else 'letter'}"
-            )
-        return
-    if scoring["wer_tokenizer"] not in OF_BLANKS:  # it finds words, or characters, by itself
-        return
-    labels.check(
-        given,
-        f"--post-process {given}",
-        "use --post-process none, which counts labels (phonemes, characters, pieces), or add "
-        "--wer-char-level, which counts characters",
-    )
-    note = labels.note(given)
-    if note:
-        print(f"note: {note}; --wer-char-level counts characters")
-    elif given == "none" and fits in BOUNDARIES:
-        print(
-            f"note: what is printed as WER counts each label as a word; --post-process {fits} "
-            "makes words of them"
-        )

@@ -7,10 +7,10 @@ from typing import Any
 
 from fairseq_speedup.data.audio import CheckedAudioDataset
 from fairseq_speedup.data.sound_files import split_row
-from fairseq_speedup.decoding.generated import ResultFile, ctm_path, nbest_path
+from fairseq_speedup.decoding.language.words import Words
 from fairseq_speedup.decoding.options import DecodingOptions
-from fairseq_speedup.decoding.timestamps import TimedWord, word_times
-from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.decoding.results.generated import ResultFile, ctm_path, nbest_path
+from fairseq_speedup.decoding.results.timestamps import TimedWord, word_times
 from fairseq_speedup.lengths import FrameGrid
 
 NBEST_COLUMNS = ["id", "rank", "score", "acoustic_score", "lm_score", "num_words", "text"]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from fairseq_speedup.data.characters import told_apart
 from fairseq_speedup.data.dictionary import SPECIALS, read_symbols
 from fairseq_speedup.data.manifest import ManifestError, infer_labels, read_lines
-from fairseq_speedup.decoding.boundaries import LabelWords
-from fairseq_speedup.decoding.language_model import read_unigrams
-from fairseq_speedup.decoding.words import LETTER_BOUNDARY, PIECE_BOUNDARY, Words
+from fairseq_speedup.decoding.language.boundaries import LabelWords
+from fairseq_speedup.decoding.language.language_model import read_unigrams
+from fairseq_speedup.decoding.language.words import LETTER_BOUNDARY, PIECE_BOUNDARY, Words
 from fairseq_speedup.files import written_whole
 
 MAX_NAMED = 5

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_speedup.decoding.language_model import load_kenlm
-from fairseq_speedup.decoding.lexicon import Lexicon
+from fairseq_speedup.decoding.beam_search.search import Found, nothing_found
+from fairseq_speedup.decoding.language.language_model import load_kenlm
+from fairseq_speedup.decoding.language.lexicon import Lexicon
+from fairseq_speedup.decoding.language.words import Words
 from fairseq_speedup.decoding.options import DecodingOptions
-from fairseq_speedup.decoding.search import Found, nothing_found
-from fairseq_speedup.decoding.words import Words
 
 try:
     from flashlight.lib.text import decoder as flashlight
@@ -55,7 +55,7 @@ class _FlashlightSearch:
             self.silence = words.unspoken[0]
 
     def search(self, log_probs: list[np.ndarray]) -> list[list[Found]]:
-        """See :class:`~fairseq_speedup.decoding.search.Search`."""
+        """See :class:`~fairseq_speedup.decoding.beam_search.search.Search`."""
         return [self._search_one(each) for each in log_probs]
 
     def _search_one(self, log_probs: np.ndarray) -> list[Found]:

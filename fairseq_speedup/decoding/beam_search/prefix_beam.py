@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fairseq_speedup.decoding.search import Found, nothing_found
-from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.decoding.beam_search.search import Found, nothing_found
+from fairseq_speedup.decoding.language.words import Words
 
 HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 HASH_SHIFT = np.uint64(29)
@@ -44,8 +44,7 @@ class PrefixBeamSearch:
         self.beam_size_token = beam_size_token
 
     def search(self, log_probs: list[np.ndarray]) -> list[list[Found]]:
-        """See :class:`~fairseq_speedup.decoding.search.Search`; ``acoustic_score`` sums over
-        alignments."""
+        """See :class:`.search.Search`; ``acoustic_score`` sums over alignments."""
         longest_first = sorted(range(len(log_probs)), key=lambda i: -len(log_probs[i]))
         lengths = [len(log_probs[i]) for i in longest_first]
         beams = Beams(len(log_probs), self.beam)

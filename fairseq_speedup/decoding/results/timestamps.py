@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass
 
-from fairseq_speedup.decoding.words import Words
+from fairseq_speedup.decoding.language.words import Words
 from fairseq_speedup.lengths import FrameGrid
 
 LONGEST_EXTENSION = 0.08  # seconds

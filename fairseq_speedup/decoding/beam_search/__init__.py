@@ -1,0 +1,1 @@
+"""``--ctc-decoder beam``: searches over a model's log-probabilities, and what runs them."""

@@ -1,0 +1,1 @@
+"""How labels make words, which words there are, and how they follow each other."""
