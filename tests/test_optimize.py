@@ -37,7 +37,8 @@ from fairseq_speedup.optimize.candidates import Candidate, Subject
 from fairseq_speedup.optimize.made import checkpoint_of, path_of
 from fairseq_speedup.optimize.search import Search, fastest, front
 from fairseq_speedup.optimize.setup import Setup
-from fairseq_speedup.optimize.training import SECONDS, UPDATES, Recipe, suggestions
+from fairseq_speedup.optimize.suggestions import SUGGESTIONS, can_change, suggestions
+from fairseq_speedup.optimize.training import SECONDS, UPDATES, Recipe
 from fairseq_speedup.optimize.worker import Worker, batches_of, export, exported_path
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
@@ -835,6 +836,21 @@ def test_training_commands_fit_the_model_and_the_amount_of_data(tmp_path):
     assert not any(
         each.startswith(("task.normalize", "optimization", "common.cpu")) for each in words
     )
+
+
+def test_what_a_model_has_already_is_not_suggested_again():
+    taken = {"frontend": "fbank", "frame_pool": 2, "keep_layers": "4", "downsample": "conv"}
+    for each in SUGGESTIONS:
+        free = [name for name in each.changed if can_change(name, SUBJECT, {})]
+        assert free == each.changed
+        for name in set(each.changed) & taken.keys():
+            assert not can_change(name, SUBJECT, {name: taken[name]})
+    with_exits = replace(SUBJECT, exits=[3, 5])
+    short = replace(SUBJECT, kept_layers=[0, 1])
+    for subject in (with_exits, short):
+        for hours in (1, 100):
+            found = suggestions(subject, {}, hours)
+            assert found and all("keep_layers" not in each.changed for each in found)
 
 
 def test_training_commands_are_of_the_config_that_is_there(tmp_path):

@@ -30,7 +30,8 @@ from fairseq_speedup.optimize.outcome import EXPORTED, MODEL, PICTURE, RESULT, T
 from fairseq_speedup.optimize.progress import Progress
 from fairseq_speedup.optimize.search import Search, fastest
 from fairseq_speedup.optimize.setup import Setup
-from fairseq_speedup.optimize.training import Recipe, suggestions
+from fairseq_speedup.optimize.suggestions import suggestions
+from fairseq_speedup.optimize.training import Recipe
 from fairseq_speedup.profiling.environment import hardware, versions
 from fairseq_speedup.report.pictures import MissingExtraError, check_installed
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
