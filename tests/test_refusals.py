@@ -11,7 +11,7 @@ from helpers.commands import USER_DIR, generate, train
 from helpers.processes import run_forked
 
 from fairseq_speedup.checkpoints.opening import CheckpointError
-from fairseq_speedup.console.refusals import is_refusal, reason
+from fairseq_speedup.console.refusals import is_refusal, reason, within
 from fairseq_speedup.registry import Registry
 
 FULL = {"HYDRA_FULL_ERROR": "1"}
@@ -121,6 +121,21 @@ def test_which_errors_are_refusals(function, arguments, refused):
 )
 def test_an_error_without_words_is_told_by_its_kind(error, first, whole):
     assert (reason(error), reason(error, whole=True)) == (first, whole)
+
+
+@pytest.mark.parametrize("most", [20, 21, 22, 30, 60])
+def test_what_is_long_ends_after_a_word(most):
+    words = "one two three, four. five sixsixsix seven eight nine"
+    short = within(words, most)
+    assert len(short) <= most
+    if most < len(words):
+        kept = short.removesuffix(" ...")
+        assert short != kept and words.startswith(kept)
+        assert words[len(kept)] in " .,"
+    else:
+        assert short == words
+    assert within(30 * "x", 20) == 16 * "x" + " ..."
+    assert reason(ValueError(words), most=12) == "one two ..."
 
 
 def test_other_programs_keep_their_errors():

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fairseq_speedup.checkpoints.configs import UnsafeConfigError, plain_config
 from fairseq_speedup.checkpoints.folders import EXPECTED, ModelFolderError, check_model_folder
 from fairseq_speedup.checkpoints.pickles import HARMLESS_TYPES, refused_types, types_asked_for
+from fairseq_speedup.console.refusals import within
 from fairseq_speedup.console.relative_paths import looked_for
 from fairseq_speedup.files import written_whole
 
@@ -305,4 +306,4 @@ def _in_words(path: str, error: Exception) -> CheckpointError:
 
 def _reason(error: Exception) -> str:
     text = str(error).split("WeightsUnpickler error: ")[-1].strip()  # torch puts advice before it
-    return f"{type(error).__name__}: {text}".split("\n")[0][:200]
+    return within(f"{type(error).__name__}: {text}".split("\n")[0], 200)

@@ -46,10 +46,23 @@ def message_of(error: BaseException) -> str:
     return message
 
 
-def reason(error: BaseException, whole: bool = False) -> str:
-    """What an error says: its first line, or all of them in one; its kind where it says nothing."""
+def reason(error: BaseException, whole: bool = False, most: int | None = None) -> str:
+    """What an error says: its first line, or all of them in one; its kind where it says nothing.
+
+    Args:
+        most: characters; what is longer ends after a word, with an ellipsis
+    """
     lines = [" ".join(line.split()) for line in message_of(error).splitlines() if line.strip()]
-    return " ".join(lines if whole else lines[:1]) or type(error).__name__
+    said = " ".join(lines if whole else lines[:1]) or type(error).__name__
+    return said if most is None else within(said, most)
+
+
+def within(text: str, most: int) -> str:
+    """A line of at most so many characters; what is longer ends after a word, with an ellipsis."""
+    if len(text) <= most:
+        return text
+    end = text.rfind(" ", most // 2, most - 3)
+    return text[: end if end > 0 else most - 4].rstrip(" .,:;") + " ..."
 
 
 def _is_ours(module: str) -> bool:

@@ -78,8 +78,8 @@ class Check:
         except Exception as error:  # of the engine's own
             raise ExportError(
                 f"the graph does not run on {self.lengths.tolist()} samples: "
-                f"{reason(error)[:200]}. Perhaps a module keeps the lengths that it was recorded "
-                "with; in one of your own, write reshape in place of unflatten"
+                f"{reason(error, most=200)}. Perhaps a module keeps the lengths that it was "
+                "recorded with; in one of your own, write reshape in place of unflatten"
             ) from None
         if frames.tolist() != self.frames.tolist():
             raise ExportError(

@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 
+from fairseq_speedup.console.refusals import within
 from fairseq_speedup.export.exported import INPUTS, OUTPUTS, ExportedModel, MissingExtraError
 from fairseq_speedup.export.metadata import ExportedFileError, Metadata
 
@@ -155,4 +156,4 @@ def reason_of(error: Exception) -> str:
     """The line of OpenVINO's message that says what is wrong: others name its source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (said or lines or [type(error).__name__])[-1][:200]
+    return within((said or lines or [type(error).__name__])[-1], 200)

@@ -47,7 +47,7 @@ class OnnxModel(ExportedModel):
             )
         except Exception as error:  # of ONNX Runtime's own, by kind of damage
             raise ExportedFileError(
-                f"{path} cannot be read as an ONNX model: {reason(error)[:200]}"
+                f"{path} cannot be read as an ONNX model: {reason(error, most=200)}"
             ) from None
         strings = self.session.get_modelmeta().custom_metadata_map
         names = [each.name for each in self.session.get_inputs()]

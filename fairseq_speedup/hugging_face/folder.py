@@ -292,9 +292,8 @@ def _load(folder: str, name: str, config, weights: dict):
             output_loading_info=True,
         )
     except Exception as error:
-        raise CheckpointError(
-            f"{folder}: transformers cannot load it as {name}: {reason(error, whole=True)[:300]}"
-        ) from None
+        said = reason(error, whole=True, most=300)
+        raise CheckpointError(f"{folder}: transformers cannot load it as {name}: {said}") from None
     extra = {_without_prefix(key): key for key in info["unexpected_keys"]}
     dropped = [key for short, key in extra.items() if short.startswith(PRETRAINING_ONLY)]
     missing = [key for key in info["missing_keys"] if _without_prefix(key) != MASK]
@@ -403,4 +402,4 @@ def _fill(path: str, model, pretrained: Pretrained, group_norm: bool) -> None:
         if pretrained.head:
             model.lm_head.load_state_dict(pretrained.head, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: {reason(error, whole=True)[:300]}") from None
+        raise CheckpointError(f"{path}: {reason(error, whole=True, most=300)}") from None
