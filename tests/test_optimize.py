@@ -34,6 +34,7 @@ from fairseq_speedup.optimize import candidates, made, run
 from fairseq_speedup.optimize import outcome as written
 from fairseq_speedup.optimize.bench import FEWEST_ROUNDS, ROUNDS, Bench, Measured, spread
 from fairseq_speedup.optimize.candidates import Candidate, Subject
+from fairseq_speedup.optimize.commands import options_of
 from fairseq_speedup.optimize.made import checkpoint_of, path_of
 from fairseq_speedup.optimize.search import Search, fastest, front
 from fairseq_speedup.optimize.setup import Setup
@@ -788,7 +789,7 @@ def test_commands_take_the_options_of_a_beam_search_as_they_were_given(more, set
     args = parse(["optimize", "a.pt", "--audio", "a.wav", "--output", "faster", *given])
     args.decoding = decoding_of(args)
     setup = replace(setup, decoding=args.decoding)
-    decoding = ["--path", "a.pt", *run.options_of(args, setup, Candidate())]
+    decoding = ["--path", "a.pt", *options_of(args, setup, Candidate())]
     again = parse(["transcribe", "a.wav", *decoding])
     assert [getattr(again, name) for name in BEAM] == [getattr(args, name) for name in BEAM]
     again = parse_generation("data", "--task", "speedup_finetuning", *decoding)

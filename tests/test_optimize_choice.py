@@ -13,7 +13,7 @@ from fairseq_speedup.optimize import bench as benches
 from fairseq_speedup.optimize.bench import MOST_LOSS, ROUNDS, Bench, Measured, OtherRunError
 from fairseq_speedup.optimize.candidates import Candidate, Subject, kept_of
 from fairseq_speedup.optimize.outcome import Line, interval, words_needed
-from fairseq_speedup.optimize.run import page_of
+from fairseq_speedup.optimize.page import page_of
 from fairseq_speedup.optimize.search import Search, fastest
 from fairseq_speedup.optimize.worker import Transcribed
 

@@ -6,37 +6,34 @@ import math
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from fairseq_speedup.config import switched_on
 from fairseq_speedup.console import progress
 from fairseq_speedup.data.manifest import infer_labels, read_labels, read_manifest
 from fairseq_speedup.decoding.language.boundaries import LabelWords
-from fairseq_speedup.decoding.options import option, read_overrides
-from fairseq_speedup.decoding.results.generated import generate_path
+from fairseq_speedup.decoding.options import read_overrides
 from fairseq_speedup.decoding.results.scoring import Scoring
 from fairseq_speedup.export.command import EXPORT_PACKAGES
 from fairseq_speedup.files import version
 from fairseq_speedup.inference import kernels
-from fairseq_speedup.models.loading import load_finetuned
 from fairseq_speedup.optimize import outcome
-from fairseq_speedup.optimize.bench import Bench, Measured
+from fairseq_speedup.optimize.bench import Bench
 from fairseq_speedup.optimize.candidates import Candidate
+from fairseq_speedup.optimize.commands import commands_of, confirm
 from fairseq_speedup.optimize.outcome import EXPORTED, MODEL, PICTURE, RESULT, TABLE, Line
+from fairseq_speedup.optimize.page import page_of
 from fairseq_speedup.optimize.progress import Progress
 from fairseq_speedup.optimize.search import Search, fastest
 from fairseq_speedup.optimize.setup import Setup
-from fairseq_speedup.optimize.suggestions import suggestions
-from fairseq_speedup.optimize.training import Recipe
+from fairseq_speedup.optimize.training import trainings_of
 from fairseq_speedup.profiling.environment import hardware, versions
 from fairseq_speedup.report.pictures import MissingExtraError, check_installed
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 
-LOG, SCRATCH, RESULTS = "tried.jsonl", "work", "results"
+LOG, SCRATCH = "tried.jsonl", "work"
 # that are no part of every installation, and change what candidates give or take
 ENGINE_PACKAGES = sorted({"flashlight-text"}.union(*EXPORT_PACKAGES.values()))
 HOPELESS = 90.0  # % of errors: a budget of points means nothing
@@ -229,14 +226,7 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
     commands = commands_of(args, folder, setup, best, in_torch)
     tried = progress.bar(commands, "trying the commands", unit=" commands", delay=0)
     confirmed = [confirm(command, folder, setup, bench) for command in tried]
-    training = []
-    if setup.data is not None:
-        model, cfg, _ = load_finetuned(setup.path, "", setup.options())
-        recipe = recipe_of(args, setup, setup.data, cfg)
-        training = [
-            (recipe.command(each), each)
-            for each in suggestions(bench.subject, switched_on(model.cfg), recipe.hours)
-        ]
+    training = [] if setup.data is None else trainings_of(setup, bench.subject, args.user_dir)
     found = outcome.as_json(
         bench,
         lines,
@@ -266,135 +256,3 @@ def finish(args, folder: Path, setup: Setup, bench: Bench, budget: float) -> tup
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     print(f"wrote {', '.join(str(folder / each) for each in [*written, TABLE, RESULT, LOG])}")
     return page, found
-
-
-def commands_of(
-    args, folder: Path, setup: Setup, best: Measured, in_torch: Measured
-) -> list[list[str]]:
-    """To use the result: on the split (where there is one), and on a file."""
-    user_dir = _user_dir(args)
-    python = ["python", "-m", "fairseq_speedup"]
-    python += ["--user-dir", args.user_dir] if args.user_dir else []
-    commands = []
-    if setup.data is not None:
-        candidate = in_torch.candidate
-        commands.append(
-            [
-                *(*_threads(candidate), "fairseq-generate", setup.data, "--user-dir", user_dir),
-                *("--task", "speedup_finetuning", "--path", str(folder / MODEL)),
-                *("--gen-subset", setup.subset, "--batch-size", str(candidate.batch_size)),
-                *("--scoring", "wer", "--post-process", setup.post_process),
-                *options_of(args, setup, candidate),
-                *([] if args.labels is None else ["--labels", args.labels]),
-                *("--results-path", str(folder / RESULTS)),
-            ]
-        )
-    candidate = best.candidate
-    exported = candidate.engine != "torch"
-    model = folder / (outcome.exported_name(candidate) if exported else MODEL)
-    audio = setup.audio if setup.data is None else [_a_file(setup.data, setup.subset)]
-    options = options_of(args, setup, candidate)
-    command = [*_threads(candidate), *python, "transcribe", "--path", str(model), *options]
-    return [*commands, [*command, audio[0]]]
-
-
-def _user_dir(args) -> str:
-    return args.user_dir or str(Path(__file__).parents[1])
-
-
-def _threads(candidate: Candidate) -> list[str]:
-    if candidate.threads == torch.get_num_threads():
-        return []
-    return ["env", f"OMP_NUM_THREADS={candidate.threads}"]
-
-
-def options_of(args, setup: Setup, candidate: Candidate) -> list[str]:
-    """Of decoding, as commands take them."""
-    options = ["--cpu"] if args.cpu else []
-    for name, value in {**setup.decoding, **candidate.decoding}.items():
-        options += [option(name)] if value is True else [option(name), str(value)]
-    return options
-
-
-def _a_file(data: str, subset: str) -> str:
-    manifest = read_manifest(os.path.join(data, f"{subset}.tsv"))
-    return os.path.join(manifest.root, manifest.files[0])
-
-
-def confirm(command: list[str], folder: Path, setup: Setup, bench: Bench) -> str:
-    """Runs a command before it is printed; what it said last."""
-    if "fairseq-generate" in command and len(bench.indices) < len(bench.num_samples):
-        return (
-            f"not tried: it decodes all {len(bench.num_samples)} utterances of {setup.subset}, of "
-            f"which {len(bench.indices)} were measured"
-        )
-    found = subprocess.run(_runnable(command), capture_output=True, text=True)
-    if found.returncode != 0:
-        reason = (found.stderr.strip() or "nothing said").splitlines()[-1]
-        return f"failed (status {found.returncode}): {reason}"
-    said = found.stdout
-    if "fairseq-generate" in command:  # with --results-path its error rate is there
-        said = Path(generate_path(str(folder / RESULTS), setup.subset)).read_text(encoding="utf-8")
-    return [line for line in said.splitlines() if line.strip()][-1]
-
-
-def _runnable(command: list[str]) -> list[str]:
-    """With the programs of this environment, whatever PATH says."""
-    generate = os.path.join(os.path.dirname(sys.executable), "fairseq-generate")
-    here = {"python": sys.executable}
-    if os.path.exists(generate):
-        here["fairseq-generate"] = generate
-    return [here.get(word, word) for word in command]
-
-
-def recipe_of(args, setup: Setup, data: str, cfg) -> Recipe:
-    config_dir = Path(__file__).parents[2] / "config" / "finetuning"
-    train = os.path.join(data, "train.tsv")
-    hours = 0.0
-    if os.path.isfile(train):
-        hours = sum(read_manifest(train).num_samples) / cfg.task.sample_rate / 3600
-    return Recipe(
-        path=setup.path,
-        data=data,
-        valid_subset=setup.subset,
-        config_dir=str(config_dir) if config_dir.is_dir() else "config/finetuning",
-        user_dir=_user_dir(args),
-        normalize=bool(cfg.task.normalize),
-        hours=hours,
-        has_gpu=torch.cuda.is_available(),
-    )
-
-
-def page_of(bench, lines, best, budget, commands, confirmed, training) -> str:
-    """The table and what to do next, in Markdown."""
-    measure = bench.scoring.measure if bench.by_labels else "Distance from the model's own text"
-    text = [outcome.table(bench, lines), ""]
-    text.append(
-        f"{measure} over {len(bench.indices)} utterances, {sum(bench.num_words)} words. Time: as a "
-        f"fraction of that of the model as it is, in turns with it, on {len(bench.timed)} "
-        "utterances; median and range."
-    )
-    if len(bench.measured) == 1:
-        text.append("Nothing but the model as it is was measured: give a longer --time-limit.")
-    needed = outcome.words_needed(bench, best, budget)
-    if needed is not None:
-        text.append(
-            f"This set cannot tell a budget of {budget:g} points from chance: it would take about "
-            f"{needed} words."
-        )
-    apart = max(abs(each - 1) for each in bench.noise or [1.0])
-    if apart > outcome.NOISE_TO_RANK:
-        text.append(
-            "The machine was too noisy to rank what is near: the model as it is differed from "
-            f"itself by up to {100 * apart:.0f} % in a round."
-        )
-    text += ["", "Use it:", ""]
-    for command, said in zip(commands, confirmed, strict=True):
-        text += [f"    {shlex.join(command)}", f"    # {said}"]
-    if training:
-        text += ["", "What fine-tuning would add, with this model as start and teacher:", ""]
-        for command, each in training:
-            text += [f"    # {each.share:.2f} of the MACs; {each.expectation}", f"    {command}"]
-            if each.then:
-                text.append(f"    # then: {each.then}")
-    return "\n".join(text) + "\n"

@@ -1,6 +1,7 @@
 """What every candidate has in common."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -50,3 +51,8 @@ class Setup:
     @property
     def _data_option(self) -> dict:
         return {} if self.data is None else {"data": self.data}
+
+
+def plugin_folder(user_dir: str | None) -> str:
+    """What fairseq's commands are given as user directory: the user's own, or this package."""
+    return user_dir or str(Path(__file__).parents[1])
