@@ -18,7 +18,7 @@ from helpers.results import check_results, words_of
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.hugging_face import convert as work
-from fairseq_speedup.hugging_face import folder
+from fairseq_speedup.hugging_face import wav2vec2_options
 from fairseq_speedup.hugging_face.labels import read_json
 from fairseq_speedup.pretrained import build_encoder, load_weights, read_file
 
@@ -94,8 +94,8 @@ def test_there_and_back_gives_the_same_weights(name, end, tmp_path, capsys):
     assert type(back) is type(model)
     assert same_weights(model, back)
     given, found = model.config.to_dict(), back.config.to_dict()
-    options = {**folder.wav2vec2_options(given), "vocab_size": given["vocab_size"]}
-    assert {**folder.wav2vec2_options(found), "vocab_size": found["vocab_size"]} == options
+    options = {**wav2vec2_options(given), "vocab_size": given["vocab_size"]}
+    assert {**wav2vec2_options(found), "vocab_size": found["vocab_size"]} == options
     extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "back")
     assert extractor.do_normalize == ("large" in name)
     assert extractor.return_attention_mask == (given.get("feat_extract_norm") != "group")

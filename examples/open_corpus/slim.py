@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from fairseq_speedup.hugging_face.write import checkpoint_of
+from fairseq_speedup.hugging_face.checkpoint import checkpoint_of
 from fairseq_speedup.pretrained import read_file
 
 

@@ -2,7 +2,8 @@
 labels, folders, and the command that converts between the two."""
 
 from fairseq_speedup.hugging_face.config import wav2vec2_options
-from fairseq_speedup.hugging_face.folder import library, read_as_checkpoint
+from fairseq_speedup.hugging_face.folder import read_as_checkpoint
+from fairseq_speedup.hugging_face.library import library
 from fairseq_speedup.hugging_face.names import from_fairseq, to_fairseq
 
 __all__ = [

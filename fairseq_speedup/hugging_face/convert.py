@@ -24,14 +24,10 @@ from fairseq_speedup.hugging_face.check import (
     load_written,
     outputs_of,
 )
-from fairseq_speedup.hugging_face.folder import (
-    WRITTEN,
-    library,
-    load_folder,
-    read_folder,
-    write_folder,
-)
-from fairseq_speedup.hugging_face.write import checkpoint_of
+from fairseq_speedup.hugging_face.checkpoint import checkpoint_of
+from fairseq_speedup.hugging_face.folder import load_folder, read_folder
+from fairseq_speedup.hugging_face.library import library
+from fairseq_speedup.hugging_face.written_folder import WRITTEN, write_folder
 from fairseq_speedup.pretrained import build_encoder, check_weights, read_state
 from fairseq_speedup.transformer.reused_attention import reused_of
 

@@ -1,6 +1,5 @@
 """Folders in Hugging Face's form: ``config.json``, weights, and for CTC a processor."""
 
-import json
 import logging
 import os
 from dataclasses import dataclass, field
@@ -8,22 +7,24 @@ from dataclasses import dataclass, field
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fairseq_speedup.checkpoints.folders import CONFIG, WEIGHTS
-from fairseq_speedup.checkpoints.opening import CheckpointError, read_pickle
+from fairseq_speedup.checkpoints.folders import CONFIG
+from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.console.refusals import reason
+from fairseq_speedup.hugging_face.checkpoint import checkpoint_of
 from fairseq_speedup.hugging_face.config import (
     FIXED_HERE,
     MODEL_TYPES,
     check_fixed,
-    config_options,
     conv_layers_of_config,
     family_of_config,
     wav2vec2_options,
     without_prefix,
 )
-from fairseq_speedup.hugging_face.labels import Labels, read_json, read_labels, vocabulary
-from fairseq_speedup.hugging_face.names import HEAD, from_fairseq, to_fairseq
-from fairseq_speedup.hugging_face.write import checkpoint_of
+from fairseq_speedup.hugging_face.labels import Labels, read_json, read_labels
+from fairseq_speedup.hugging_face.library import library
+from fairseq_speedup.hugging_face.names import HEAD, to_fairseq
+from fairseq_speedup.hugging_face.projection import drop_projection
+from fairseq_speedup.hugging_face.weights import PRETRAINING_ONLY, read_weights
 from fairseq_speedup.pretrained.encoder import build_encoder, check_weights
 from fairseq_speedup.pretrained.families import Pretrained, as_wav2vec2
 from fairseq_speedup.sampling import SAMPLE_RATE_HZ
@@ -31,17 +32,9 @@ from fairseq_speedup.sampling import SAMPLE_RATE_HZ
 logger = logging.getLogger(__name__)
 
 CLASSES = ("Model", "ForPreTraining", "ForCTC")  # ends of the classes that are converted
-# weights of pretraining, in the library's own classes and in others' uploads
-PRETRAINING_ONLY = ("quantizer.", "project_hid.", "project_q.", "final_proj.", "label_embs_concat")
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
 MASK = "masked_spec_embed"
-# between the CNN and the transformer: fairseq's name, and Hugging Face's
-PROJECTION, PROJECTION_THERE = "post_extract_proj.", "feature_projection.projection."
-WRITTEN = (
-    *(CONFIG, "model.safetensors", PREPROCESSOR, PROCESSOR),
-    *("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-)
 
 
 @dataclass
@@ -61,32 +54,6 @@ class Folder:
     pretrained: Pretrained
     labels: Labels | None = None
     notes: list[str] = field(default_factory=list)
-
-
-def library():
-    """The module transformers.
-
-    Raises:
-        CheckpointError: it or safetensors is not installed
-    """
-    try:
-        import safetensors.torch  # noqa: F401
-        import transformers
-        import transformers.utils
-        import transformers.utils.import_utils
-    except ImportError as error:
-        raise CheckpointError(
-            f"a folder in Hugging Face's form needs their safetensors and transformers ({error}): "
-            "pip install '.[convert]' in the plugin's checkout"
-        ) from None
-    try:
-        import torchaudio  # noqa: F401
-    except Exception:  # one for CUDA beside a torch for the CPU: transformers would import it
-        for module in (transformers.utils, transformers.utils.import_utils):
-            module.is_torchaudio_available = lambda: False
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
 
 
 def read_as_checkpoint(folder: str) -> dict:
@@ -135,111 +102,6 @@ def load_folder(folder: str):
     config = _read_config(folder)
     auto = transformers.AutoModelForCTC if _is_ctc(config) else transformers.AutoModel
     return auto.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
-
-
-def write_folder(folder: str, path: str, pretrained: Pretrained, conv_layers) -> None:
-    """Writes an encoder, as ForCTC where it has a head, for transformers' ``AutoModel``,
-    ``AutoModelForCTC`` and ``AutoProcessor``.
-
-    Args:
-        folder: that exists
-        path: of the checkpoint, for messages
-        conv_layers: (dim, kernel_size, stride) of each convolution
-    Raises:
-        CheckpointError: a model that no such class can be
-    """
-    transformers = library()
-    options = config_options(path, pretrained.cfg, conv_layers)
-    prefix = MODEL_TYPES[options.pop("model_type")][0]
-    group_norm = options["feat_extract_norm"] == "group"
-    kind = "Model"
-    if pretrained.head:
-        kind = "ForCTC"
-        vocab = vocabulary(path, pretrained.labels or [])
-        options |= {"vocab_size": len(vocab), "pad_token_id": 0}
-    config = getattr(transformers, f"{prefix}Config")(**options)
-    model = getattr(transformers, f"{prefix}{kind}")(config)
-    _fill(path, model, pretrained, group_norm)
-    model.save_pretrained(folder)
-    transformers.Wav2Vec2FeatureExtractor(
-        sampling_rate=SAMPLE_RATE_HZ,
-        do_normalize=bool(pretrained.cfg.task.normalize),
-        return_attention_mask=not group_norm,
-    ).save_pretrained(folder)
-    if pretrained.head:
-        vocab_path = os.path.join(folder, "vocab.json")
-        with open(vocab_path, "w", encoding="utf-8") as file:
-            json.dump(vocab, file, ensure_ascii=False)
-        tokenizer = transformers.Wav2Vec2CTCTokenizer(
-            vocab_path, processor_class="Wav2Vec2Processor"
-        )
-        tokenizer.save_pretrained(folder)
-
-
-def read_weights(folder: str) -> dict[str, torch.Tensor]:
-    """All weights of a folder, in one file or several.
-
-    Raises:
-        FileNotFoundError, CheckpointError: naming the file
-    """
-    weights: dict = {}
-    for path in weight_files(folder):
-        weights |= _read_file(path)
-    return weights
-
-
-def pretraining_weights(folder: str) -> dict[str, torch.Tensor]:
-    """Weights that only pretraining needs, without the model's name before theirs."""
-    named = {_without_prefix(name): weight for name, weight in read_weights(folder).items()}
-    return {name: weight for name, weight in named.items() if name.startswith(PRETRAINING_ONLY)}
-
-
-def weight_files(folder: str) -> list[str]:
-    """Paths of the files that hold a folder's weights.
-
-    Raises:
-        FileNotFoundError, CheckpointError: naming the file
-    """
-    for name in WEIGHTS:
-        path = os.path.join(folder, name)
-        index = f"{path}.index.json"
-        if os.path.isfile(path):
-            return [path]
-        if os.path.isfile(index):
-            return _shards(folder, index)
-    raise FileNotFoundError(
-        f"{folder} has no weights: neither {' nor '.join(WEIGHTS)}, nor an index of shards"
-    )
-
-
-def _shards(folder: str, index: str) -> list[str]:
-    places = read_json(index).get("weight_map")
-    shards = set(places.values()) if isinstance(places, dict) else set()
-    if not shards or any(not isinstance(s, str) or os.path.basename(s) != s for s in shards):
-        raise CheckpointError(f"{index}: its weight_map does not name files of this folder")
-    missing = [s for s in sorted(shards) if not os.path.isfile(os.path.join(folder, s))]
-    if missing:
-        raise FileNotFoundError(f"{index} names {', '.join(missing)}, not in {folder}")
-    return [os.path.join(folder, shard) for shard in sorted(shards)]
-
-
-def _read_file(path: str) -> dict[str, torch.Tensor]:
-    if path.endswith(".bin"):
-        weights = read_pickle(path)
-    else:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            weights = load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{path} ({os.path.getsize(path):,} bytes) cannot be read: truncated, or no "
-                f"safetensors file ({error})"
-            ) from None
-    if not all(map(torch.is_tensor, weights.values())):
-        raise CheckpointError(f"{path} holds something else than weights by name")
-    return weights
 
 
 def _read_config(folder: str):
@@ -294,9 +156,9 @@ def _load(folder: str, name: str, config, weights: dict):
     except Exception as error:
         said = reason(error, whole=True, most=300)
         raise CheckpointError(f"{folder}: transformers cannot load it as {name}: {said}") from None
-    extra = {_without_prefix(key): key for key in info["unexpected_keys"]}
+    extra = {without_prefix(key): key for key in info["unexpected_keys"]}
     dropped = [key for short, key in extra.items() if short.startswith(PRETRAINING_ONLY)]
-    missing = [key for key in info["missing_keys"] if _without_prefix(key) != MASK]
+    missing = [key for key in info["missing_keys"] if without_prefix(key) != MASK]
     unknown = [key for key in extra.values() if key not in dropped]
     shapes = [str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]]
     found = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
@@ -309,10 +171,6 @@ def _load(folder: str, name: str, config, weights: dict):
         torch.nn.init.zeros_(base.masked_spec_embed)
         notes.append("it has no embedding of masked frames, which begins as zero")
     return model.eval(), dropped, notes
-
-
-def _without_prefix(key: str) -> str:
-    return without_prefix(key)
 
 
 def _normalize(folder: str, given: bool | None) -> bool:
@@ -361,45 +219,5 @@ def _sort(folder: str, model, options: dict) -> tuple[dict, dict]:
             raise CheckpointError(f"{folder}: fairseq's encoder has nothing like {name}")
         encoder[ours] = weight
     if model.config.conv_dim[-1] == model.config.hidden_size:
-        _drop_projection(folder, model, encoder)
+        drop_projection(folder, model, encoder)
     return encoder, head
-
-
-def _drop_projection(folder: str, model, encoder: dict) -> None:
-    """
-    Raises:
-        CheckpointError: a projection that changes frames
-    """
-    for key, same in _unprojected(model):
-        if not torch.equal(encoder.pop(PROJECTION + key), same):
-            raise CheckpointError(
-                f"{folder}: its feature_projection.projection maps {len(same)} channels to as "
-                "many, and fairseq's encoder has no projection where its CNN is as wide as its "
-                "transformer: only one that changes nothing can be converted"
-            )
-
-
-def _unprojected(model) -> list[tuple[str, torch.Tensor]]:
-    """The projection that changes no frame: Hugging Face's models have one even where the CNN is as
-    wide as the transformer, and fairseq's have none there."""
-    width = model.config.hidden_size
-    return [("weight", torch.eye(width)), ("bias", torch.zeros(width))]
-
-
-def _fill(path: str, model, pretrained: Pretrained, group_norm: bool) -> None:
-    base = getattr(model, model.base_model_prefix, model)
-    weights = {}
-    for name, weight in pretrained.weights.items():
-        theirs = from_fairseq(name, group_norm)
-        if theirs is None:
-            raise CheckpointError(f"{path}: Hugging Face's {type(model).__name__} has no {name}")
-        weights[theirs] = weight
-    if f"{PROJECTION}weight" not in pretrained.weights:
-        for key, same in _unprojected(model):
-            weights[PROJECTION_THERE + key] = same
-    try:
-        base.load_state_dict(weights, strict=True)
-        if pretrained.head:
-            model.lm_head.load_state_dict(pretrained.head, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: {reason(error, whole=True, most=300)}") from None

@@ -22,7 +22,7 @@ from fairseq_speedup.checkpoints.opening import (
 )
 from fairseq_speedup.checkpoints.pickles import format_of, refused_types, types_asked_for
 from fairseq_speedup.config import SpeedupCtcConfig, switched_on
-from fairseq_speedup.hugging_face.folder import (
+from fairseq_speedup.hugging_face.weights import (
     PRETRAINING_ONLY,
     pretraining_weights,
     weight_files,
