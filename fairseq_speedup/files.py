@@ -1,9 +1,12 @@
 """Files that are there whole or not at all, and whether they are still the same."""
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
+
+_count = itertools.count()
 
 
 @contextlib.contextmanager
@@ -11,7 +14,8 @@ def written_whole(path: str) -> Iterator[str]:
     """Gives a path to write to, in the same folder, which becomes ``path`` when the block ends.
     Where it raises, what it wrote is removed and ``path`` is as it was. Processes that write one
     file have paths of their own: that of the last one stays."""
-    part = f"{path}.{os.getpid()}.part"
+    # as a name of its own, which fits wherever the file's name does
+    part = os.path.join(os.path.dirname(path), f".{os.getpid()}-{next(_count)}.part")
     try:
         yield part
         os.replace(part, path)

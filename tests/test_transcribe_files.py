@@ -322,15 +322,74 @@ def test_what_is_replaced_in_part_is_finished_in_part(model, talks, tmp_path, ca
 
 def test_a_folder_of_an_earlier_version_goes_on(model, talks, tmp_path, capsys):
     out = tmp_path / "texts"
+    record = out / ".transcribed.json"
     command = ["--path", model, talks, "--output-dir", out]
     transcribe(capsys, *command)
-    (out / ".transcribed.json").unlink()
+    (out / ".transcribed.jsonl").unlink()  # which earlier ones had not
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"sources": None}))
     (out / "more/b.txt").unlink()
-    _, errors, status = transcribe(capsys, *command, "--inference", "fp32")
-    assert status == 0
-    assert "transcribed 1 file," in errors and "1 finished before" in errors
-    (out / ".transcribed.json").write_text("[")
+    for expected in ("transcribed 1 file,", "transcribed 0 files,"):
+        _, errors, status = transcribe(capsys, *command)
+        assert status == 0 and expected in errors
+    record.write_text("[")
     assert "path is not given there and" in transcribe(capsys, *command)[1]
+
+
+def test_what_nobody_recorded_is_neither_finished_nor_replaced(model, talks, tmp_path, capsys):
+    out = tmp_path / "texts"
+    (out / "more").mkdir(parents=True)
+    theirs = out / "more/b.txt"
+    theirs.write_text("a transcript by hand")
+    command = ["--path", model, talks, "--output-dir", out]
+    for when in (1e9, None):  # older than the recording, and newer
+        os.utime(theirs, when and (when, when))
+        _, errors, status = transcribe(capsys, *command)
+        assert status == 1
+        words = "was written by no run that is recorded there, and .*/more/b.wav would have that"
+        assert re.search(f"{theirs} {words} name: give another --output-dir, or --ov", errors)
+    assert files_of(out).keys() == {"more/b.txt"}
+    assert theirs.read_text() == "a transcript by hand"
+    _, errors, status = transcribe(capsys, *command, "--overwrite")
+    assert status == 0 and "transcribed 2 files," in errors
+    assert theirs.read_text() != "a transcript by hand"
+    assert "2 finished before" in transcribe(capsys, *command)[1]
+
+
+def test_a_recording_of_the_same_name_is_another_one(model, talks, tmp_path, capsys):
+    out = tmp_path / "texts"
+    others = tmp_path / "others"
+    others.mkdir()
+    shutil.copy(talks / "more/b.wav", others / "a talk.wav")
+    shutil.copy(talks / "more/b.wav", others / "c.wav")
+    command = ["--path", model, "--output-dir", out]
+    transcribe(capsys, *command, talks)
+    first = files_of(out)
+    with open(out / ".transcribed.jsonl", "a") as file:
+        file.write('\n{"name": "c", "aud')  # cut off
+    _, errors, status = transcribe(capsys, *command, others)
+    assert status == 1
+    assert f"a talk.txt is of {talks}/a talk.wav, and {others}/a talk.wav would" in errors
+    assert files_of(out) == first
+    _, errors, status = transcribe(capsys, *command, others / "c.wav")  # no name in common
+    assert status == 0 and "transcribed 1 file," in errors
+    assert "1 finished before" in transcribe(capsys, *command, others / "c.wav")[1]
+    _, errors, status = transcribe(capsys, *command, others, "--overwrite")
+    assert status == 0 and (out / "a talk.txt").read_text() == (out / "more/b.txt").read_text()
+    assert f"a talk.txt is of {others}/a talk.wav, and" in transcribe(capsys, *command, talks)[1]
+
+
+def test_a_name_that_leaves_no_room_fails_alone(model, talks, tmp_path, capsys):
+    out = tmp_path / "texts"
+    fits, too_long = 250 * "a", 125 * "\u0430" + "bb"  # bytes: 250 and 252
+    for name in (fits, too_long):
+        shutil.copy(talks / "more/b.wav", tmp_path / f"{name}.au")
+    recordings = [tmp_path / f"{name}.au" for name in (too_long, fits)]
+    command = ["--path", model, *recordings, "--output-dir", out]
+    _, errors, status = transcribe(capsys, *command)
+    assert status == 1 and "transcribed 1 file," in errors and "1 failed" in errors
+    assert f"{out}/{too_long}.txt: a name too long for a file" in errors
+    assert (out / f"{fits}.txt").exists()
+    assert "1 finished before" in transcribe(capsys, *command)[1]
 
 
 def test_a_language_model_and_a_lexicon_are_looked_at(model, talks, tmp_path, capsys, data):

@@ -39,7 +39,12 @@ from fairseq_speedup.tasks.speedup_finetuning import (
     SpeedupFinetuningTask,
     completed,
 )
-from fairseq_speedup.transcription.transcript import TEXT, Transcript, TranscriptFolder
+from fairseq_speedup.transcription.transcript import (
+    TEXT,
+    NameTooLongError,
+    Transcript,
+    TranscriptFolder,
+)
 
 NOT_HERE = ["_name", "ctm"]
 OF_FILES = ["kenlm_model", "lexicon"]  # options
@@ -138,7 +143,11 @@ def _transcribe_all(
                     bar.write(f"note: {recording.path}: {changes}", file=sys.stderr)
             for transcript in transcriber.transcripts(recordings, failed):
                 if folder:
-                    folder.write(names[transcript.path], transcript)
+                    try:
+                        folder.write(names[transcript.path], transcript)
+                    except NameTooLongError as error:
+                        failed(transcript.path, error)
+                        continue
                 else:
                     bar.write(transcript.as_json() if args.json else transcript.as_line())
                     sys.stdout.flush()

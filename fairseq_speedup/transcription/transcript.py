@@ -1,5 +1,6 @@
 """What is found in a recording, and the files that say it."""
 
+import errno
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from fairseq_speedup.data.find_recordings import STDIN, Found
 from fairseq_speedup.decoding.results.files import ctm_rows
 from fairseq_speedup.decoding.results.timestamps import TimedWord
 from fairseq_speedup.files import written_whole
+from fairseq_speedup.transcription.sources import Sources, absolute
 from fairseq_speedup.transcription.subtitles import as_srt, as_vtt, cues_of
 
 
@@ -76,7 +78,7 @@ def _ctm_rows(transcript: Transcript, name: str) -> list[str]:
 
 class TranscriptFolder:
     """Where each recording has a file of each format, named as the recording is. What decided the
-    texts is in a file beside them, from the first one that is written on.
+    texts, and what each is of, is in files beside them, from the first one that is written on.
 
     Args:
         folder: made where it does not exist
@@ -92,6 +94,8 @@ class TranscriptFolder:
         self.folder = folder
         self.formats = formats
         self.record = os.path.join(folder, RECORD)
+        self.sources = Sources(folder)
+        self.has_sources = True  # texts of an earlier version have none
         self.decided_by = decided_by
         self.since = 0.0  # when the first of these texts was written; earlier ones are of others
         self.is_recorded = os.path.exists(self.record)
@@ -104,40 +108,63 @@ class TranscriptFolder:
             with open(self.record, encoding="utf-8") as file:
                 recorded = json.load(file)
             found, self.since = dict(recorded["decided_by"]), float(recorded["since"])
+            self.has_sources = recorded.get("sources") is True
         except (ValueError, TypeError, KeyError, RecursionError):
             found = {}  # nobody knows
         difference = first_difference(found, self.decided_by)
         if difference is None:
+            self.sources.read()
             return
         if not overwrite:
             raise ValueError(
                 f"--output-dir {self.folder} has texts of another run: {difference}; give "
                 "--overwrite to replace them, or another folder"
             )
-        self.since, self.is_recorded = time.time(), False
+        self.since, self.is_recorded, self.has_sources = time.time(), False, True
 
     def _write_record(self) -> None:
+        record = {"since": self.since, "decided_by": self.decided_by, "sources": self.has_sources}
+        self.sources.forget()  # those of texts that are replaced
         with written_whole(self.record) as part, open(part, "w", encoding="utf-8") as file:
-            json.dump({"since": self.since, "decided_by": self.decided_by}, file, indent=1)
+            json.dump(record, file, indent=1)
         self.is_recorded = True
 
     def path(self, name: str, form: str) -> str:
         return os.path.join(self.folder, name + FORMATS[form][0])
 
     def is_finished(self, recording: Found) -> bool:
-        """Whether all files are there, and none is older than the recording or of another run."""
-        if recording.path == STDIN:
+        """Whether all files are there, and none is older than the recording or of another run.
+
+        Raises:
+            ValueError: a file of that name is of another recording, or no run here wrote it
+        """
+        files = [self.path(recording.name, form) for form in self.formats]
+        written = {file: os.path.getmtime(file) for file in files if os.path.exists(file)}
+        for file, when in written.items():
+            if when >= self.since:  # earlier ones are to be replaced
+                self._check_source(file, recording)
+        if recording.path == STDIN or len(written) < len(files):
             return False
         try:
             recorded = os.path.getmtime(recording.path)
-            files = [self.path(recording.name, form) for form in self.formats]
-            return all(os.path.getmtime(file) >= max(recorded, self.since) for file in files)
-        except OSError:  # none there
+        except OSError:  # which is told when it is read
             return False
+        return min(written.values()) >= max(recorded, self.since)
+
+    def _check_source(self, file: str, recording: Found) -> None:
+        source = self.sources.of(recording.name)
+        if source == absolute(recording.path) or (source is None and not self.has_sources):
+            return
+        of = "was written by no run that is recorded there" if source is None else f"is of {source}"
+        raise ValueError(
+            f"{file} {of}, and {recording.path} would have that name: give another --output-dir, "
+            "or --overwrite to replace it"
+        )
 
     def write(self, name: str, transcript: Transcript) -> None:
         """
         Raises:
+            NameTooLongError: of this recording alone
             OSError: naming the file; what is finished stays
         """
         for form in self.formats:
@@ -145,11 +172,18 @@ class TranscriptFolder:
             try:
                 if not self.is_recorded:
                     self._write_record()
+                self.sources.add(name, transcript.path)
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 with written_whole(path) as part, open(part, "w", **TEXT) as file:
                     file.write(FORMATS[form][1](transcript, name))
             except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise NameTooLongError(f"{path}: a name too long for a file") from None
                 raise OSError(
                     f"{path} cannot be written: {error.strerror}; what is finished stays, and the "
                     "same command goes on from there"
                 ) from error
+
+
+class NameTooLongError(ValueError):
+    """A recording whose name leaves no room for the ending of a format."""
