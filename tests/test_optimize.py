@@ -85,6 +85,9 @@ class Table:
             )
         return self.measured[candidate.key]
 
+    def is_measured(self, candidate):
+        return candidate.key in self.measured
+
     def influence_of_layers(self):
         return {index: 0.1 * ((index + 2) % 6) for index in self.subject.kept_layers}
 

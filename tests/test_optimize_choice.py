@@ -10,7 +10,14 @@ import pytest
 
 from fairseq_speedup.decoding.results.scoring import Scoring
 from fairseq_speedup.optimize import bench as benches
-from fairseq_speedup.optimize.bench import MOST_LOSS, ROUNDS, Bench, Measured, OtherRunError
+from fairseq_speedup.optimize.bench import (
+    MOST_LOSS,
+    ROUNDS,
+    Bench,
+    Measured,
+    OtherRunError,
+    WorkerDiedError,
+)
 from fairseq_speedup.optimize.candidates import Candidate, Subject, kept_of
 from fairseq_speedup.optimize.outcome import Line, interval, words_needed
 from fairseq_speedup.optimize.page import page_of
@@ -351,7 +358,7 @@ def test_what_a_log_has_is_not_measured_again(bench_of, tmp_path):
     assert len(kept) == len(set(kept)) == 4
 
 
-def test_two_runs_measure_every_candidate_once(bench_of, tmp_path):
+def test_two_runs_transcribe_every_candidate_once(bench_of, tmp_path):
     """The second of a larger budget, for which the search goes on further."""
     machine = Machine(
         lambda candidate: round(100 * candidate.overrides.get("merge_ratio", 0)),
@@ -362,8 +369,14 @@ def test_two_runs_measure_every_candidate_once(bench_of, tmp_path):
     second = searched(bench_of(machine, budget=0.5), 0.5)
     assert second[: len(first)] == first and len(second) > len(first)
     lines = [json.loads(each) for each in (tmp_path / "tried.jsonl").read_text().splitlines()]
-    kept = [Candidate(**each["candidate"]) for each in lines if "candidate" in each]
-    assert kept == second and len({each.key for each in kept}) == len(kept)
+    kept = [each for each in lines if "candidate" in each]
+    whole = [Candidate(**each["candidate"]) for each in kept if each["ratios"]]
+    untimed = [Candidate(**each["candidate"]) for each in kept if not each["ratios"]]
+    assert len(whole) == len({each.key for each in whole})
+    assert {each.key for each in whole + untimed} == {each.key for each in second}
+    assert {each.key for each in whole + first} == {each.key for each in second}
+    done = Counter(each.key for each in machine.done["transcribe"])
+    assert done.pop(BASE.key) == 2 and set(done.values()) == {1}
 
 
 @pytest.mark.parametrize(
@@ -384,3 +397,62 @@ def test_a_log_of_something_else_is_refused_and_left(bench_of, tmp_path, origin,
     said = str(refused.value)
     assert said.startswith(f"{log} is of another run: {words}") and "; name another" in said
     assert log.read_text() == text
+
+
+@pytest.mark.parametrize("budget", [0.5, 2])
+def test_a_larger_budget_has_timed_what_the_smaller_one_had_no_use_for(bench_of, budget):
+    machine = Machine(
+        lambda candidate: 15 * (candidate.form == "fp32"),  # 1.5 points
+        lambda candidate, *unused: 0.5 if candidate.form == "fp32" else 1.0,
+        replace(SUBJECT, forms=["fp32"]),
+    )
+    bench = bench_of(machine, budget=0.5)
+    assert bench.measure(FP32).time == float("inf") and bench.is_measured(FP32)
+    again = bench_of(machine, budget=budget)
+    assert again.is_measured(FP32) == (budget == 0.5)
+    Search(again, 1, float("inf"), NoProgress()).run([budget])
+    assert fastest(again, budget).candidate == (FP32 if budget == 2 else BASE)
+    assert machine.done["transcribe"].count(FP32) == 1
+    assert bench_of(machine, budget=budget).measured[FP32.key] == again.measured[FP32.key]
+
+
+def test_a_model_that_failed_once_is_tried_again(bench_of):
+    def broken(*unused):
+        raise ValueError("out of memory just now")
+
+    assert bench_of(Machine(seconds=broken)).measured[BASE.key].failed == "out of memory just now"
+    assert bench_of(Machine()).measured[BASE.key].ratios == [1.0]
+
+
+def test_without_what_layers_do_the_search_goes_on(bench_of, monkeypatch, capsys):
+    def died(self, indices):
+        raise WorkerDiedError("the process was ended (status -9)")
+
+    monkeypatch.setattr(Process, "influence", died)
+    subject = replace(SUBJECT, kept_layers=[0, 1, 2, 3], forms=["fp32"])
+    machine = Machine(subject=subject, seconds=lambda each, *unused: 1 - 0.5 * (each == FP32))
+    bench = bench_of(machine)
+    Search(bench, 1, float("inf"), NoProgress()).run([0.5, 1])
+    assert fastest(bench, 1).candidate == FP32
+    assert machine.done["influence"] == [FP32]  # once
+    words = "no layer is left out: what each does cannot be measured: the process was ended"
+    assert words in capsys.readouterr().out
+
+
+def test_an_origin_is_as_it_is_read_again(bench_of):
+    origin = {**ORIGIN, "model_overrides": {"mask": (1, 2)}}
+    assert bench_of(Machine(), origin=origin).measured.keys() == {BASE.key}
+    machine = Machine()
+    bench_of(machine, origin=origin)
+    assert machine.done["seconds"] == []
+
+
+def test_a_log_that_was_cut_off_in_its_first_line_is_none(bench_of, tmp_path):
+    log = tmp_path / "tried.jsonl"
+    log.write_text('{"origin": {"da')
+    bench_of(Machine())
+    assert json.loads(log.read_text().splitlines()[0]) == {"origin": ORIGIN}
+    log.write_text("notes of my own\n")
+    with pytest.raises(OtherRunError, match="data is not given there and dev now"):
+        bench_of(Machine())
+    assert log.read_text() == "notes of my own\n"

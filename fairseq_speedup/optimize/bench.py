@@ -5,7 +5,7 @@ import math
 import multiprocessing
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -171,6 +171,7 @@ class Bench:
         self.log = log
         self.measured: dict[str, Measured] = {}
         self.influence: dict[int, float] = {}
+        self.influence_failed = False
         self.transcribed: dict[str, Transcribed] = {}
         self.macs: dict[str, float | None] = {}
         self.noise: list[float] = []
@@ -225,14 +226,32 @@ class Bench:
     # -- candidates ------------------------------------------------------------------------------
 
     def measure(self, candidate: Candidate) -> Measured:
-        """What is found of a candidate, measured once."""
-        if candidate.key not in self.measured:
-            try:
-                found = self._measure(candidate)
-            except ValueError as error:  # the worker's words, or that it was ended
-                found = Measured(candidate, failed=str(error))
-            self._keep(found)
-        return self.measured[candidate.key]
+        """What is found of a candidate, measured once, and timed as soon as a budget allows it."""
+        found = self.measured.get(candidate.key)
+        if found is not None and self.is_measured(candidate):
+            return found
+        try:
+            found = self._measure(candidate) if found is None else self._with_time(found)
+        except ValueError as error:  # the worker's words, or that it was ended
+            found = Measured(candidate, failed=str(error))
+        self.measured[candidate.key] = found
+        if candidate != self.base or not found.failed:  # which ends this run: the next tries again
+            self._append(asdict(found))
+        return found
+
+    def is_measured(self, candidate: Candidate) -> bool:
+        """Whether all is known of it: under a smaller budget it may have been too bad to time."""
+        found = self.measured.get(candidate.key)
+        if found is None:
+            return False
+        return bool(found.failed or found.ratios) or not self._is_timed(found.loss)
+
+    def _is_timed(self, loss: float) -> bool:
+        return loss <= MOST_LOSS * self.budget
+
+    def _with_time(self, found: Measured) -> Measured:
+        ratios, memory = self._timed(found.candidate, found.loss)
+        return replace(found, ratios=ratios, memory_bytes=memory)
 
     def _measure(self, candidate: Candidate) -> Measured:
         transcribed = self.transcribed.get(candidate.transcripts_key)
@@ -247,8 +266,8 @@ class Bench:
         found = Measured(candidate, errors, macs_per_second=macs, layers=transcribed.layers)
         base = self.measured.get(self.base.key, found)
         found.loss = 100 * (sum(errors) - sum(base.errors)) / max(1, sum(self.num_words))
-        if found.loss <= MOST_LOSS * self.budget:
-            found.ratios, found.memory_bytes = self._timed(candidate, found.loss)
+        if self._is_timed(found.loss):
+            found = self._with_time(found)
         if candidate == self.base:
             self.noise, found.ratios = found.ratios, [1.0]
             self._append({"noise": self.noise})
@@ -283,9 +302,15 @@ class Bench:
         return ratio > BEHIND * min(times, default=math.inf)
 
     def influence_of_layers(self) -> dict[int, float]:
-        """How much each layer changes what it is given, on the utterances that are timed."""
-        if not self.influence:
-            found = self.other.call("influence", self.timed)
+        """How much each layer changes what it is given, on the utterances that are timed; {} where
+        that cannot be measured, of which it says why, once."""
+        if not self.influence and not self.influence_failed:
+            try:
+                found = self.other.call("influence", self.timed)
+            except ValueError as error:  # the worker's words, or that it was ended
+                print(f"no layer is left out: what each does cannot be measured: {error}")
+                self.influence_failed = True
+                return {}
             self.influence = found
             self._append({"influence": {str(index): value for index, value in found.items()}})
         return self.influence
@@ -293,7 +318,7 @@ class Bench:
     # -- the log ---------------------------------------------------------------------------------
 
     def _read_log(self, origin: dict) -> None:
-        self.origin = origin
+        self.origin = json.loads(json.dumps(origin, default=str))  # as it is read again
         if not os.path.exists(self.log):
             return
         lines = []
@@ -303,10 +328,15 @@ class Bench:
                     lines.append(json.loads(line))
                 except ValueError:
                     break  # the last line of a run that was ended while it wrote
+            else:
+                line = "\n"
+        if not lines and not line.endswith("\n"):  # of one that was ended before it had any
+            os.remove(self.log)
+            return
         found = lines[0].get("origin") if lines else None
-        if found != origin:
+        if found != self.origin:
             raise OtherRunError(
-                f"{self.log} is of another run: {first_difference(found or {}, origin)}; name "
+                f"{self.log} is of another run: {first_difference(found or {}, self.origin)}; name "
                 "another --output, or give --overwrite"
             )
         with open(self.log, "w", encoding="utf-8") as file:
@@ -320,10 +350,6 @@ class Bench:
                 measured = Measured(**{**line, "candidate": Candidate(**line["candidate"])})
                 self.measured[measured.candidate.key] = measured
                 self.macs.setdefault(measured.candidate.macs_key, measured.macs_per_second)
-
-    def _keep(self, measured: Measured) -> None:
-        self.measured[measured.candidate.key] = measured
-        self._append(asdict(measured))
 
     def _append(self, line: dict) -> None:
         """The file begins when there is something to keep."""

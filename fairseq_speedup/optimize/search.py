@@ -75,9 +75,10 @@ class Search:
 
     def _layers(self, best, budget):
         """Leaves out one layer after another while the budget holds."""
-        while not self.out_of_time:
+        influence = {} if self.out_of_time else self.bench.influence_of_layers()
+        while influence and not self.out_of_time:
             options = candidates.without_a_layer(
-                best.candidate, self.subject, self.bench.influence_of_layers(), LEAST_INFLUENTIAL
+                best.candidate, self.subject, influence, LEAST_INFLUENTIAL
             )
             tried = [self._measure(each) for each in options]
             found = [each for each in tried if each is not None]
@@ -153,7 +154,7 @@ class Search:
 
     def _measure(self, candidate: Candidate) -> Measured | None:
         """None where the time is over; one candidate is always tried."""
-        is_new, has_some = candidate.key not in self.bench.measured, len(self.bench.measured) > 1
+        is_new, has_some = not self.bench.is_measured(candidate), len(self.bench.measured) > 1
         if is_new and has_some and time.monotonic() > self.deadline:
             self.out_of_time = True
             return None
