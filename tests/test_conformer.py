@@ -1,5 +1,6 @@
 """Conformer layers: fairseq's numbers, without padding where that is asked for."""
 
+import copy
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.decoding.run import padding_gets_in
+from fairseq_speedup.inference import to_inference_form
 from fairseq_speedup.lengths import multiple_length, padding_mask_of
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.fvcore_count import check_macs
@@ -96,6 +98,35 @@ def test_macs_with_absolute_positions_are_those_that_fvcore_counts(tmp_path, att
     path = write_pretrained(tmp_path / "abs.pt", **options)
     check = check_macs([build_model(path, merge_ratio=0.2)], 8000)
     assert check["closed_form"] == check["fvcore"]
+
+
+@pytest.mark.parametrize("form", ["fp32", "int8", "bf16"])
+@pytest.mark.parametrize("padding", ["masked", "stock"])
+@pytest.mark.parametrize("attention", ["espnet", ""])
+@torch.no_grad()
+def test_inference_forms_are_the_model(tmp_path, attention, padding, form):
+    """At even and odd numbers of frames; fairseq's own attention is what it has by default."""
+    options = CONFORMER | {"attn_type": attention, "pos_enc_type": "abs"}
+    model = build_model(write_pretrained(tmp_path / "abs.pt", **options), padding=padding)
+    fast = copy.deepcopy(model)
+    assert to_inference_form(fast, form)["layers"].startswith("as it is")
+    for num_samples in (9000, 9320):
+        net_input = batch_of([num_samples, 4000])
+        expected, found = (each(**net_input)["encoder_out"] for each in (model, fast))
+        distance = (found - expected)[:12].abs().max()  # of valid frames
+        assert distance < (1e-4 if form == "fp32" else 0.15) * expected.abs().max()
+        assert torch.equal(fast(**net_input)["encoder_out"], found)
+
+
+@torch.no_grad()
+def test_layers_with_adapters_have_inference_forms(pretrained):
+    options = {"layer_type": "trf_adp", "adp_num": 2, "adp_dim": 4, "no_pretrained_weights": True}
+    model = build_model(pretrained, **options)
+    fast = copy.deepcopy(model)
+    to_inference_form(fast, "fp32")
+    net_input = batch_of([9000, 4000]) | {"corpus_key": [1, 1]}
+    expected, found = (each(**net_input)["encoder_out"] for each in (model, fast))
+    torch.testing.assert_close(found[:12], expected[:12], atol=1e-4, rtol=0)  # valid frames
 
 
 def test_attention_products_are_what_no_module_computes(conformer):

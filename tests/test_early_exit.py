@@ -372,6 +372,18 @@ def test_exits_that_are_named(exit_layers, kept, exits):
     assert parse_exit_layers(exit_layers, list(kept)) == exits
 
 
+@pytest.mark.parametrize("exit_layers", ["upper", "2,3,4"])
+def test_a_depth_of_many_has_those_exits_of_the_deepest_that_it_keeps(six_layers, exit_layers):
+    depths = [1, 4, 6]
+    for kept, exits in [(6, [2, 3, 4]), (4, [2]), (1, [])]:
+        assert parse_exit_layers(exit_layers, list(range(kept)), depths) == exits
+        encoder = build_model(
+            six_layers[True], depths=depths, keep_layers=str(kept), exit_layers=exit_layers
+        ).w2v_encoder
+        assert encoder.exit_layers == exits
+    assert parse_exit_layers("upper", [0, 2, 4, 5], [2, 4]) == [2, 4]  # which first layers have not
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -21,12 +21,12 @@ from torch import nn
 
 from fairseq_speedup.__main__ import main
 from fairseq_speedup.checkpoints.opening import CheckpointError
-from fairseq_speedup.inference import to_inference_form
-from fairseq_speedup.inference.int8 import product_here
+from fairseq_speedup.inference import kernels, to_inference_form
+from fairseq_speedup.inference.int8 import FbgemmProduct, OneDnnProduct, product_here
 from fairseq_speedup.inspection.facts import inspect_file
 from fairseq_speedup.low_rank.linear import LowRankLinear
 from fairseq_speedup.low_rank.outputs import OutputStatistics, rank_of
-from fairseq_speedup.low_rank.ranks import LINEARS, low_rank_of
+from fairseq_speedup.low_rank.ranks import LINEARS, low_rank_of, replace
 from fairseq_speedup.macs import MacCounter
 from fairseq_speedup.profiling.fvcore_count import check_macs, fvcore_macs
 from fairseq_speedup.pruning.gates import can_be_pruned
@@ -227,6 +227,26 @@ def test_inference_forms_are_those_of_the_model_as_it_was_trained(low, kind, for
     assert (found - expected).abs().max() / expected.abs().max() < limit
     assert MacCounter(fast).count([8000]).sum() == MacCounter(model).count([8000]).sum()
     assert not [each for each in fast.modules() if isinstance(each, LowRankLinear)]
+
+
+@pytest.mark.parametrize("rank", [64, 128])
+@torch.no_grad()
+def test_without_c_in_int8_layers_of_low_rank_are_of_frames(tmp_path, monkeypatch, rank):
+    """Where the first matrix is in int8, and the second has too few weights for it."""
+    size = {"encoder_embed_dim": 128, "encoder_ffn_embed_dim": 1024 * 128 // rank}
+    model = build_model(write_pretrained(tmp_path / "wide.pt", **size, encoder_layers=2))
+    for layer in model.w2v_encoder.w2v_model.encoder.layers:
+        directions = torch.linalg.qr(torch.randn(128, rank))[0]
+        replace(layer, "fc2", LowRankLinear.of(layer.fc2, torch.zeros(128), directions))
+    fast = copy.deepcopy(model)
+    monkeypatch.setattr(kernels, "LIBRARY", None)
+    if not any(product.runs_here() for product in (OneDnnProduct, FbgemmProduct)):
+        pytest.skip("this CPU multiplies int8 in C alone")
+    to_inference_form(fast, "int8")
+    net_input = batch_of([9000, 4000])
+    expected, found = (each(**net_input)["encoder_out"] for each in (model, fast))
+    assert found.shape == expected.shape
+    assert (found - expected)[:12].abs().max() < 0.15 * expected.abs().max()
 
 
 @pytest.mark.parametrize("kind", ["base", "wavlm"])

@@ -1,5 +1,7 @@
 """Relative positions: the table of distances, and that it is learned however one trains."""
 
+import threading
+
 import pytest
 import torch
 from helpers.models import batch_of, build_model
@@ -57,6 +59,30 @@ def test_it_is_looked_up_once_for_all_layers_and_then_forgotten(pretrained, monk
     monkeypatch.setattr(RelativePositions, "_look_up", counted)
     before = model(**batch_of([9000]))["encoder_out"]
     assert len(times) == 1 and len(encoder.layers) > 1
-    assert encoder.relative_positions._shared is None
+    assert encoder.relative_positions._shared == {}
     encoder.relative_attention_bias.weight += 1.0 * torch.arange(16)[:, None]
     assert not torch.allclose(model(**batch_of([9000]))["encoder_out"], before)
+
+
+def test_a_thread_shares_with_no_other(monkeypatch):
+    """What one has looked up stays until it is done, whenever others are."""
+    positions = RelativePositions(nn.Embedding(16, 3), 20)
+    long, short = (positions.bias(num_frames) for num_frames in (50, 7))
+    found, begun, ended = [], threading.Event(), threading.Event()
+
+    @torch.no_grad()
+    def other():
+        with positions.shared():
+            found.append(positions.bias(50))
+            begun.set()
+            ended.wait(30)
+            found.append(positions.bias(50))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(30)
+    with torch.no_grad(), positions.shared():
+        found.append(positions.bias(7))
+    ended.set()
+    thread.join()
+    assert all(map(torch.equal, found, [long, short, long]))

@@ -164,6 +164,16 @@ def test_layers_that_are_named(merge_layers, kept, layers):
     assert parse_merge_layers(merge_layers, kept) == layers
 
 
+@pytest.mark.parametrize("merge_layers", ["all", "0,1"])
+def test_the_least_depth_of_many_may_merge_nothing(six_layers, merge_layers):
+    options = {"depths": [1, 6], "merge_ratio": 0.3, "merge_layers": merge_layers}
+    shallow = build_model(six_layers, keep_layers="1", **options)
+    plain = build_model(six_layers, keep_layers="1")
+    plain.load_state_dict(shallow.state_dict())
+    found, expected = (run(each, batch_of([8000])) for each in (shallow, plain))
+    assert torch.equal(found[0], expected[0])
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

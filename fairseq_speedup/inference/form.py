@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models.wav2vec.wav2vec2 import TransformerSentenceEncoderLayer
+from fairseq.modules import MultiheadAttention
 from torch import nn
 
 from fairseq_speedup.frontend import MaskedCnn
@@ -25,6 +26,8 @@ from fairseq_speedup.inference.transformer import MaskedLayers, PackedLayers
 from fairseq_speedup.models.exported_ctc import ExportedCtc
 from fairseq_speedup.models.speedup_encoder import SpeedupEncoder
 from fairseq_speedup.pruning.cut import cut
+from fairseq_speedup.transformer.attention import SelfAttention
+from fairseq_speedup.transformer.conformer import hears_padding
 from fairseq_speedup.transformer.reused_attention import shares_map
 
 logger = logging.getLogger(__name__)
@@ -116,6 +119,7 @@ def to_inference_form(model: nn.Module, form: str) -> dict[str, str]:
     if on_cpu and report["layers"] == "fused":
         report |= _in_c(list(transformer.layers))
     report["padding"] = _padding(encoder, transformer, report["layers"], on_cpu)
+    _call_projections(model)
     _other_linears(model, linear)
     if not on_cpu:
         use_type_throughout(encoder, linear.dtype)
@@ -195,7 +199,8 @@ def _in_c(layers: list[nn.Module]) -> dict[str, str]:
 
 
 def _padding(encoder, transformer, layers: str, on_cpu: bool) -> str:
-    transformer.required_seq_len_multiple = 1
+    if not hears_padding(transformer):
+        transformer.required_seq_len_multiple = 1
     if layers != "fused":
         return "computed: the layers are not fused"
     if encoder.stages and not on_cpu:
@@ -231,8 +236,19 @@ def _capture(encoder, report: dict[str, str]) -> None:
         encoder.captured = CapturedPath(encoder, report)
 
 
+def _call_projections(model) -> None:
+    """In layers that have no fused form, fairseq's attention hands weights of its projections to a
+    function of torch, and these layers' linear layers are to be called."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is MultiheadAttention:
+                setattr(module, name, SelfAttention(child))
+
+
 def _other_linears(model, linear) -> None:
     for module in list(model.modules()):
+        if isinstance(module, MultiheadAttention):  # of another class, which takes their weights
+            continue
         for name, child in module.named_children():
             if type(child) is nn.Linear and child.weight.numel():  # none where all was pruned
                 setattr(module, name, linear.of(child))

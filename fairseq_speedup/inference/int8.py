@@ -24,6 +24,7 @@ from fairseq_speedup.inference.kernels.rows import (
 from fairseq_speedup.inference.linear import (
     Fp32Linear,
     InferenceLinear,
+    WeightSize,
     cpu_has,
     multiplies_bf16,
     shared_rows,
@@ -320,7 +321,7 @@ class Int8Linear(InferenceLinear):
         weight = linear.weight.detach().float()
         self.product = product(weight, self.bias, of_gelus)
         self.dtype = product.around()
-        self.weight = weight.to("meta")  # of the size that MACs ask for: the product has its own
+        self.weight = WeightSize(weight)
 
     @property
     def in_c(self) -> LinearInC | None:

@@ -102,13 +102,29 @@ class FormLayer(nn.Module):
         return self.gelu(frames)
 
     def added(self, frames, residual):
-        """``residual`` (..., out_features) and what the layer gives, together."""
-        return residual + self(frames)
+        """``residual`` (..., out_features) and what the layer gives, together; ``frames`` that
+        :meth:`gelu_then` gave may be rows alone."""
+        return residual + self(frames).view_as(residual)
 
     def added_and_normalised(self, frames, residual, norm: nn.LayerNorm):
         """What :meth:`added` gives, and that after a layer norm."""
         added = self.added(frames, residual)
         return added, norm(added)
+
+
+class WeightSize:
+    """What is left of weights that C has laid out, for MACs. Functions of torch do not take it, as
+    they do, and read elsewhere, a tensor without data.
+
+    Args:
+        weight: (O, I)
+    """
+
+    def __init__(self, weight: torch.Tensor):
+        self.shape = weight.shape
+
+    def numel(self) -> int:
+        return self.shape.numel()
 
 
 class Constant(FormLayer):
@@ -218,7 +234,7 @@ class CompiledLinear(InferenceLinear):
         super().__init__(linear)
         weight = linear.weight.detach()
         self.in_c = LinearInC.of_floats(weight, self.bias)
-        self.weight = weight.to("meta")  # of the size that MACs ask for
+        self.weight = WeightSize(weight)
 
     def forward(self, frames):
         return self.in_c.outputs(frames)

@@ -248,6 +248,11 @@ def mask_convolutions(encoder) -> None:
             module.masked = True
 
 
+def hears_padding(encoder) -> bool:
+    """Whether frames of padding, one that makes their number even among them, change others."""
+    return any(isinstance(each, ConformerLayer) and not each.masked for each in encoder.modules())
+
+
 def install() -> None:
     """Lets fairseq build its Conformers of these. Called once, when the plugin is imported."""
     wav2vec2.ConformerWav2Vec2EncoderLayer = ConformerLayer

@@ -6,7 +6,7 @@ the batch, and the rest go on, cut to the longest of them, so that the saved com
 
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,26 +56,28 @@ class EarlyExitConfig(FairseqDataclass):
     )
 
 
-def parse_exit_layers(exit_layers: str, kept: list[int], cut: bool = False) -> list[int]:
+def parse_exit_layers(exit_layers: str, kept: list[int], depths: Sequence[int] = ()) -> list[int]:
     """Indices of the layers with an exit, the last layer not among them.
 
     Args:
         kept: indices of the model's layers
-        cut: of a model of many depths, layers beyond those kept are left out
+        depths: of a model of many: its exits are those of the deepest, as far as its layers are
+            kept
     Raises:
         ValueError: not of the form above, or a layer that is removed or the last
     """
     if exit_layers == "none":
         return []
     if exit_layers == "upper":
-        exits = kept[len(kept) // 2 - 1 : -1] if len(kept) > 1 else []
+        layers = _deepest(kept, depths)
+        exits = layers[len(layers) // 2 - 1 : -1] if len(layers) > 1 else []
         if not exits:
             raise ValueError(
-                f"exit_layers=upper needs 2 layers or more; the model keeps {len(kept)}"
+                f"exit_layers=upper needs 2 layers or more; the model keeps {len(layers)}"
             )
-        return exits
-    exits = parse_indices("exit_layers", exit_layers, "'none', 'upper'")
-    if cut:
+    else:
+        exits = parse_indices("exit_layers", exit_layers, "'none', 'upper'")
+    if depths:
         exits = [index for index in exits if index < kept[-1]]
         if not exits:
             return []
@@ -91,6 +93,12 @@ def parse_exit_layers(exit_layers: str, kept: list[int], cut: bool = False) -> l
             "leave it out"
         )
     return exits
+
+
+def _deepest(kept: list[int], depths: Sequence[int]) -> list[int]:
+    """Indices of the layers that the deepest of many has, of which a shallower keeps the first."""
+    are_first = kept == list(range(len(kept)))
+    return list(range(max(depths))) if depths and are_first else kept
 
 
 def check_exit(cfg: EarlyExitConfig) -> None:
@@ -175,7 +183,7 @@ class EarlyExit(LayerStage):
 
     @classmethod
     def build(cls, cfg, encoder) -> "EarlyExit | None":
-        exits = parse_exit_layers(cfg.exit_layers, encoder.kept_layers, cut=bool(cfg.depths))
+        exits = parse_exit_layers(cfg.exit_layers, encoder.kept_layers, cfg.depths)
         if not exits:
             return None
         check_layers(encoder.w2v_model.encoder.layers, "exit_layers=none")

@@ -163,7 +163,7 @@ class FrameDropping(LayerStage):
             encoder.w2v_model.encoder.layers, f"drop_frames={cfg.drop_frames}", "drop_frames=none"
         )
         kept = encoder.kept_layers
-        exits = parse_exit_layers(cfg.exit_layers, kept, cut=bool(cfg.depths))
+        exits = parse_exit_layers(cfg.exit_layers, kept, cfg.depths)
         layers = parse_drop_layers(cfg, kept, exits)
         head = partial(encoder.exit_logits, with_dropout=False)  # what goes is no matter of chance
         return cls(layers, kept, head, encoder.logits_per_frame, cfg)

@@ -6,6 +6,7 @@ it for every frame by a gate, a function of what the frame holds.
 
 import contextlib
 import math
+import threading
 
 import torch
 from torch import nn
@@ -39,27 +40,30 @@ class RelativePositions:
     def __init__(self, embedding: nn.Embedding, max_distance: int):
         self.embedding = embedding
         self.max_distance = max_distance
-        self._shared: torch.Tensor | None = None
-        self._sharing = False
+        # of each thread that shares one: the bias, once it is looked up
+        self._shared: dict[int, torch.Tensor | None] = {}
 
     @contextlib.contextmanager
     def shared(self):
         """Within this, layers that run without autograd look the bias up once. With it each has one
         of its own: a layer may be run again in the backward pass (checkpoint_activations), and a
         graph is gone through once."""
-        self._sharing = True
+        thread = threading.get_ident()
+        self._shared[thread] = None
         try:
             yield
         finally:
-            self._sharing, self._shared = False, None
+            self._shared.pop(thread, None)
 
     def bias(self, num_frames: int) -> torch.Tensor:
         """(heads, T, T)"""
-        if not self._sharing or torch.is_grad_enabled():
+        thread = threading.get_ident()
+        if thread not in self._shared or torch.is_grad_enabled():
             return self._look_up(num_frames)
-        if self._shared is None or self._shared.size(1) < num_frames:
-            self._shared = self._look_up(num_frames)
-        return self._shared[:, :num_frames, :num_frames]
+        shared = self._shared[thread]
+        if shared is None or shared.size(1) < num_frames:
+            shared = self._shared[thread] = self._look_up(num_frames)
+        return shared[:, :num_frames, :num_frames]
 
     def _look_up(self, num_frames: int) -> torch.Tensor:
         weight = self.embedding.weight

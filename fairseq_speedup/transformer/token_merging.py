@@ -77,7 +77,7 @@ def parse_merge_layers(merge_layers: str, kept: list[int], cut: bool = False) ->
         ValueError: no list of layers, or a layer that is removed or the last
     """
     if merge_layers == "all":
-        if len(kept) < 2:
+        if len(kept) < 2 and not cut:
             raise ValueError(
                 "merge_ratio needs 2 layers or more, as frames merge between layers; the model "
                 f"keeps {len(kept)} (keep_layers)"
