@@ -7,6 +7,8 @@ from typing import List  # noqa: UP035  fairseq reads the name in a field's type
 
 from fairseq.dataclass import FairseqDataclass
 
+from fairseq_speedup.frames.pooling import MOST_FRAMES
+
 
 @dataclass
 class SpeedsConfig(FairseqDataclass):
@@ -52,6 +54,10 @@ class Speeds:
     def __init__(self, cfg):
         self.factors = _choices(cfg, "downsample_factors", "downsample_factor", 1)
         self.frame_pools = _choices(cfg, "frame_pools", "frame_pool", 1)
+        if max(self.frame_pools) > MOST_FRAMES:
+            raise ValueError(
+                f"frame_pools={self.frame_pools} is out of range: each must be 1 to {MOST_FRAMES}"
+            )
         self.widths = list(cfg.widths) or [cfg.width]  # checked by check_widths
         self.depths: list[int] = []
         self.default = Speed(cfg.downsample_factor, cfg.frame_pool, 0, cfg.width)  # set_depths

@@ -108,6 +108,18 @@ def test_layers_with_exits_stay_and_are_named_anew(whole, speech, tmp_path, caps
     assert "--layers 2 is out of range, it must be 3 to 4" in capsys.readouterr().err
 
 
+def test_layers_after_which_frames_merge_stay_where_they_are_named(whole, speech, tmp_path, capsys):
+    output, other = tmp_path / "fewer.pt", tmp_path / "other.pt"
+    named = whole("large", merge_ratio=0.2, merge_layers="1,2")
+    assert main(prune_command(named, speech, output, "--layers", "4")) == 0
+    assert "layer 3 changes" in capsys.readouterr().out
+    assert load(output).cfg.merge_layers == "1,2"
+    assert main(prune_command(named, speech, other, "--layers", "3")) == 1
+    assert "options name stay (exit_layers, drop_layers, merge_layers)" in capsys.readouterr().err
+    every = whole("large", merge_ratio=0.2)
+    assert main(prune_command(every, speech, other, "--layers", "3")) == 0
+
+
 def test_a_pruned_model_keeps_the_sizes_of_the_layers_that_stay(whole, speech, tmp_path, capsys):
     pruned, output = tmp_path / "pruned.pt", tmp_path / "fewer.pt"
     assert main(prune_command(whole("large"), speech, pruned, "--target", "0.6")) == 0

@@ -429,7 +429,7 @@ def test_optimize_tries_nothing_that_is_refused(path):
     assert _map_sources(model.w2v_encoder) == [0, 2]
     subject = Subject([0, 1, 2, 3, 4], [], False, False, {}, False, [], [], "greedy", 1)
     influence = dict.fromkeys(range(5), 0.0)
-    fewer = without_a_layer(Candidate(), replace(subject, map_sources=[0, 2]), influence, most=3)
+    fewer = without_a_layer(Candidate(), replace(subject, staying=[0, 2]), influence, most=3)
     for candidate in fewer:
         build_model(path, normalize=False, **candidate.overrides)
     assert [each.overrides["keep_layers"] for each in fewer] == ["0,2,3,4", "0,1,2,4"]

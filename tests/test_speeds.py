@@ -114,7 +114,7 @@ def test_what_is_evaluated_is_checked_for_its_own_speed(four_layers):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"downsample_factors": [1.0, 2.0]}, "downsample_factor=2.0 needs a method"),
+        ({"downsample_factors": [1.0, 2.0]}, r"downsample_factors=\[1.0, 2.0\] needs a method"),
         (
             {"downsample": "conv", "downsample_factors": [2.0, 3.0]},
             r"downsample_factor=1.0 is not among downsample_factors=\[2.0, 3.0\]",
@@ -126,6 +126,7 @@ def test_what_is_evaluated_is_checked_for_its_own_speed(four_layers):
         ({"downsample": "conv", "downsample_factors": [1.0, 1.0]}, "named once"),
         ({"downsample": "conv", "downsample_factors": [1.0, 0.5]}, "must be 1 or more"),
         ({"frame_pools": [2, 3]}, r"frame_pool=1 is not among frame_pools=\[2, 3\]"),
+        ({"frame_pools": [1, 65]}, r"frame_pools=\[1, 65\] is out of range: each must be 1 to 64"),
         ({"depths": [2, 3]}, r"depths=\[2, 3\] does not hold 4, the layers that the model keeps"),
         ({"depths": [0, 4]}, r"depths=\[0, 4\]: each must be 1 or more"),
         ({"depths": [4, 12]}, "the model has 4 layers"),

@@ -52,6 +52,28 @@ def test_weights_that_do_not_fit_name_the_option(pretrained, trained, asked, wor
         build_model(pretrained, **asked).load_state_dict(state)
 
 
+@pytest.mark.parametrize("given", [{"downsample_factors": []}, {"downsample_factors": [1.0, 2.0]}])
+@pytest.mark.parametrize("factors", [[1.0, 2.0, 3.0], []])
+def test_of_learned_convolutions_those_of_the_models_factors_are_taken(pretrained, factors, given):
+    conv = {"downsample": "conv", "downsample_factor": 2.0}
+    trained = build_model(pretrained, seed=1, **conv, downsample_factors=factors)
+    for parameter in trained.w2v_encoder.waveform_reduction.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    found = build_model(pretrained, seed=2, **conv, **given)
+    found.load_state_dict(trained.state_dict())
+    for model in (trained, found):
+        model.w2v_encoder.switch(Speed(2.0, 1, 2))
+    assert torch.equal(logits_of(found), logits_of(trained))
+
+
+def test_a_convolution_of_a_factor_that_was_not_trained_is_none(pretrained):
+    conv = {"downsample": "conv", "downsample_factor": 2.0}
+    state = build_model(pretrained, **conv, downsample_factors=[1.0, 2.0]).state_dict()
+    third = build_model(pretrained, **conv, downsample_factors=[2.0, 3.0])
+    with pytest.raises(CheckpointError, match=r"the model has .*reductions.3.*checkpoint lacks"):
+        third.load_state_dict(state)
+
+
 def test_a_learned_convolution_is_not_run_at_another_factor(pretrained):
     state = build_model(pretrained, downsample="conv", downsample_factor=2.0).state_dict()
     third = build_model(pretrained, downsample="conv", downsample_factor=3.0)

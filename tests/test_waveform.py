@@ -125,6 +125,7 @@ def test_every_registered_reduction_builds_and_runs():
         ("conv", 2.5, "conv needs a whole downsample_factor.*2.5.*signal takes any"),
         ("average", 2.67, "average needs a whole downsample_factor"),
         ("conv", 1.0, "downsample=conv with downsample_factor=1 changes nothing"),
+        ("signal", 1.004, "downsample_factor=1.004 is taken for 1.*must be 1.01 or more"),
         ("none", 2.0, "needs a method.*average, conv, signal"),
     ],
 )

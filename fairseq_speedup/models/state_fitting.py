@@ -7,6 +7,7 @@ from fairseq_speedup.config import DEFAULTS
 from fairseq_speedup.pruning.gates import fit_gates
 from fairseq_speedup.pruning.narrowing import narrow_weights
 from fairseq_speedup.transformer.layer_removal import KeptLayers, drop_removed_layers
+from fairseq_speedup.waveform.switched import module_name
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def fit_state(state_dict: dict, model) -> None:
     meaning without training; in place.
 
     - parts that the model's width lacks are left out
+    - reductions of the waveform by factors that the model does not have are left out
     - layers that are removed are left out; if the last that is kept has an exit in the
       checkpoint, the head of that exit becomes the model's
     - exit heads that are not wanted are left out; one that is missing begins as the last head
@@ -65,6 +67,7 @@ def fit_state(state_dict: dict, model) -> None:
         drop_removed_layers(state_dict, prefix, encoder.kept_layers)
     _fit_exit_heads(state_dict, getattr(encoder, "exit_heads", {}))
     ours = model.state_dict()
+    _take_factors(state_dict, ours, module_name(model.cfg.downsample_factor))
     _fit_waveform_reduction(state_dict, ours)
     _fit_frame_reduction(state_dict, ours)
     fit_gates(state_dict, ours, f"{PREFIX}pruning.")
@@ -103,6 +106,31 @@ def _fit_exit_heads(state_dict: dict, exit_heads) -> None:
             logger.warning("the checkpoint has no head for exit %s: it starts as the last", index)
             for key in [key for key in state_dict if key.startswith(last)]:
                 state_dict[f"{prefix}{index}.{key[len(last) :]}"] = state_dict[key].clone()
+
+
+def _take_factors(state_dict: dict, ours: dict, chosen: str) -> None:
+    """Of reductions of several factors, those that the model has; where one of the two has several
+    and the other one, that of this one's factor.
+
+    Args:
+        chosen: name of the model's factor among several
+    """
+    one = f"{PREFIX}waveform_reduction."
+    several, of_chosen = f"{one}reductions.", f"{one}reductions.{chosen}."
+    theirs = [key for key in state_dict if key.startswith(one)]
+    for key in theirs:
+        if key.startswith(of_chosen):
+            name = one + key[len(of_chosen) :]
+        elif not key.startswith(several):
+            name = of_chosen + key[len(one) :]
+        else:
+            name = key
+        if key not in ours and name in ours:
+            state_dict[name] = state_dict.pop(key)
+    if any(key.startswith(one) for key in ours):
+        for key in theirs:
+            if key.startswith(several) and key not in ours:
+                state_dict.pop(key, None)
 
 
 def _fit_waveform_reduction(state_dict: dict, ours: dict) -> None:

@@ -122,7 +122,8 @@ class Subject:
     engines: that are installed
     decoder: greedy or beam
     beam: hypotheses kept by it
-    map_sources: indices of the layers whose attention maps others reuse
+    staying: indices of the layers that are not left out: others reuse their attention maps, or
+        options name them
     """
 
     kept_layers: list[int]
@@ -136,7 +137,7 @@ class Subject:
     decoder: str
     beam: int
     can_lower_ranks: bool = False
-    map_sources: list[int] = field(default_factory=list)
+    staying: list[int] = field(default_factory=list)
 
 
 def listed(layers: list[int]) -> str:
@@ -177,13 +178,12 @@ def without_a_layer(
     candidate: Candidate, subject: Subject, influence: dict[int, float], most: int
 ) -> list[Candidate]:
     """One layer less: each of the ``most`` that change their input least. The first and the last
-    stay, those whose attention maps others reuse, and exits and merging as they are; so do all of a
-    model of many depths, whose first layers are a model each."""
+    stay, and exits and merging as they are; so do all of a model of many depths, whose first layers
+    are a model each."""
     kept = kept_of(candidate, subject)
     if len(kept) < 3 or "keep_layers" in subject.many:
         return []
-    staying = {*subject.exits, *subject.map_sources}
-    inner = [index for index in kept[1:-1] if index not in staying]
+    inner = [index for index in kept[1:-1] if index not in {*subject.exits, *subject.staying}]
     least = sorted(inner, key=influence.__getitem__)[:most]
     return [
         candidate.with_overrides(keep_layers=listed([each for each in kept if each != index]))

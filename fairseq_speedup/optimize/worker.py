@@ -37,6 +37,7 @@ from fairseq_speedup.pruning.widths import WHOLE, widths_of
 from fairseq_speedup.tasks.dictionaries import check_same_dictionary
 from fairseq_speedup.tasks.speedup_finetuning import SpeedupFinetuningTask
 from fairseq_speedup.transformer.reused_attention import shares_map
+from fairseq_speedup.transformer.stages import layers_named_by
 from fairseq_speedup.without_training.factorize import can_have_low_ranks
 
 BATCH_SECONDS = 100  # of audio, where nothing is timed
@@ -121,7 +122,7 @@ class Worker:
             decoder=self.setup.decoding.get("ctc_decoder", "greedy"),
             beam=self.setup.decoding.get("beam", 1),
             can_lower_ranks=can_have_low_ranks(model),
-            map_sources=_map_sources(encoder),
+            staying=sorted({*_map_sources(encoder), *layers_named_by(encoder.stages)}),
         )
 
     def influence(self, indices: list[int]) -> dict[int, float]:

@@ -230,6 +230,9 @@ class EarlyExit(LayerStage):
         else:
             batch.leave(self.criterion.leave(measured, self.threshold), logits)
 
+    def named_layers(self) -> list[int]:
+        return self.exits
+
     def renumber(self, cfg, place) -> None:
         cfg.exit_layers = numbers(place, self.exits)
         if self.criterion is not None and self.criterion.by_layer:

@@ -218,6 +218,9 @@ class FrameDropping(LayerStage):
         least = groups[..., BLANK].argmin(dim=1)[:, None, :, None]
         return groups.gather(1, least.expand(-1, -1, -1, groups.size(3)))[:, 0]
 
+    def named_layers(self) -> list[int]:
+        return self.layers
+
     def renumber(self, cfg, place) -> None:
         cfg.drop_layers = numbers(place, self.layers)
 

@@ -66,6 +66,11 @@ class LayerStage:
         """Index of the layer after which every utterance leaves, where its options alone say so."""
         return None
 
+    def named_layers(self) -> list[int]:
+        """Indices of the layers that it does something after, where it needs these and no others:
+        none of them can be left out."""
+        return []
+
     def renumber(self, cfg, place: Mapping[int, int]) -> None:
         """Names layers in the options of ``cfg`` by their places, in place: the others are cut out
         of the model for good."""

@@ -120,6 +120,7 @@ class TokenMerging(LayerStage):
 
     def __init__(self, layers: list[int], cfg: TokenMergingConfig):
         self.layers = layers
+        self.are_named = cfg.merge_layers != "all"
         self.ratio = Fraction(str(cfg.merge_ratio))
         self.threshold = cfg.merge_threshold
 
@@ -146,6 +147,9 @@ class TokenMerging(LayerStage):
         num_merges = batch.lengths - self.lengths_after(index, batch.lengths)
         start = self.start_of(index)
         batch.merge(self.second_of_pairs(batch.hidden, batch.lengths, num_merges, start))
+
+    def named_layers(self) -> list[int]:
+        return self.layers if self.are_named else []
 
     def renumber(self, cfg, place) -> None:
         cfg.merge_layers = numbers(place, self.layers)

@@ -63,9 +63,11 @@ def build_waveform_reduction(method: str, factors: list[float]) -> nn.Module:
             raise ValueError(f"downsample_factor={factor} is out of range; it must be 1 or more")
         if reduction is NoReduction and factor != 1:
             methods = ", ".join(sorted(set(WAVEFORM_REDUCTIONS) - {"none"}))
+            given, off = f"downsample_factor={factor}", "downsample_factor to 1"
+            if len(factors) > 1:
+                given, off = f"downsample_factors={factors}", "downsample_factors to []"
             raise ValueError(
-                f"downsample_factor={factor} needs a method: set downsample to one of {methods}, "
-                "or downsample_factor to 1"
+                f"{given} needs a method: set downsample to one of {methods}, or {off}"
             )
     if reduction is not NoReduction and max(factors) == 1:
         raise ValueError(

@@ -28,6 +28,11 @@ class SignalDownsampling(WaveformReduction):
     def __init__(self, factor: float):
         super().__init__()
         self.factor = Fraction(factor).limit_denominator(MAX_DENOMINATOR)
+        if self.factor == 1:
+            raise ValueError(
+                f"downsample_factor={factor} is taken for 1, which changes nothing: it must be "
+                f"{1 + 1 / MAX_DENOMINATOR:g} or more"
+            )
         stride, num_phases = self.factor.numerator, self.factor.denominator
         cutoff = 0.5 * ROLLOFF / float(self.factor)
         half_width = ZERO_CROSSINGS / (2 * cutoff)

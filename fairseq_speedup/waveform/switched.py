@@ -18,7 +18,7 @@ class SwitchedReduction(WaveformReduction):
     def __init__(self, reduction, factors: list[float]):
         super().__init__()
         self.reductions = nn.ModuleDict(
-            {_key(k): (reduction if k > 1 else NoReduction)(k) for k in factors}
+            {module_name(k): (reduction if k > 1 else NoReduction)(k) for k in factors}
         )
         self.switch(factors[0])
 
@@ -28,7 +28,7 @@ class SwitchedReduction(WaveformReduction):
 
     @property
     def chosen(self) -> WaveformReduction:
-        return self.reductions[_key(self.factor)]
+        return self.reductions[module_name(self.factor)]
 
     def output_lengths(self, lengths):
         return self.chosen.output_lengths(lengths)
@@ -54,6 +54,6 @@ class SwitchedReduction(WaveformReduction):
         return self.chosen(waveform, lengths)
 
 
-def _key(factor: float) -> str:
-    """``2.5`` as ``2_5``: a module's name has no point."""
+def module_name(factor: float) -> str:
+    """Of the reduction of a factor: ``2_5`` of 2.5, as a module's name has no point."""
     return f"{factor:.12g}".replace(".", "_")

@@ -11,6 +11,7 @@ from fairseq_speedup.importance.layers import influence_of_layers
 from fairseq_speedup.low_rank.ranks import low_rank_of
 from fairseq_speedup.pruning.cut import renumber_options, renumbered
 from fairseq_speedup.transformer.reused_attention import check_own_attention
+from fairseq_speedup.transformer.stages import layers_named_by
 from fairseq_speedup.without_training.from_audio import (
     MACS_SECONDS,
     AudioSource,
@@ -81,12 +82,14 @@ def _check(args, model) -> None:
         valid = f"it must be {least} to {num_layers - 1}" if removable else "none can go"
         raise CheckpointError(
             f"{args.checkpoint} has {num_layers} layers, of which the first, the last and those "
-            f"with an exit stay: --layers {args.layers} is out of range, {valid}"
+            "that its options name stay (exit_layers, drop_layers, merge_layers): --layers "
+            f"{args.layers} is out of range, {valid}"
         )
 
 
 def _removable(encoder) -> list[int]:
-    return [index for index in encoder.kept_layers[1:-1] if index not in encoder.exit_layers]
+    named = layers_named_by(encoder.stages)
+    return [index for index in encoder.kept_layers[1:-1] if index not in named]
 
 
 def _forget_layers(model) -> None:
