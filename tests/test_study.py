@@ -2,7 +2,9 @@
 
 import csv
 import importlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -163,10 +165,12 @@ def test_a_row_can_start_from_another(folder, swept):
 
 
 def test_a_changed_grid_is_no_silent_reuse(folder, tmp_path, swept):
-    message = "was trained with other options than the grid now has"
-    assert message in error_of(folder, "row=full", "updates=5")  # which rows.yaml has there
+    message = "was trained with other {} than the grid now has"
+    changed = error_of(folder, "row=full", "updates=5")  # which rows.yaml has there
+    assert message.format("overrides") in changed
     other = (REPO / "examples/quickstart/finetuning.yaml").read_text()
     (tmp_path / "finetuning.yaml").write_text(f"{other}\n# otherwise\n")
+    message = message.format("config")
     assert message in error_of(folder, "row=full", f"finetuning.config_dir={tmp_path}")
 
 
@@ -178,7 +182,9 @@ def test_what_was_decoded_otherwise_is_decoded_again(folder, swept):
     for change in changes:
         before = compute.stat().st_mtime_ns
         done = study(folder, "row=full", *change())
-        assert "has changed: " in done.stdout
+        assert re.search(
+            "^other (options|model) than before: .* is decoded again$", done.stdout, re.M
+        )
         assert compute.stat().st_mtime_ns > before
     (compute.parent / "decoded.json").unlink()  # what decoding ends with
     assert study(folder, "row=full").returncode == 0
@@ -362,12 +368,61 @@ def test_what_a_study_cannot_start_from_or_run_on_is_named(tmp_path, monkeypatch
     (start.parent / "done").touch()
     study.check_files("more")
     study.train("more")
+    written = start.stat().st_mtime_ns
     os.utime(start, (1, 1))  # trained again
-    assert "other options" in refusal(study.train, "more")
+    assert "was trained with other start than" in refusal(study.train, "more")
+    os.utime(start, ns=(written, written))
+    study.train("more")
+    (tmp_path / "train.ltr").write_text("A |\n")
+    other = f"was trained with other files ({tmp_path.name}/train.ltr) than the grid now has"
+    assert other in refusal(study.train, "more")
     parts = {"gates": 3, "healing": 2, "match": 1, "updates": 6}
     assert "gates=3 and healing=2" in refusal(runner.Study.of, OmegaConf.merge(config, parts))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "finds no GPU" in refusal(runner.Study.of, OmegaConf.merge(config, {"cpu": False}))
+
+
+def test_what_files_hold_decides_and_not_where_they_are(tmp_path, monkeypatch, runner):
+    """Of a row that starts from another one, and of a decoding with a language model."""
+    calls = []
+    monkeypatch.setattr(runner, "call", lambda command, log: calls.append(str(command[0])))
+    monkeypatch.setattr(runner, "has_wer", lambda folder, test: True)
+    lm = tmp_path / "words.arpa"
+    for name in ("full.pt", "train.tsv", "train.ltr", "test.tsv", "test.ltr", lm.name):
+        (tmp_path / name).write_text(f"/somewhere\n{name}\n")
+    given = {"w2v_path": str(tmp_path / "full.pt"), "decoders": {"lm": ["--kenlm-model", str(lm)]}}
+    rows = "full: {}\nmore: {from: full}"
+    study = runner.Study.of(config_in(tmp_path, rows, **given, tests={"test": ["lm"]}))
+    start, trained = (study.folder(name) / "checkpoint_last.pt" for name in ("full", "more"))
+    for path in (start, trained):
+        path.parent.mkdir(parents=True)
+        path.write_text("trained")
+    decoding = study.results("more", "test", "lm") / "decoded.json"
+
+    def run() -> list[str]:
+        calls.clear()
+        study.train("more")
+        study.decode("more")
+        return list(calls)
+
+    train, generate = "fairseq-hydra-train", "fairseq-generate"
+    assert run() == [train, train, generate]
+    assert run() == []
+    (tmp_path / "test.tsv").write_text("/elsewhere\ntest.tsv\n")  # the audio was moved
+    (tmp_path / "train.tsv").write_text("/elsewhere\ntrain.tsv\n")
+    lm.write_text(lm.read_text())
+    assert run() == []
+    for changed in (lm, tmp_path / "test.ltr", tmp_path / "test.tsv"):
+        changed.write_text("others\nothers\n")
+        assert run() == [generate]
+        assert run() == []
+    earlier = json.loads(decoding.read_text())
+    del earlier["files"]  # as earlier versions recorded it
+    decoding.write_text(json.dumps(earlier))
+    assert run() == []
+    start.write_text("trained again")
+    with pytest.raises(runner.StudyError, match=r"other files \(seed1/checkpoint_last.pt\) than"):
+        run()
 
 
 def test_seeds_share_a_student_unless_each_has_a_teacher_of_its_own(tmp_path, monkeypatch, runner):

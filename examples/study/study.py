@@ -11,6 +11,7 @@ rows are decoded again, for their times.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -157,7 +159,20 @@ class Study:
             w2v_path = self._pruned(name, w2v_path, gates)
             options = [*options, *of_all["healing"]]
         overrides = [*self._finetuning(name, w2v_path), *options, *taught]
-        self._hydra_train(self.folder(name), self.cfg.finetuning, overrides)
+        starts = w2v_path, Path(start.w2v_path)
+        self._finetune(name, self.folder(name), overrides, *starts)
+
+    def _finetune(self, name: str, folder: Path, overrides: list[str], *starts: Path) -> None:
+        """
+        Args:
+            starts: checkpoints that the training begins with, and learns from
+        """
+        files = [*starts, *self._split(name, self.cfg.train_subset)]
+        self._hydra_train(folder, self.cfg.finetuning, overrides, files)
+
+    def _split(self, name: str, split: str) -> list[Path]:
+        """Manifest and labels."""
+        return [Path(self.cfg.data) / f"{split}.{each}" for each in ("tsv", self.labels(name))]
 
     def _finetuning(self, name: str, w2v_path: Path) -> list[str]:
         return [
@@ -196,14 +211,14 @@ class Study:
             *self._device(),
             *overrides,
         ]
-        self._hydra_train(folder, self.cfg.distillation, given)
+        self._hydra_train(folder, self.cfg.distillation, given, [teacher])
         return folder / CHECKPOINT
 
     def _pruned(self, name: str, w2v_path: Path, overrides: list[str]) -> Path:
         """What is left of a model once its gates have been trained and cut."""
         folder = self.folder(name) / "gates"
         given = self._finetuning(name, w2v_path) + overrides
-        self._hydra_train(folder, self.cfg.finetuning, given)
+        self._finetune(name, folder, given, w2v_path)
         pruned = folder / PRUNED
         if not pruned.is_file():
             command = [Path(sys.executable).name, "-m", "fairseq_speedup", "prune"]
@@ -222,14 +237,20 @@ class Study:
             call(command, folder / "widths.txt")
         return ordered
 
-    def _hydra_train(self, folder: Path, config, overrides: list[str]) -> None:
+    def _hydra_train(self, folder: Path, config, overrides: list[str], files: list[Path]) -> None:
         """fairseq-hydra-train, unless that is done; goes on where it was interrupted. Runs side by
-        side that start from one model wait for the one that trains it."""
+        side that start from one model wait for the one that trains it.
+
+        Args:
+            files: what decides the model besides options
+        """
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / LOCK):
-            self._hydra_train_alone(folder, config, overrides)
+            self._hydra_train_alone(folder, config, overrides, files)
 
-    def _hydra_train_alone(self, folder: Path, config, overrides: list[str]) -> None:
+    def _hydra_train_alone(
+        self, folder: Path, config, overrides: list[str], files: list[Path]
+    ) -> None:
         given = Path(config.config_dir).resolve()
         file = given / f"{config.config_name}.yaml"
         if not file.is_file():
@@ -237,10 +258,11 @@ class Study:
         options = {"config": file.read_text(encoding="utf-8"), "overrides": overrides}
         if self._is_of_a_study(Path(self.cfg.w2v_path)):  # which may train it again
             options["start"] = Path(self.cfg.w2v_path).stat().st_mtime_ns
+        options["files"] = contents_of(files)
         started = folder / OPTIONS
-        if started.is_file() and json.loads(started.read_text()) != options:
+        if started.is_file() and (other := difference(started, options)):
             raise StudyError(
-                f"{folder} was trained with other options than the grid now has (see {started}): "
+                f"{folder} was trained with other {other} than the grid now has (see {started}): "
                 "move it away to train it again"
             )
         if (folder / DONE).is_file():
@@ -284,11 +306,15 @@ class Study:
         options += ["--scoring", "wer", "--model-overrides", repr(overrides)]
         options += ["--cpu"] if self.cfg.get("cpu") else []
         options += [*self.cfg.generate, *self.cfg.decoders[decoder]]
+        given = pairwise(self.cfg.decoders[decoder])
+        files = [Path(value) for option, value in given if option in FILE_OPTIONS]
+        files += self._split(name, test)
         record = {"options": options, "model": checkpoint.stat().st_mtime_ns}
+        record["files"] = contents_of(files)
         if (folder / DECODED).is_file():
-            if json.loads((folder / DECODED).read_text()) == record:
+            if (other := difference(folder / DECODED, record)) is None:
                 return
-            print(f"the model or the decoder has changed: {folder} is decoded again", flush=True)
+            print(f"other {other} than before: {folder} is decoded again", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         command = ["fairseq-generate", self.cfg.data, "--user-dir", str(USER_DIR)]
@@ -297,6 +323,38 @@ class Study:
         if not has_wer(folder, test):
             raise StudyError(f"{folder} has no WER; see {folder / LOG}")
         write_json(folder / DECODED, record)
+
+
+def contents_of(files: list[Path]) -> dict[str, str]:
+    """What tells files from others of their names, wherever they are."""
+    return {
+        "/".join(path.resolve().parts[-2:]): _content(path, path.stat().st_mtime_ns)
+        for path in files
+        if path.is_file()
+    }
+
+
+@cache
+def _content(path: Path, written: int) -> str:
+    with path.open("rb") as file:
+        if path.suffix == ".tsv":
+            file.readline()  # where the audio is
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def difference(record: Path, now: dict) -> str | None:
+    """What is other than an earlier run recorded, by name; None where nothing is. What earlier
+    versions did not record is not compared."""
+    before = json.loads(record.read_text())
+    for name in {**now, **before}:
+        old, new = before.get(name, now.get(name)), now.get(name)
+        if old == new:
+            continue
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            return name
+        files = [file for file in sorted({**old, **new}) if old.get(file) != new.get(file)]
+        return f"{name} ({', '.join(files)})"
+    return None
 
 
 def check_teachers(cfg: DictConfig, rows: dict) -> None:
