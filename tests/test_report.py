@@ -14,7 +14,7 @@ from fairseq_speedup.__main__ import main
 from fairseq_speedup.report import command
 from fairseq_speedup.report.pareto import COSTS, front
 from fairseq_speedup.report.pictures import draw_costs
-from fairseq_speedup.report.runs import RunsError, read_runs
+from fairseq_speedup.report.runs import RunsError, _training_in, read_runs
 from fairseq_speedup.report.saved import save
 from fairseq_speedup.report.significance import difference
 
@@ -90,6 +90,45 @@ def test_repeats_give_a_median_time_and_must_agree(tmp_path):
     write_results(tmp_path / "full/run4", 0.2, seed=8)
     with pytest.raises(RunsError, match="two results differ"):
         read_runs(str(tmp_path))
+
+
+@pytest.mark.parametrize("other", [{"hardware": {"cpu": "new"}}, {"inference": {"form": "fp32"}}])
+def test_repeats_elsewhere_or_otherwise_are_left_out_of_times(tmp_path, capsys, other):
+    for number, rtf in enumerate([0.1, 0.3, 0.9, 0.9], start=1):
+        folder = tmp_path / f"full/run{number}"
+        write_results(folder, 0.1, seed=7, rtf=rtf)
+        if rtf == 0.9:
+            report = json.loads((folder / "compute.json").read_text()) | other
+            (folder / "compute.json").write_text(json.dumps(report))
+    (row,) = read_runs(str(tmp_path))
+    assert row.real_time_factor == pytest.approx(0.2)
+    said = capsys.readouterr().err
+    assert "note: full, test, seed None: of 4 decodings 2 are of another machine or infer" in said
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    write_results(tmp_path / "elsewhere/pool2", 0.1)
+    write_results(tmp_path / "runs/full", 0.1)
+    (tmp_path / "runs/pool2").symlink_to(tmp_path / "elsewhere/pool2")
+    (tmp_path / "runs/full/round").symlink_to(tmp_path / "runs")
+    assert [row.name for row in read_runs(str(tmp_path / "runs"))] == ["full", "pool2"]
+
+
+def test_the_time_of_a_training_that_was_broken_off_is_not_known(tmp_path):
+    (tmp_path / "model/.hydra").mkdir(parents=True)
+    config = CONFIG.format(seed=5, data=tmp_path, split="train")
+    (tmp_path / "model/.hydra/config.yaml").write_text(config)
+    start, end = "training on 1 devices (GPUs/TPUs)\n", "done training in 60.5 seconds\n"
+    write_results(tmp_path / "runs/full", 0.1, checkpoint=f"{tmp_path}/model/last.pt")
+    for log, seconds in [
+        (start + end, 60.5),
+        (2 * (start + end), 121),
+        (start + start + end, None),
+    ]:
+        (tmp_path / "model/hydra_train.log").write_text(log)
+        _training_in.cache_clear()
+        (row,) = read_runs(str(tmp_path / "runs"))
+        assert row.training_seconds == seconds
 
 
 def test_training_is_read_from_beside_the_checkpoint(tmp_path):
@@ -297,6 +336,16 @@ def test_times_of_several_machines_are_named(runs):
     assert main(["report", str(runs), "--no-pictures"]) == 0
     several = "several: device cpu, threads 2; device cuda, threads 2."
     assert f"cannot be compared, as they are of {several}" in report.read_text()
+
+
+def test_what_one_seed_cannot_tell_and_which_row_stands_for_the_baseline(runs, tmp_path, capsys):
+    write_results(runs / "one/seed1/test", 0.2, seed=1)
+    write_results(runs / "one/seed1/dev", 0.2, seed=1, subset="dev")
+    assert main(["report", str(runs), "--no-pictures", "--baseline", "full"]) == 0
+    report, said = (runs / "report/report.md").read_text(), capsys.readouterr().err
+    assert "Rows of one seed, whose intervals lack what another would change: one." in report
+    assert "Each row is of one seed" in report  # of dev
+    assert "note: dev has no row full: its rows are compared with the one of the most MACs" in said
 
 
 def test_times_can_come_from_another_run(runs, tmp_path, capsys):

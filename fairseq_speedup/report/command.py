@@ -1,6 +1,7 @@
 """Decoded runs in one table with significance, Pareto front and pictures."""
 
 import re
+import sys
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -150,6 +151,12 @@ def compared(rows: list[Row], baseline: str | None) -> list[Line]:
         RunsError: a row was decoded on other data
     """
     found = named(baseline, rows, "--baseline") if baseline else []
+    if baseline and not found:
+        print(
+            f"note: {rows[0].test_set} has no row {baseline}: its rows are compared with the one "
+            "of the most MACs",
+            file=sys.stderr,
+        )
     base = found[0] if found else max(rows, key=lambda row: row.gmacs_per_second or 0)
     fronts = {cost: front(rows, cost) for cost in COSTS}
     lines = []
@@ -180,8 +187,12 @@ def _explained(lines: list[Line], scoring: Scoring) -> str:
     elif machines:
         several = "; ".join(sorted(machines))
         text.append(f"Real-time factors cannot be compared, as they are of several: {several}.")
-    if all(len(line.row.seeds) == 1 for line in lines):
+    of_one = [line.row.name for line in lines if len(line.row.seeds) == 1]
+    if len(of_one) == len(lines):
         text.insert(1, "Each row is of one seed: what another would change is not in the interval.")
+    elif of_one:
+        lack = "Rows of one seed, whose intervals lack what another would change"
+        text.insert(1, f"{lack}: {'; '.join(of_one)}.")
     return " ".join(text)
 
 

@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -25,6 +28,7 @@ TRAINING_LOG = "hydra_train.log"
 TIMES = ("real_time_factor", "encoder_seconds", "decoder_seconds")  # of compute.json
 NUMBERS = (*TIMES, "macs_per_second", "mean_layers_run", "share_of_frames_searched")
 EXACT_FORMS = ("none", "fp32")  # the others round: what they give is a row of its own
+STARTED = re.compile(r"training on \d+ devices")
 TRAINED = re.compile(r"done training in ([\d.]+) seconds")
 
 
@@ -196,7 +200,7 @@ def read_runs(folder: str) -> list[Row]:
     """
     if not os.path.isdir(folder):
         raise RunsError(f"{folder} is no folder of results, nor a file of --save")
-    reports = sorted(Path(folder).rglob("compute*.json"))
+    reports = sorted(_reports_below(folder))
     if not reports:
         raise RunsError(
             f"{folder} holds no compute.json: decode with fairseq-generate, --results-path in it"
@@ -219,6 +223,18 @@ def read_runs(folder: str) -> list[Row]:
         groups[decoding.row, decoding.test_set].append(decoding)
     rows = [_row(*key, decodings) for key, decodings in groups.items()]
     return in_order(rows)
+
+
+def _reports_below(folder: str) -> Iterator[Path]:
+    """compute.json and its kind; links to folders are followed, each folder once."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(parent, each) for each in files if fnmatch(each, "compute*.json"))
 
 
 def in_order(rows: list[Row]) -> list[Row]:
@@ -366,9 +382,19 @@ def _training_in(folder: Path) -> Training:
         hours = sum(manifest.num_samples) / rate / 3600
     except (OSError, ManifestError):
         pass  # the data are elsewhere
-    log = folder / TRAINING_LOG
-    trained = TRAINED.findall(log.read_text(encoding="utf-8")) if log.is_file() else []
-    return Training(seed, hours, sum(map(float, trained)) if trained else None, labels)
+    return Training(seed, hours, _seconds_in(folder / TRAINING_LOG), labels)
+
+
+def _seconds_in(log: Path) -> float | None:
+    """Of all processes that wrote a log of training, None where one was broken off before it could
+    say how long it took."""
+    if not log.is_file():
+        return None
+    text = log.read_text(encoding="utf-8", errors="replace")
+    trained = TRAINED.findall(text)
+    if not trained or len(STARTED.findall(text)) > len(trained):
+        return None
+    return sum(map(float, trained))
 
 
 def _row(name: str, test_set: TestSet, decodings: list[Decoding]) -> Row:
@@ -394,18 +420,33 @@ def _row(name: str, test_set: TestSet, decodings: list[Decoding]) -> Row:
         list(by_seed),
         np.stack([each.errors for each in firsts]),
         firsts[0].words,
-        [_typical([each.compute for each in repeats]) for repeats in by_seed.values()],
+        [
+            _typical(f"{name}, {test_set}, seed {seed}", [each.compute for each in repeats])
+            for seed, repeats in by_seed.items()
+        ],
         [each.training for each in firsts],
     )
 
 
-def _typical(repeats: list[dict]) -> dict:
-    """The first of several repeats, with the medians of their times."""
+def _typical(what: str, repeats: list[dict]) -> dict:
+    """The first of several repeats, with the medians of the times that were taken as its own were:
+    in its form, on its machine."""
+
+    def taken(compute: dict) -> tuple:
+        return _form(compute), compute.get("hardware")
+
+    alike = [each for each in repeats if taken(each) == taken(repeats[0])]
+    if len(alike) < len(repeats):
+        print(
+            f"note: {what}: of {len(repeats)} decodings {len(repeats) - len(alike)} are of another "
+            "machine or inference form than the first, and left out of its times",
+            file=sys.stderr,
+        )
 
     def in_all(key: str) -> bool:
-        return all(each.get(key) is not None for each in repeats)
+        return all(each.get(key) is not None for each in alike)
 
-    times = {key: [each[key] for each in repeats] for key in TIMES if in_all(key)}
+    times = {key: [each[key] for each in alike] for key in TIMES if in_all(key)}
     return {**repeats[0], **{key: median(found) for key, found in times.items()}}
 
 

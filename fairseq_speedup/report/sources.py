@@ -86,11 +86,19 @@ def _some(rows: list[Row]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
 
 
+def _together(machines: list[dict]) -> dict:
+    """Machines as one, in words where they are several."""
+    return {
+        name: " and ".join(dict.fromkeys(str(each.get(name)) for each in machines))
+        for name in machines[0]
+    }
+
+
 def _with_times(row: Row, other: Row | None) -> Row:
-    measured = {}
+    measured: dict = {}
     if other is not None:
         measured = {key: other.mean_of(key) for key in TIMES}
-        measured["hardware"] = other.computes[0]["hardware"]
+        measured["hardware"] = _together([each["hardware"] for each in other.computes])
     others = [
         {key: value for key, value in each.items() if key not in (*TIMES, "hardware")}
         for each in row.computes
