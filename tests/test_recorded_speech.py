@@ -223,7 +223,7 @@ def without(path: Path, start: str) -> None:
         (lambda r: (r / SPH).write_bytes(b""), f"1 audio files cannot be used: {{root}}/{SPH}"),
         (
             lambda r: write_audio((r / SPH).with_suffix(""), np.ones(80, np.int16), "sph"),
-            f"{SPH} is 5 ms long",
+            f"{SPH} has 80 samples at 16000 Hz",
         ),
         (
             lambda r: without(r / f"{TEST}.transcription", "an1-fcaw-b"),

@@ -59,6 +59,12 @@ def test_a_yaml_file_of_something_else_is_named(path, text):
         build_model(path, normalize=False)
 
 
+def test_a_yaml_file_that_calls_resolvers_is_refused(path):
+    change(path, activation_fn="${oc.env:HOME}")
+    with pytest.raises(CheckpointError, match=r"star\.yaml is refused: .*calls a resolver"):
+        build_model(path, normalize=False)
+
+
 def test_the_teachers_weights_are_left_where_they_are(path):
     state = torch.load(path)
     state["state_dict"]["teacher_model.model.encoder.layer_norm.weight"] = torch.ones(2)

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import re
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,7 +144,7 @@ def bad(tmp_path):
         "headerless.raw": "cannot be read as audio: it has no header to tell its sample rate",
         "text.wav": "cannot be read as audio: Format not recognised",
         "empty.wav": "holds no samples",
-        "short.wav": "is 12 ms long; this model needs 25 ms for one frame",
+        "short.wav": "has 200 samples at 16000 Hz; this model needs 400 for one frame (25.0 ms)",
         "nan.wav": "holds NaN or infinite samples",
         "missing.wav": "does not exist",
     }
@@ -192,17 +194,40 @@ def test_a_format_that_cannot_be_sought_in_is_read(model, files, tmp_path, capsy
     assert errors.startswith("transcribed 2 files, ")
 
 
-@pytest.mark.parametrize("form", ["WAV", "WAVEX", "AIFF", "AU"])
-def test_a_file_that_was_cut_off_is_said_to_be(tmp_path, form):
+@pytest.mark.parametrize("form", ["WAV", "WAVEX", "AIFF", "AU", "W64", "RF64", "NIST", "VOC"])
+def test_a_file_that_was_cut_off_is_said_to_be(tmp_path, form, monkeypatch):
     path = tmp_path / "cut"
     soundfile.write(path, np.full(SAMPLE_RATE, 0.1), SAMPLE_RATE, format=form)
     whole = path.read_bytes()
-    assert read_recording(str(path), SAMPLE_RATE, normalize=False).changes == []
+    assert read_recording(str(path), SAMPLE_RATE, normalize=False).notes == []
     path.write_bytes(whole[: len(whole) - SAMPLE_RATE])
     found = read_recording(str(path), SAMPLE_RATE, normalize=False)
     assert len(found.waveform) == SAMPLE_RATE // 2
-    (change,) = found.changes
-    assert re.fullmatch(r"its end is missing: 1\d{4} of 3\d{4} bytes of audio are there", change)
+    (note,) = found.notes
+    words = {
+        "NIST": r"8000 of 16000 samples are there",
+        "VOC": "it does not end as files of its format do",
+    }.get(form, r"1\d{4} of 3\d{4} bytes of audio are there")
+    assert re.fullmatch(f"its end is missing: {words}", note)
+    with path.open("rb") as stream:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+        assert read_recording("-", SAMPLE_RATE, normalize=False).notes == [note]
+
+
+@pytest.mark.parametrize("form", ["MP3", "OGG"])
+def test_so_is_one_of_frames_that_stand_alone(tmp_path, form):
+    path = tmp_path / "cut"
+    if form not in soundfile.available_formats():
+        pytest.skip(f"this libsndfile has no {form}")
+    noise = 0.1 * np.random.default_rng(0).standard_normal(10 * SAMPLE_RATE)
+    soundfile.write(path, noise, SAMPLE_RATE, format=form)
+    whole = path.read_bytes()
+    assert read_recording(str(path), SAMPLE_RATE, normalize=False).missing is None
+    path.write_bytes(whole[: len(whole) // 2])
+    found = read_recording(str(path), SAMPLE_RATE, normalize=False)
+    assert 4 * SAMPLE_RATE < len(found.waveform) < 6 * SAMPLE_RATE
+    words = r"\d{5} of 160000 samples are there|it does not end as files of its format do"
+    assert re.fullmatch(words, found.missing)
 
 
 @pytest.mark.parametrize("size", [0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFFF])
@@ -212,7 +237,7 @@ def test_a_stream_of_unknown_length_lacks_nothing(tmp_path, size):
     header, samples = path.read_bytes()[:44], path.read_bytes()[44:]
     path.write_bytes(header[:40] + size.to_bytes(4, "little") + samples)
     found = read_recording(str(path), SAMPLE_RATE, normalize=False)
-    assert (len(found.waveform), found.changes) == (SAMPLE_RATE, [])
+    assert (len(found.waveform), found.notes) == (SAMPLE_RATE, [])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])

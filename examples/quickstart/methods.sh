@@ -70,8 +70,9 @@ run_jobs
 say "thresholds of early exit, from the validation voices"
 calibrated() { # CRITERION: the overrides that calibrate prints
     local log="$OUT/calibrate_$1.txt"
-    [ -s "$log" ] || python -m fairseq_speedup calibrate "$DATA" --cpu --exit-criterion "$1" \
-        --path "$OUT/exits/checkpoint_last.pt" --wer-budget 0.5 >"$log" 2>"$log.errors"
+    [ -s "$log" ] || { python -m fairseq_speedup calibrate "$DATA" --cpu --exit-criterion "$1" \
+        --path "$OUT/exits/checkpoint_last.pt" --wer-budget 0.5 >"$log.part" 2>"$log.errors" &&
+        mv "$log.part" "$log"; }
     sed -n 's/^--model-overrides "\(.*\)"$/\1/p' "$log"
 }
 ENTROPY="$(calibrated entropy)"

@@ -21,11 +21,12 @@ stage() {
     local log="$1"
     shift
     mkdir -p "$(dirname "$log")"
-    if ! "$@" >"$log" 2>&1; then
-        echo "failed: $1; the last lines of $log:" >&2
-        tail -n 5 "$log" >&2
+    if ! "$@" >"$log.part" 2>&1; then # which is not taken for the log of what is done
+        echo "failed: $1; the last lines of $log.part:" >&2
+        tail -n 5 "$log.part" >&2
         return 1
     fi
+    mv "$log.part" "$log"
 }
 
 corpus() {

@@ -42,6 +42,8 @@ def taken(path: Path, converted: Path) -> Audio:
             raise RecordingError(f"{path} has {len(waveform)} samples, too few for a frame")
     else:
         recording = read_recording(str(path), SAMPLE_RATE, False, NEEDED_SAMPLES)
+        if recording.missing:
+            raise RecordingError(f"{path}: its end is missing: {recording.missing}")
         waveform, changes = recording.waveform.numpy(), tuple(recording.changes)
     if not changes:
         return Audio(path, len(waveform), ())

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -15,13 +14,11 @@ import soundfile
 import soxr
 import torch
 
+from fairseq_speedup.data.cut_off import first_bytes, missing_by_header, missing_samples
 from fairseq_speedup.data.find_recordings import STDIN
 from fairseq_speedup.data.sound_files import why_unreadable
 
 BLOCK = 1 << 18  # samples read at once
-# in libsndfile's log of WAV, AIFF and AU: bytes of audio that the header tells, and that follow
-SIZES = re.compile(r"(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)")
-STREAMED_SIZE = 0x7FFFF000  # from which on a header is of a stream whose length was not known
 EPS = 1e-5  # of fairseq's normalisation, PyTorch's layer norm
 
 
@@ -34,12 +31,19 @@ class Recording:
     """
     path: of the file
     waveform: (S,), in a temporary file that the system brings into memory as it is read
-    changes: what was done to it for the model's sake, or is missing of it, in words
+    changes: what was done to it for the model's sake, in words
+    missing: what it lacks of its end, in words; None where it is not known to lack any
     """
 
     path: str
     waveform: torch.Tensor
     changes: list[str]
+    missing: str | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of it."""
+        return [f"its end is missing: {self.missing}"] * bool(self.missing) + self.changes
 
 
 def read_recording(
@@ -66,11 +70,13 @@ def read_recording(
             soundfile.SoundFile(source) as file,
             tempfile.TemporaryFile() as kept,
         ):
-            changes = _changes(file, sample_rate)
+            changes, blocks = _changes(file, sample_rate), _Blocks(file)
+            missing = missing_by_header(first_bytes(source), file)
             statistics = _Statistics()
-            for block in _resampled(file, sample_rate):
+            for block in _resampled(blocks, sample_rate):
                 statistics.add(block)
                 kept.write(block.tobytes())
+            missing = missing or missing_samples(blocks.num_read, file.frames)
             _check(named, statistics, needed_samples, sample_rate)
             kept.flush()
             samples = np.memmap(kept, dtype=np.float32, mode="r+")
@@ -84,7 +90,7 @@ def read_recording(
         for start in range(0, len(samples), BLOCK):
             samples[start : start + BLOCK] -= statistics.mean
             samples[start : start + BLOCK] /= np.sqrt(statistics.variance + EPS)
-    return Recording(path, torch.from_numpy(samples), changes)
+    return Recording(path, torch.from_numpy(samples), changes, missing)
 
 
 @contextlib.contextmanager
@@ -114,9 +120,6 @@ def duration(path: str) -> float:
 
 def _changes(file: soundfile.SoundFile, sample_rate: int) -> list[str]:
     changes = []
-    size = SIZES.search(file.extra_info)
-    if size and int(size[1]) < STREAMED_SIZE:
-        changes.append(f"its end is missing: {size[2]} of {size[1]} bytes of audio are there")
     if file.channels > 1:
         changes.append(f"its {file.channels} channels are averaged")
     if file.samplerate != sample_rate:
@@ -124,16 +127,24 @@ def _changes(file: soundfile.SoundFile, sample_rate: int) -> list[str]:
     return changes
 
 
-def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+class _Blocks:
     """Blocks (S, channels) to the end of the file, of which soundfile's own know nothing where a
     format cannot be sought in, such as GSM 6.10."""
-    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-        yield block
+
+    def __init__(self, file: soundfile.SoundFile):
+        self.file = file
+        self.num_read = 0  # samples of a channel
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        while len(block := self.file.read(BLOCK, dtype="float32", always_2d=True)):
+            self.num_read += len(block)
+            yield block
 
 
-def _resampled(file: soundfile.SoundFile, sample_rate: int) -> Iterator[np.ndarray]:
+def _resampled(blocks: _Blocks, sample_rate: int) -> Iterator[np.ndarray]:
     """Blocks (S,) of one channel at the rate that is asked for."""
-    mono = (block.mean(axis=1) for block in _blocks(file))
+    file = blocks.file
+    mono = (block.mean(axis=1) for block in blocks)
     if file.samplerate == sample_rate:
         yield from mono
         return
@@ -169,8 +180,8 @@ def _check(path: str, statistics: _Statistics, needed_samples: int, sample_rate:
         raise RecordingError(f"{path} holds no samples")
     if statistics.count < needed_samples:
         raise RecordingError(
-            f"{path} is {1000 * statistics.count / sample_rate:.0f} ms long; this model needs "
-            f"{1000 * needed_samples / sample_rate:.0f} ms for one frame"
+            f"{path} has {statistics.count} samples at {sample_rate} Hz; this model needs "
+            f"{needed_samples} for one frame ({1000 * needed_samples / sample_rate:.1f} ms)"
         )
     if not np.isfinite(statistics.squares):
         raise RecordingError(f"{path} holds NaN or infinite samples")

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fairseq_speedup.checkpoints.configs import UnsafeConfigError, evaluate
+from fairseq_speedup.checkpoints.configs import UnsafeConfigError, evaluate, plain_config
 from fairseq_speedup.checkpoints.opening import CheckpointError
 from fairseq_speedup.pretrained.families import (
     Pretrained,
@@ -77,7 +77,10 @@ def _options(path: str) -> dict:
     options = loaded.get("distiller") if isinstance(loaded, dict) else None
     if not isinstance(options, dict):
         raise CheckpointError(f"{found[0]} has no section distiller, with the sizes of {path}")
-    return options
+    try:
+        return plain_config(options, "distiller")
+    except UnsafeConfigError as error:
+        raise CheckpointError(f"{found[0]} is refused: {error}") from None
 
 
 def _check_whole(path: str, options: dict) -> None:

@@ -138,9 +138,9 @@ def _transcribe_all(
         began = time.perf_counter()
         for recordings in transcriber.batches(paths, args.batch_size, failed):
             for recording in recordings:
-                if recording.changes:
-                    changes = ", ".join(recording.changes)
-                    bar.write(f"note: {recording.path}: {changes}", file=sys.stderr)
+                if recording.notes:
+                    notes = ", ".join(recording.notes)
+                    bar.write(f"note: {recording.path}: {notes}", file=sys.stderr)
             for transcript in transcriber.transcripts(recordings, failed):
                 if folder:
                     try:
