@@ -18,7 +18,9 @@ from fairseq_speedup.decoding.beam_search.decoder import BeamDecoder
 from fairseq_speedup.decoding.beam_search.prefix_beam import PrefixBeamSearch
 from fairseq_speedup.decoding.beam_search.search import Found, joined
 from fairseq_speedup.decoding.generator import batch_of, encode
+from fairseq_speedup.decoding.language.lexicon import Lexicon
 from fairseq_speedup.decoding.language.words import Words
+from fairseq_speedup.decoding.options import DecodingOptions
 from fairseq_speedup.decoding.windows import Windows, parts_of, seam_of
 from fairseq_speedup.lengths import FrameGrid
 from fairseq_speedup.models.lengths import model_lengths
@@ -118,6 +120,54 @@ def test_parts_are_cut_at_blanks():
     assert parts_of(blank, 1000) == [(0, 1000)]
 
 
+PIECES = Words(["<s>", "\u2581A", "B", "\u2581C"])
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "whole"),
+    [
+        (WORDS, [0, 1, 0, 3, 0, 0, 2, 3], [1, 1, 0, 0, 1, 1, 1, 0]),
+        (WORDS, [1, 2], [1, 0]),
+        (PIECES, [0, 1, 0, 2, 0, 3, 0], [1, 1, 0, 0, 1, 1, 1]),
+        (Words(["<s>", "A", "B"]), [1, 2, 0], [1, 1, 1]),
+    ],
+)
+def test_where_words_are_whole(words, path, whole):
+    assert words.whole_before(np.array(path), BLANK).tolist() == list(map(bool, whole))
+
+
+def test_parts_are_cut_between_words_where_that_can_be():
+    blank = np.log(np.array([0.9, 0.1, 0.99, 0.99, 0.99, 0.1, 0.8, 0.1] * 2))
+    between = np.zeros(16, dtype=bool)
+    between[[6, 12]] = True
+    assert parts_of(blank, 8, between) == [(0, 6), (6, 12), (12, 16)]
+    assert parts_of(blank, 8, ~between)[0][1] != 6
+    assert parts_of(blank, 8, np.zeros(16, dtype=bool)) == parts_of(blank, 8)
+
+
+@pytest.mark.parametrize("pause", [1, 2, 25])  # longest run of blanks between words, in frames
+def test_in_parts_a_lexicon_finds_its_words_as_in_the_whole(pause):
+    flashlight = pytest.importorskip("fairseq_speedup.decoding.beam_search.flashlight")
+    pytest.importorskip("flashlight.lib.text")
+    words = Words(["<s>", "<pad>", "</s>", "<unk>", "|", *"ABCDEFGH"], (1, 2, 3))
+    dice = np.random.default_rng(0)
+    said = {"".join(dice.choice(list("ABCDEFGH"), 4, replace=False)) for _ in range(30)}
+    lexicon = Lexicon(sorted(said), {word: [[*word, "|"]] for word in said})
+    options = DecodingOptions(ctc_decoder="beam")
+    search = flashlight.LexiconSearch(words, BLANK, options, 20, 1, 0.0, lexicon, "")
+    path, expected = [], dice.choice(lexicon.words, 150).tolist()
+    for word in expected:
+        for letter in word:
+            path += [letter, *["<s>"] * dice.integers(0, 2)]
+        path += ["|", *["<s>"] * dice.integers(0, pause + 1)]
+    labels = torch.tensor([words.symbols.index(symbol) for symbol in path])
+    log_probs = torch.full((len(path), 1, 13), np.log(0.04 / 12))
+    log_probs[torch.arange(len(path)), 0, labels] = np.log(0.96)
+    decoder = BeamDecoder(search, words, BLANK, longest=60)
+    ((best,),) = decoder.decode(log_probs, torch.tensor([len(path)]))
+    assert words.of([words.symbols[label] for label in best["tokens"].tolist()]) == expected
+
+
 def found_of(**scores: float) -> list[Found]:
     """Hypotheses of a word each, by their labels: of A, B, and a boundary before a letter."""
     paths = {name: np.array([*map(SYMBOLS.index, name), BLANK]) for name in scores}
@@ -129,7 +179,7 @@ def joined_words(path) -> tuple[str, ...]:
 
 
 class Nbest:
-    nbest, part_end = 3, None
+    nbest, part_end, blank = 3, None, BLANK
 
 
 def test_parts_follow_each_other_in_the_best_orders():
@@ -143,7 +193,10 @@ def test_parts_follow_each_other_in_the_best_orders():
         part_end = 3
 
     best = joined(parts, EndsWords, joined_words)
-    assert best[0].path.tolist() == [1, 3, 2, 3, 1, 3]
+    assert best[0].path.tolist() == [1, 3, 2, 3, 1, 0]
+    full = [[Found(np.array(path), 0, 0)] for path in ([1], [0, 2], [1], [2])]
+    (best,) = joined(full, EndsWords, joined_words)  # a letter is no place where another frame is
+    assert best.path.tolist() == [1, 3, 3, 3, 2]
 
 
 def test_a_joined_list_has_each_text_once():

@@ -38,7 +38,7 @@ def test_weights_alone_ask_for_their_yaml(path):
     [
         ({"reuse_pattern": "exit()"}, "reuse_pattern"),
         ({"enable_tr_layer": True}, "joined between layers"),
-        ({"conv_feature_layers": "exit()"}, "is no list of .dim, kernel, stride."),
+        ({"conv_feature_layers": "exit()"}, "conv_feature_layers=.*evaluates this field as Python"),
         ({"conv_pos": 0}, "conv_pos is 0; it must be a number from 1"),
         ({"encoder_attention_heads": 5}, "it must be a divisor of encoder_embed_dim=24"),
         ({"layer_norm_first": None}, "has no layer_norm_first under distiller"),

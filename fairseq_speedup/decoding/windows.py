@@ -96,33 +96,43 @@ def seam_of(before: torch.Tensor, after: torch.Tensor, blank: int) -> int:
     return surest_blank(sure, len(sure) // 4, len(sure) - len(sure) // 4)
 
 
-def surest_blank(log_probs: np.ndarray, first: int, last: int) -> int:
+def surest_blank(
+    log_probs: np.ndarray, first: int, last: int, preferred: np.ndarray | None = None
+) -> int:
     """The frame of ``first`` to ``last`` (excluded) around which the least log-probability of blank
     is the highest; of several, the one nearest to their middle.
 
     Args:
         log_probs: (T,), of blank
+        preferred: (T,), frames of which it is one, where there is any
     """
     reach = np.pad(log_probs, SEAM_FRAMES, mode="edge")
     around = np.lib.stride_tricks.sliding_window_view(reach, 2 * SEAM_FRAMES + 1)
     least = around.min(axis=1)[first:last]
+    if preferred is not None and preferred[first:last].any():
+        least = np.where(preferred[first:last], least, -np.inf)
     best = np.flatnonzero(least >= least.max() - 1e-3)
     middle = (last - first) / 2
     return first + int(best[np.abs(best - middle).argmin()])
 
 
-def parts_of(blank_log_probs: np.ndarray, longest: int) -> list[tuple[int, int]]:
-    """Cuts a recording for a beam search, whose memory grows with its frames: at the surest blanks.
+def parts_of(
+    blank_log_probs: np.ndarray, longest: int, between_words: np.ndarray | None = None
+) -> list[tuple[int, int]]:
+    """Cuts a recording for a beam search, whose memory grows with its frames: at the surest blanks,
+    between words where that can be.
 
     Args:
         blank_log_probs: (T,), of blank
         longest: frames of a part
+        between_words: (T,), frames before which words are whole
     Returns:
         (first frame, the one after the last) of each part
     """
     spans, start, total = [], 0, len(blank_log_probs)
     while total - start > longest:
-        end = surest_blank(blank_log_probs, start + longest // 2, start + longest)
+        middle, last = start + longest // 2, start + longest
+        end = surest_blank(blank_log_probs, middle, last, between_words)
         spans.append((start, end))
         start = end
     return [*spans, (start, total)]

@@ -98,7 +98,7 @@ class DecodingBatch:
         self.words = decoder.words
         self.seconds_elsewhere = 0.0
         self.search = decoder.search
-        self.parts = [_parts(each, decoder.blank, decoder.longest) for each in emissions]
+        self.parts = [_parts(each, decoder) for each in emissions]
         log_probs = list(itertools.chain.from_iterable(self.parts))
         self.pending: Pending | None = None
         self.found: list[list[Found]] = []
@@ -142,11 +142,13 @@ class DecodingBatch:
         }
 
 
-def _parts(emission: Emission, blank: int, longest: int) -> list[np.ndarray]:
-    log_probs = emission.log_probs
-    if not longest:
+def _parts(emission: Emission, decoder: BeamDecoder) -> list[np.ndarray]:
+    log_probs, blank = emission.log_probs, decoder.blank
+    if not 0 < decoder.longest < len(log_probs):
         return [log_probs]
-    return [log_probs[start:end] for start, end in parts_of(log_probs[:, blank], longest)]
+    whole = decoder.words.whole_before(log_probs.argmax(axis=1), blank)
+    spans = parts_of(log_probs[:, blank], decoder.longest, whole)
+    return [log_probs[start:end] for start, end in spans]
 
 
 def build_decoder(

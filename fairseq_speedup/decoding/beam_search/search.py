@@ -1,7 +1,7 @@
 """What every beam search takes and gives."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -31,10 +31,12 @@ class Search(Protocol):
     """A beam search on the CPU.
 
     nbest: hypotheses of an utterance
+    blank: index of the blank
     part_end: label that ends each part of a long utterance; None where a part may end within a word
     """
 
     nbest: int
+    blank: int
     part_end: int | None
 
     def search(self, log_probs: list[np.ndarray]) -> list[list[Found]]:
@@ -64,15 +66,13 @@ def joined(
     """
     if len(parts) == 1:
         return parts[0]
-    if search.part_end is not None:
-        parts = [[_ended(found, search.part_end) for found in part] for part in parts]
     chains = parts[0]
     for part in parts[1:]:
         pairs = [(chain, found) for chain in chains for found in part]
         pairs.sort(key=lambda pair: -(pair[0].score + pair[1].score))
         longer: dict[Hashable, Found] = {}
         for pair in pairs:
-            chain = _followed(*pair)
+            chain = _followed(*pair, search)
             longer.setdefault(words_of(chain.path) if search.nbest > 1 else None, chain)
             if len(longer) == search.nbest:
                 break
@@ -80,15 +80,14 @@ def joined(
     return chains
 
 
-def _followed(first: Found, second: Found) -> Found:
-    """One part's hypothesis and the next one's as one."""
+def _followed(first: Found, second: Found, search: Search) -> Found:
+    """One part's hypothesis and the next one's as one, of a word's end between them where the
+    search's parts end with one."""
     names = ("score", "acoustic_score", "lm_score", "num_words")
     sums = (getattr(first, name) + getattr(second, name) for name in names)
-    return Found(np.concatenate([first.path, second.path]), *sums)
-
-
-def _ended(found: Found, label: int) -> Found:
-    """The same with ``label`` in the last frame, so that its last word ends there."""
-    path = found.path.copy()
-    path[-1:] = label
-    return replace(found, path=path)
+    path = np.concatenate([first.path, second.path])
+    if search.part_end is not None:
+        last, following = len(first.path) - 1, len(first.path)
+        silent = [at for at in (last, following) if path[at] in (search.blank, search.part_end)]
+        path[(silent or [last])[0]] = search.part_end
+    return Found(path, *sums)

@@ -85,6 +85,21 @@ class Words:
         labels = path[first & (path != blank)]
         return tuple(self.of([self.symbols[label] for label in labels]))
 
+    def whole_before(self, path: np.ndarray, blank: int) -> np.ndarray:
+        """Before which frames (T,) all words of a path (T,) are whole: where a boundary came last,
+        or a label comes next that begins a word."""
+        if self.boundary is None:
+            return np.ones(len(path), dtype=bool)
+        frames, spoken = np.arange(len(path)), path != blank
+        if (boundary := self.boundary_label) is not None:
+            last = np.maximum.accumulate(np.where(spoken, frames, -1))
+            before = np.append(-1, last[:-1])
+            return (before < 0) | (path[before] == boundary)
+        begins = np.array([symbol.startswith(PIECE_BOUNDARY) for symbol in self.symbols])
+        following = np.where(spoken, frames, len(path))[::-1]
+        after = np.minimum.accumulate(following)[::-1]
+        return np.append(begins[path], True)[after]
+
     def closed(self, symbols: list[str]) -> list[str]:
         """A word's labels with the boundary that ends it, where that is a label of its own."""
         return [*symbols, self.boundary] if self.boundary == LETTER_BOUNDARY else list(symbols)
