@@ -449,9 +449,10 @@ def test_an_origin_is_as_it_is_read_again(bench_of):
 
 def test_a_log_that_was_cut_off_in_its_first_line_is_none(bench_of, tmp_path):
     log = tmp_path / "tried.jsonl"
-    log.write_text('{"origin": {"da')
-    bench_of(Machine())
-    assert json.loads(log.read_text().splitlines()[0]) == {"origin": ORIGIN}
+    for beginning in ('{"origin": {"da', ""):
+        log.write_text(beginning)
+        bench_of(Machine())
+        assert json.loads(log.read_text().splitlines()[0]) == {"origin": ORIGIN}
     log.write_text("notes of my own\n")
     with pytest.raises(OtherRunError, match="data is not given there and dev now"):
         bench_of(Machine())

@@ -321,16 +321,15 @@ class Bench:
         self.origin = json.loads(json.dumps(origin, default=str))  # as it is read again
         if not os.path.exists(self.log):
             return
-        lines = []
         with open(self.log, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    lines.append(json.loads(line))
-                except ValueError:
-                    break  # the last line of a run that was ended while it wrote
-            else:
-                line = "\n"
-        if not lines and not line.endswith("\n"):  # of one that was ended before it had any
+            text = file.read()
+        lines = []
+        for line in text.splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break  # the last line of a run that was ended while it wrote
+        if not lines and "\n" not in text:  # of one that was ended before it had any
             os.remove(self.log)
             return
         found = lines[0].get("origin") if lines else None
